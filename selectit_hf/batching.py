@@ -1,0 +1,30 @@
+"""Longest-first buckets under a token budget, and the way back to row order.
+
+Unsorted batches spend more than half of their tokens on padding; batches of neighbours in length
+spend next to none. The longest come first, so that a batch that does not fit fails at once.
+"""
+
+from collections.abc import Sequence
+
+from selectit_hf.errors import SettingError
+
+__all__ = ["buckets"]
+
+
+def buckets(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Group the indices of ``lengths`` into batches of at most ``token_budget`` padded tokens.
+
+    Every index occurs exactly once; a batch's first index is its longest, so its padded size is
+    ``len(batch) * lengths[batch[0]]``. A single item over the budget is a batch of its own. The
+    result depends on the arguments alone: equal lengths keep their order.
+    """
+    if token_budget < 1:
+        raise SettingError(f"token_budget={token_budget} must be at least 1.")
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    batches: list[list[int]] = []
+    for i in order:
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= token_budget:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches

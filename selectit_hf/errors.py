@@ -1,0 +1,50 @@
+"""The errors a user can meet. Each message is one paragraph that ends with the remedy.
+
+SelectItError
+├── InputError      the dataset: a source, split, column or file that cannot be read
+├── SettingError    a field or flag out of range, or two that contradict each other
+├── ModelError      a checkpoint that cannot be found or loaded
+│   └── TokenizerError  a tokenizer in which the rating tokens cannot be told apart
+├── RatingsError    stored ratings that do not belong to the scorer that meets them
+└── RunError        a run folder that does not fit what is asked of it
+
+A row that cannot be rated is no error: it gets null scores and a status.
+"""
+
+__all__ = [
+    "InputError",
+    "ModelError",
+    "RatingsError",
+    "RunError",
+    "SelectItError",
+    "SettingError",
+    "TokenizerError",
+]
+
+
+class SelectItError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class InputError(SelectItError):
+    """A dataset source, split, column or file that cannot be read."""
+
+
+class SettingError(SelectItError, ValueError):
+    """A field or flag out of range, or two that contradict each other."""
+
+
+class ModelError(SelectItError):
+    """A checkpoint that cannot be found, reached or loaded."""
+
+
+class TokenizerError(ModelError):
+    """A tokenizer in which the rating tokens ``1..k`` cannot be told apart at the last position."""
+
+
+class RatingsError(SelectItError):
+    """Stored ratings that do not belong to the scorer that meets them."""
+
+
+class RunError(SelectItError):
+    """A run folder that does not fit what is asked of it."""

@@ -1,0 +1,119 @@
+"""The raw ratings of rows, as they travel from a model to columns and back from stored columns."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from datasets import Features
+from datasets.formatting.formatting import LazyDict
+from numpy.typing import NDArray
+
+from selectit_hf.errors import RatingsError
+
+__all__ = [
+    "RATED",
+    "SETTLED",
+    "Batch",
+    "Rater",
+    "Ratings",
+    "nulled",
+    "read_ratings",
+    "typed_if_null",
+]
+
+RATED = ("ok", "truncated")
+SETTLED = (*RATED, "encoding", "nonfinite")
+"""Statuses that another attempt would not change; a row that ran out of memory is tried again."""
+
+
+Batch = Mapping[str, Sequence[Any]]
+Rater = dict[str, Any]
+
+
+class Ratings(NamedTuple):
+    """The raw ratings of ``n`` rows by one model.
+
+    Attributes:
+        statuses: (n) one of `rows.STATUSES` each.
+        logprobs: (n, prompts, k) float32 log-probabilities of the ratings ``1..k`` under the
+            softmax over the whole vocabulary; NaN in the rows without a rating.
+        rater: who rated: ``model``, ``revision``, ``parameters``, and the ``rating_key``, a hash of
+            all that can change a rating.
+        splits: batches that had to be halved for memory.
+    """
+
+    statuses: list[str]
+    logprobs: NDArray[np.float32]
+    rater: Rater
+    splits: int = 0
+
+    @property
+    def rated(self) -> NDArray[np.bool_]:
+        """(n) whether a row has a rating."""
+        return np.array([s in RATED for s in self.statuses], dtype=np.bool_)
+
+
+# Ratings that are already in a batch
+
+
+def read_ratings(batch: Batch, name: str, k: int = 0) -> Ratings:
+    """The ratings stored under the slug ``name``; an empty ``rater`` where no row has any.
+
+    ``k`` is the last dimension of ``logprobs`` where no row of the batch has a rating.
+
+    Raises:
+        RatingsError: a column is missing, or the rows were rated by different scorers.
+    """
+    try:
+        raters = [rater for rater in batch[f"rater__{name}"] if rater is not None]
+        lists = list(batch[f"rating_logprobs__{name}"])
+        statuses = [status or "" for status in batch[f"status__{name}"]]
+    except KeyError as error:
+        raise RatingsError(
+            f"The column {error.args[0]} is missing beside rater__{name}; score the dataset again, "
+            f"or drop every column ending in __{name}."
+        ) from error
+    if any(rater != raters[0] for rater in raters):
+        keys = sorted({rater["rating_key"] for rater in raters})
+        raise RatingsError(
+            f"The rows hold ratings by different scorers under the name {name!r}, with the keys "
+            f"{', '.join(keys)}. Score the parts under names of their own."
+        )
+    return Ratings(statuses, _array(lists, k), raters[0] if raters else {})
+
+
+def _array(lists: Sequence[Any], k: int) -> NDArray[np.float32]:
+    shape = next((np.shape(one) for one in lists if one is not None), (0, k))
+    array = np.full((len(lists), *shape), np.nan, dtype=np.float32)
+    for i, one in enumerate(lists):
+        if one is not None:
+            array[i] = one
+    return array
+
+
+# Columns
+
+
+def nulled(values: NDArray[np.float32], rated: NDArray[np.bool_]) -> list[Any]:
+    """``(n, ...)`` values as a list, with ``None`` in the rows that are not rated.
+
+    Arrays in it have one dimension, which is what Arrow takes.
+    """
+    rows = values if values.ndim < 3 else map(list, values)
+    return [row if ok else None for row, ok in zip(rows, rated.tolist(), strict=True)]
+
+
+def typed_if_null(
+    batch: Batch, values: dict[str, list[Any]], columns: dict[str, Any], rated: NDArray[np.bool_]
+) -> dict[str, list[Any]] | pa.Table:
+    """``values``; for a `Dataset.map` batch without a score, a typed table of the whole batch."""
+    if rated.any() or not isinstance(batch, LazyDict):
+        return values
+    table = batch.pa_table
+    schema = Features(columns).arrow_schema
+    for name in columns:
+        column = pa.array(values[name], schema.field(name).type)
+        at = table.schema.get_field_index(name)
+        table = table.append_column(name, column) if at < 0 else table.set_column(at, name, column)
+    return table

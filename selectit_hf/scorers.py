@@ -1,0 +1,585 @@
+"""The `Dataset.map` callables: rate on the GPU once, reflect on the CPU for free.
+
+A scorer is a frozen dataclass of settings. What it *hashes* to, and hence what `datasets` caches
+under, is everything resolved that can change a rating and nothing else; see
+`RatingScorer.__getstate__`. The raw ratings are stored beside the scores, so another ``alpha``,
+``variant`` or level never costs another forward pass.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Features, List, Value
+from numpy.typing import NDArray
+
+from selectit_hf import reflection
+from selectit_hf.checkpoints import Checkpoint, model_name, resolve, slug
+from selectit_hf.engine import Engine, choose_device, choose_dtype, default_budget, load_model
+from selectit_hf.errors import RatingsError, SettingError
+from selectit_hf.prompts import RELEASED_TEMPLATE, Template, check_scale, load_rating_prompts
+from selectit_hf.ratings import (
+    RATED,
+    SETTLED,
+    Batch,
+    Rater,
+    Ratings,
+    nulled,
+    read_ratings,
+    typed_if_null,
+)
+from selectit_hf.reflection import Variant, check_variant
+from selectit_hf.rows import RowReader, Turns, worst
+from selectit_hf.tokens import PromptEncoder, context_length
+
+__all__ = [
+    "ModelScore",
+    "RatingScorer",
+    "SentenceScore",
+    "TokenScore",
+    "model_score",
+    "sentence_score",
+    "token_score",
+]
+
+logger = logging.getLogger(__name__)
+
+RATING_VERSION = 1
+"""Raised whenever a change to rows, prompts, tokens or engine changes a rating."""
+
+
+@dataclass(frozen=True)
+class RatingScorer:
+    """What `TokenScore` and `SentenceScore` share: a model that rates, and how it is asked.
+
+    Attributes:
+        model: a Hub name, a local checkpoint folder, or ``"tiny-rater"``; ``None`` for the
+            environment's ``SELECTIT_MODEL``, else a small ungated default that is named in the log.
+        revision: branch, tag or commit of a Hub model; it is pinned to the commit's sha.
+        k: top of the rating scale and number of rating prompts, 2 to 9 (paper: 5).
+        alpha: weight of the disagreement between rating prompts, 0 or more (paper: 0.2).
+        variant: ``"paper"`` or ``"released"``; see `selectit_hf.reflection`.
+        rating_prompts: a text file with one prompt a line, or a list of texts; ``None`` for ours.
+        template: the layout of a rating prompt; see `selectit_hf.prompts.Template`.
+        chat: ask through the tokenizer's chat template, for instruct models.
+        instruction_column, response_column, turns, translation: see `selectit_hf.rows.RowReader`.
+        max_length: longest rating prompt in tokens; ``None`` for the model's context.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; ``None``: bfloat16 on CUDA, else
+            float32.
+        device: ``"cpu"``, ``"cuda:0"``, ...; ``None``: ``SELECTIT_DEVICE``, else the GPU of this
+            worker's rank, else the CPU.
+        token_budget: padded tokens in a forward pass; ``None``: ``SELECTIT_TOKEN_BUDGET``, else
+            32768 on CUDA and 4096 on the CPU. Neither ``device`` nor ``token_budget`` is part of
+            what is hashed and pickled, so they do not reach the workers of ``num_proc``; the
+            environment variables do.
+        name: the ``slug`` in the column names, in place of the model's name.
+
+    Raises:
+        SettingError: a field out of range.
+    """
+
+    model: str | None = None
+    revision: str | None = None
+    k: int = 5
+    alpha: float = 0.2
+    variant: Variant = "paper"
+    rating_prompts: str | Path | Sequence[str] | None = None
+    template: str = RELEASED_TEMPLATE
+    chat: bool = False
+    instruction_column: str | None = None
+    response_column: str | None = None
+    turns: Turns | None = None
+    translation: str | None = None
+    max_length: int | None = None
+    dtype: str | None = None
+    device: str | None = None
+    token_budget: int | None = None
+    name: str | None = None
+    _pinned: dict[tuple[str, str | None], Checkpoint] = field(
+        default_factory=dict, init=False, repr=False, compare=False, hash=False
+    )
+
+    kinds: ClassVar[tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        check_scale(self.k)
+        check_variant(self.variant, self.k)
+        _check_alpha(self.alpha)
+        Template(self.template)
+        self.reader  # noqa: B018  (checks the row settings)
+        for name in ("max_length", "token_budget"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingError(f"{name}={value} must be at least 1.")
+        if self.name is not None and slug(self.name) != self.name:
+            raise SettingError(
+                f"name={self.name!r} goes into column names; use snake case: {slug(self.name)!r}."
+            )
+        if not isinstance(self.rating_prompts, (str, Path, type(None))):
+            object.__setattr__(self, "rating_prompts", tuple(self.rating_prompts))
+
+    # What the scorer is
+
+    @property
+    def asked(self) -> int:
+        """How many of the k rating prompts are asked."""
+        raise NotImplementedError
+
+    @property
+    def reader(self) -> RowReader:
+        """How rows are read."""
+        return RowReader(
+            self.instruction_column, self.response_column, self.turns, self.translation
+        )
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The model, pinned.
+
+        A Hub revision is looked up once in a scorer's life; a local folder's contents are compared
+        every time.
+
+        Raises:
+            ModelError: see `selectit_hf.checkpoints.resolve`.
+        """
+        wanted = (model_name(self.model), self.revision)
+        if wanted in self._pinned:
+            return self._pinned[wanted]
+        checkpoint = resolve(*wanted)
+        if not checkpoint.is_local:
+            self._pinned[wanted] = checkpoint
+        return checkpoint
+
+    @property
+    def slug(self) -> str:
+        """The model's part of the column names."""
+        return self.name or slug(self.checkpoint.name)
+
+    def resolved(self) -> Self:
+        """This scorer with model, revision, rating prompts and dtype spelt out."""
+        return dataclasses.replace(
+            self,
+            model=model_name(self.model),
+            revision=self.checkpoint.revision,
+            rating_prompts=load_rating_prompts(self.rating_prompts, self.k),
+            dtype=choose_dtype(self.dtype, self._device(None)),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything resolved that can change a score, and nothing else.
+
+        The environment's model, the revision as a commit sha or content hash, the texts of the
+        rating prompts, and the formula versions are in; weights, device and token budget are not.
+        """
+        state = _settings(self.resolved())
+        del state["device"], state["token_budget"]
+        return {**state, "versions": (RATING_VERSION, reflection.FORMULA_VERSION)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        settings = {**state, "device": None, "token_budget": None, "_pinned": {}}
+        del settings["versions"]
+        for name, value in settings.items():
+            object.__setattr__(self, name, value)
+
+    def rating_key(self) -> str:
+        """A hash of all that can change a rating: what stored ratings are recognised by."""
+        state = self.__getstate__()
+        for other in ("model", "name", "alpha", "variant"):
+            del state[other]
+        state["versions"] = RATING_VERSION
+        return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
+
+    # What it writes
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns this scorer writes, with their `datasets` feature types."""
+        of = {
+            "rating_logprobs": List(List(Value("float32"))),
+            "token_score": Value("float32"),
+            "sentence_score": Value("float32"),
+            "status": Value("string"),
+            "rater": {
+                "model": Value("string"),
+                "revision": Value("string"),
+                "parameters": Value("int64"),
+                "rating_key": Value("string"),
+            },
+        }
+        return {f"{kind}__{self.slug}": of[kind] for kind in self.kinds}
+
+    def features(self, dataset: Dataset) -> Features:
+        """The dataset's features with the score columns added, for ``map(features=...)``."""
+        return Features({**dataset.features, **self.columns})
+
+    def values(self, ratings: Ratings) -> dict[str, list[Any]]:
+        """Ratings to score columns, one entry for each row; ``None`` where there is no rating."""
+        tokens = reflection.token_score(ratings.logprobs, self.variant)
+        sentences = reflection.sentence_score(tokens, self.alpha)
+        of = {
+            "rating_logprobs": nulled(ratings.logprobs, ratings.rated),
+            "token_score": nulled(tokens[:, 0].astype(np.float32), ratings.rated),
+            "sentence_score": nulled(sentences.astype(np.float32), ratings.rated),
+            "status": ratings.statuses,
+            "rater": [ratings.rater] * len(ratings.statuses),
+        }
+        return {f"{kind}__{self.slug}": of[kind] for kind in self.kinds}
+
+    # What it does
+
+    def __call__(self, batch: Batch, rank: int | None = None) -> dict[str, list[Any]] | pa.Table:
+        """Add the score columns to a batch, for ``Dataset.map(scorer, batched=True)``.
+
+        Args:
+            batch: a dict of lists, all of one length.
+            rank: the worker's number, as ``with_rank=True`` gives it; chooses the GPU.
+
+        Returns:
+            The score columns, one entry for each row, in order. For a batch of `Dataset.map` in
+            which no row has a score, a typed table of all columns, since a first batch of nulls
+            would fix the columns' type as null.
+
+        Raises:
+            InputError: the columns do not fit.
+            ModelError: the model cannot be loaded or cannot rate.
+            RatingsError: the batch holds ratings of another scorer under the same column names.
+        """
+        ratings = self.rate(batch, rank)
+        return typed_if_null(batch, self.values(ratings), self.columns, ratings.rated)
+
+    def rate(
+        self,
+        batch: Batch,
+        rank: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Ratings:
+        """The raw ratings of a batch.
+
+        Ratings that the same scorer left in the batch are used again, and only rating prompts that
+        are missing are asked; without any, no model is loaded. See `__call__` for the errors;
+        ``progress`` is told the number of rating prompts done.
+        """
+        pairs = self.reader.pairs(batch)
+        stored = _stored(batch, self)
+        had = stored.logprobs.shape[1]
+        count = max(had, self.asked)
+        logprobs = np.full((len(pairs), count, self.k), np.nan, dtype=np.float32)
+        logprobs[:, :had] = stored.logprobs
+        statuses = [
+            pair if isinstance(pair, str) else (known if known in SETTLED else "")
+            for pair, known in zip(pairs, stored.statuses, strict=True)
+        ]
+        new = [i for i, status in enumerate(statuses) if not status]
+        more = [i for i, status in enumerate(statuses) if status in RATED and had < count]
+        splits = 0
+        for rows, first in ((new, 0), (more, had)):
+            if rows:
+                answer = self._ask([pairs[i] for i in rows], range(first, count), rank, progress)
+                logprobs[rows, first:] = answer.logprobs
+                splits += answer.splits
+                for i, status in zip(rows, answer.statuses, strict=True):
+                    statuses[i] = status
+        logprobs[[status not in RATED for status in statuses]] = np.nan
+        return Ratings(statuses, logprobs, stored.rater or self._rater(rank), splits)
+
+    def _ask(
+        self,
+        pairs: Sequence[Any],
+        prompts: range,
+        rank: int | None,
+        progress: Callable[[int], None] | None,
+    ) -> Ratings:
+        """Ask the model: prompt ``j`` of pair ``i`` stands at ``i * len(prompts) + j``."""
+        encoder = _ENCODER.get(self.rating_key(), self._load_encoder)
+        encoded = encoder.encode(pairs)
+        ids = [one.ids[j] for one in encoded if one.ids for j in prompts]
+        engine = self._engine(rank)
+        read = engine.next_token_logprobs(ids, encoder.rating_token_ids, progress)
+        logprobs = np.full((len(pairs), len(prompts), self.k), np.nan, dtype=np.float32)
+        oom = np.zeros((len(pairs), len(prompts)), dtype=np.bool_)
+        asked = [i for i, one in enumerate(encoded) if one.ids]
+        logprobs[asked] = read.values.reshape(-1, len(prompts), self.k)
+        oom[asked] = read.oom.reshape(-1, len(prompts))
+        finite = np.isfinite(logprobs.reshape(len(pairs), -1)).all(axis=1)
+        statuses = [one.status for one in encoded]
+        for i in asked:
+            if not finite[i]:
+                statuses[i] = "oom" if oom[i].any() else "nonfinite"
+        return Ratings(statuses, logprobs, {}, read.splits)
+
+    def _load_encoder(self) -> PromptEncoder:
+        checkpoint = self.checkpoint
+        tokenizer = checkpoint.tokenizer()
+        limit = context_length(checkpoint.config(), tokenizer)
+        if self.max_length is not None:
+            limit = self.max_length if limit is None else min(limit, self.max_length)
+        texts = load_rating_prompts(self.rating_prompts, self.k)
+        return PromptEncoder(tokenizer, Template(self.template), texts, self.k, limit, self.chat)
+
+    def _engine(self, rank: int | None) -> Engine:
+        checkpoint = self.checkpoint
+        device = self._device(rank)
+        dtype = choose_dtype(self.dtype, device)
+        budget = self.default_token_budget()
+
+        def load() -> Engine:
+            logger.info("Loading %s on %s in %s.", checkpoint.name, device, dtype)
+            model = load_model(checkpoint.path, dtype, device, **checkpoint.load_arguments)
+            return Engine(model, budget)
+
+        return _ENGINE.get((checkpoint, dtype, device, budget), load)
+
+    def _rater(self, rank: int | None) -> Rater:
+        checkpoint = self.checkpoint
+        return {
+            "model": checkpoint.name,
+            "revision": checkpoint.revision,
+            "parameters": self._engine(rank).parameters,
+            "rating_key": self.rating_key(),
+        }
+
+    def default_token_budget(self) -> int:
+        """The padded tokens in a forward pass where none are given."""
+        return self.token_budget or _environment_budget() or default_budget(self._device(None))
+
+    def _device(self, rank: int | None) -> str:
+        return choose_device(self.device or os.environ.get("SELECTIT_DEVICE"), rank)
+
+
+@dataclass(frozen=True)
+class TokenScore(RatingScorer):
+    """Token-level score: the first rating prompt alone (section 3.2; see `RatingScorer`).
+
+    Writes ``rating_logprobs__slug`` (1 list of k float32), ``token_score__slug`` in ``[0, k]``,
+    ``status__slug`` and ``rater__slug``.
+
+    Example:
+        >>> ds = ds.map(TokenScore("meta-llama/Llama-2-7b-hf"), batched=True)  # doctest: +SKIP
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("rating_logprobs", "token_score", "status", "rater")
+
+    @property
+    def asked(self) -> int:
+        """One."""
+        return 1
+
+
+@dataclass(frozen=True)
+class SentenceScore(RatingScorer):
+    """Sentence-level score: all k rating prompts (section 3.3; see `RatingScorer`).
+
+    Writes ``rating_logprobs__slug`` (k lists of k float32), ``token_score__slug`` (of the first
+    rating prompt) and ``sentence_score__slug`` in ``[0, k]``, ``status__slug``, ``rater__slug``.
+
+    Example:
+        >>> ds = ds.map(SentenceScore("meta-llama/Llama-2-7b-hf"), batched=True)  # doctest: +SKIP
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = (
+        "rating_logprobs",
+        "token_score",
+        "sentence_score",
+        "status",
+        "rater",
+    )
+
+    @property
+    def asked(self) -> int:
+        """All k."""
+        return self.k
+
+
+@dataclass(frozen=True)
+class ModelScore:
+    """Model-level score: the sentence scores of several models, weighted (section 3.4).
+
+    Computed from the ratings stored in ``rating_logprobs__slug`` and the parameter counts in
+    ``rater__slug``; no model is loaded, and the sentence score columns are not read, so ``alpha``
+    and ``variant`` hold for all models alike. Writes ``model_score`` in ``[0, k]`` (with
+    ``"released"`` up to 1.78 k), null where any model has no rating, and ``selectit_status``, the
+    worst of the models' statuses.
+
+    Attributes:
+        models: slugs or model names, in order; ``None`` for every model rated in the dataset, in
+            column order.
+        weights: one for each model, instead of the parameter counts; they are divided by their sum.
+        alpha, variant: see `RatingScorer`.
+
+    Raises:
+        SettingError: ``alpha`` or ``variant`` out of range.
+
+    Example:
+        >>> ds = ds.map(ModelScore(), batched=True)  # doctest: +SKIP
+    """
+
+    models: Sequence[str] | None = None
+    weights: Sequence[float] | None = None
+    alpha: float = 0.2
+    variant: Variant = "paper"
+
+    columns: ClassVar[dict[str, Any]] = {
+        "model_score": Value("float32"),
+        "selectit_status": Value("string"),
+    }
+
+    def __post_init__(self) -> None:
+        _check_alpha(self.alpha)
+        check_variant(self.variant, 5)
+        for name in ("models", "weights"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, tuple(value))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The settings and the version of the formulas."""
+        return {**_settings(self), "version": reflection.FORMULA_VERSION}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name in (f.name for f in dataclasses.fields(self)):
+            object.__setattr__(self, name, state[name])
+
+    def features(self, dataset: Dataset) -> Features:
+        """The dataset's features with this scorer's columns added, for ``map(features=...)``."""
+        return Features({**dataset.features, **self.columns})
+
+    def __call__(self, batch: Batch) -> dict[str, list[Any]] | pa.Table:
+        """Add ``model_score`` and ``selectit_status``, for ``Dataset.map(scorer, batched=True)``.
+
+        Raises:
+            RatingsError: a model without stored ratings, with fewer than k rating prompts, or with
+                another scale than the others.
+            SettingError: weights or ``"released"`` with another number of models.
+        """
+        stored = {name: read_ratings(batch, name) for name in self.slugs(list(batch))}
+        values = self.combine(stored)
+        rated = np.array([value is not None for value in values["model_score"]])
+        return typed_if_null(batch, values, self.columns, rated)
+
+    def combine(self, stored: Mapping[str, Ratings]) -> dict[str, list[Any]]:
+        """The two columns from the ratings of each model, by slug; see `__call__` for errors."""
+        rated = np.all([ratings.rated for ratings in stored.values()], axis=0)
+        statuses = zip(*(ratings.statuses for ratings in stored.values()), strict=True)
+        return {
+            "model_score": nulled(self._scores(stored).astype(np.float32), rated),
+            "selectit_status": [worst(row) for row in statuses],
+        }
+
+    def slugs(self, columns: Sequence[str]) -> list[str]:
+        """The models that are combined, as they stand in the column names.
+
+        Raises:
+            RatingsError: none at all, or one that is not there.
+        """
+        there = [c.removeprefix("rater__") for c in columns if c.startswith("rater__")]
+        if not there:
+            raise RatingsError(
+                "No model has rated these rows: there is no rater__* column. Map a SentenceScore "
+                "for each model first."
+            )
+        if self.models is None:
+            return there
+        asked = [name if name in there else slug(name) for name in self.models]
+        missing = [name for name in asked if name not in there]
+        if missing:
+            raise RatingsError(
+                f"The model {missing[0]!r} has not rated these rows; those that have: "
+                f"{', '.join(there)}."
+            )
+        return asked
+
+    def _scores(self, stored: Mapping[str, Ratings]) -> NDArray[np.float64]:
+        """(n) model-level scores, NaN where a model has no rating."""
+        parameters = [int(ratings.rater.get("parameters", 1)) for ratings in stored.values()]
+        weights = reflection.model_weights(parameters, self.variant, self.weights)
+        scales = {ratings.logprobs.shape[2] for ratings in stored.values() if ratings.rated.any()}
+        if len(scales) > 1:
+            raise RatingsError(f"The models rated on different scales, k = {sorted(scales)}.")
+        sentences = [self._sentence_scores(name, ratings) for name, ratings in stored.items()]
+        return reflection.model_score(np.stack(sentences, axis=-1), weights)
+
+    def _sentence_scores(self, name: str, ratings: Ratings) -> NDArray[np.float64]:
+        if not ratings.rated.any():
+            return np.full(len(ratings.statuses), np.nan)
+        _, prompts, k = ratings.logprobs.shape
+        check_variant(self.variant, k)
+        if prompts != k:
+            raise RatingsError(
+                f"The model {name!r} was asked {prompts} of {k} rating prompts; the model level "
+                "needs all. Map a SentenceScore with the same settings, which asks the missing "
+                "ones only."
+            )
+        tokens = reflection.token_score(ratings.logprobs, self.variant)
+        return reflection.sentence_score(tokens, self.alpha)
+
+
+def _stored(batch: Batch, scorer: RatingScorer) -> Ratings:
+    """What this scorer left in the batch, with empty statuses where that is nothing."""
+    name, count = scorer.slug, len(next(iter(batch.values())))
+    nothing = Ratings([""] * count, np.empty((count, 0, scorer.k), np.float32), {})
+    if f"rater__{name}" not in batch:
+        return nothing
+    ratings = read_ratings(batch, name, scorer.k)
+    if ratings.rater and ratings.rater["rating_key"] != scorer.rating_key():
+        raise RatingsError(
+            f"The columns ending in __{name} hold ratings by {ratings.rater['model']!r} with other "
+            "settings (model, revision, k, rating prompts, template, columns, length or dtype). "
+            f"Give this scorer a name of its own, as in name='{name}_2', or drop those columns."
+        )
+    return ratings if ratings.rater else nothing
+
+
+# What is loaded: one tokenizer and one model at a time
+
+T = TypeVar("T")
+
+
+class _Slot(Generic[T]):
+    """Keeps one value, and lets go of it before it makes another."""
+
+    def __init__(self) -> None:
+        self._held: tuple[object, T] | None = None
+
+    def get(self, key: object, make: Callable[[], T]) -> T:
+        if self._held is None or self._held[0] != key:
+            self._held = None
+            self._held = (key, make())
+        return self._held[1]
+
+
+_ENCODER: _Slot[PromptEncoder] = _Slot()
+_ENGINE: _Slot[Engine] = _Slot()
+
+
+# Settings
+
+
+def _settings(scorer: Any) -> dict[str, Any]:
+    return {f.name: getattr(scorer, f.name) for f in dataclasses.fields(scorer) if f.init}
+
+
+def _check_alpha(alpha: float) -> None:
+    if not (np.isfinite(alpha) and alpha >= 0):
+        raise SettingError(f"alpha={alpha} must be a finite number of at least 0 (paper: 0.2).")
+
+
+def _environment_budget() -> int | None:
+    text = os.environ.get("SELECTIT_TOKEN_BUDGET")
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise SettingError(f"SELECTIT_TOKEN_BUDGET={text!r} must be a whole number of at least 1.")
+    return int(text)
+
+
+token_score = TokenScore()
+sentence_score = SentenceScore()
+model_score = ModelScore()

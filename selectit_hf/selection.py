@@ -1,0 +1,244 @@
+"""Which rows are kept: the top proportion, the top n, or all from a threshold on.
+
+Rows without a score are never kept, and always counted. Every row gets a decision with a reason.
+"""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from numpy.typing import NDArray
+
+from selectit_hf.errors import InputError, SettingError
+from selectit_hf.reflection import Variant, check_variant
+
+__all__ = ["Cut", "Selection", "decide", "score_column", "select"]
+
+logger = logging.getLogger(__name__)
+
+LEVELS = ("token", "sentence", "model")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How much is kept: exactly one of the three.
+
+    Attributes:
+        proportion: share of *all* rows, ``0 < proportion <= 1`` (paper: 0.2).
+        n: number of rows, at least 1.
+        threshold: keep every row with at least this score.
+        variant: ``"released"`` counts and breaks ties as the released code does.
+    """
+
+    proportion: float | None = None
+    n: int | None = None
+    threshold: float | None = None
+    variant: Variant = "paper"
+
+    def __post_init__(self) -> None:
+        check_variant(self.variant, 5)
+        given = [
+            name for name in ("proportion", "n", "threshold") if getattr(self, name) is not None
+        ]
+        if len(given) > 1:
+            raise SettingError(f"{' and '.join(given)} contradict each other; give one of them.")
+        if not given:
+            object.__setattr__(self, "proportion", 0.2)
+        if self.proportion is not None and not 0 < self.proportion <= 1:
+            raise SettingError(f"proportion={self.proportion} must be above 0 and at most 1.")
+        if self.n is not None and self.n < 1:
+            raise SettingError(f"n={self.n} must be at least 1.")
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise SettingError(f"threshold={self.threshold} must be a finite number.")
+
+    def count(self, rows: int) -> int:
+        """Rows to keep out of ``rows``, for a proportion or n.
+
+        The floor of the exact decimal product (0.29 of 100 is 29); ``"released"``: ``int()`` of the
+        binary product (28).
+        """
+        if self.n is not None:
+            return self.n
+        if self.variant == "released":
+            return int(rows * float(self.proportion or 0))
+        return int(Decimal(str(self.proportion)) * rows)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A dataset divided into what is kept and what is not.
+
+    Attributes:
+        selected: the kept rows, in the dataset's order, with every column.
+        rejected: the other rows, likewise.
+        threshold: the lowest kept score (or the one that was asked for); ``None`` if none is kept.
+        by: the column the rows were ranked by.
+        cut: how much was asked for.
+        decisions: one row for each input row: ``row``, ``score``, ``rank`` (0 is best, null
+            without a score) and ``reason`` (``selected``, ``below the threshold``, or the status
+            of a row without a score). ``None`` for an `IterableDataset`.
+    """
+
+    selected: Any
+    rejected: Any
+    threshold: float | None
+    by: str
+    cut: Cut
+    decisions: pa.Table | None = None
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many rows there are for each reason."""
+        if self.decisions is None:
+            raise SettingError("A lazy selection is not counted before it is read.")
+        return dict(Counter(self.decisions["reason"].to_pylist()))
+
+
+def select(
+    dataset: Dataset | IterableDataset,
+    *,
+    by: str | None = None,
+    proportion: float | None = None,
+    n: int | None = None,
+    threshold: float | None = None,
+    variant: Variant = "paper",
+) -> Selection:
+    """Keep the best rows of a scored dataset (section 3.5); by default the top 20 %.
+
+    Args:
+        dataset: rows with score columns; of an `IterableDataset` only a ``threshold`` is taken,
+            lazily.
+        by: a level (``"token"``, ``"sentence"``, ``"model"``) or a column; by default
+            ``model_score``, else the only sentence score, else the only token score.
+        proportion, n, threshold: how much; see `Cut`.
+        variant: ``"released"`` counts and breaks ties as the released code does.
+
+    Returns:
+        A `Selection`; of rows with equal scores the earlier are kept first (``"released"``: the
+        later).
+
+    Raises:
+        InputError: no such score column, or several that fit.
+        SettingError: contradicting or impossible settings.
+    """
+    cut = Cut(proportion, n, threshold, variant)
+    if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
+        raise InputError(
+            f"This is a DatasetDict with the splits {list(dataset)}; select from one of them, as "
+            "in select(ds['train'])."
+        )
+    if isinstance(dataset, IterableDataset):
+        return _select_lazily(dataset, by, cut)
+    column = score_column(dataset.column_names, by)
+    scores = _scores(dataset, column)
+    decisions = decide(scores, cut, _reasons(dataset, column))
+    kept = np.asarray(decisions["reason"].to_numpy(zero_copy_only=False) == "selected")
+    return Selection(
+        selected=dataset.select(np.flatnonzero(kept)),
+        rejected=dataset.select(np.flatnonzero(~kept)),
+        threshold=cut.threshold if cut.threshold is not None else lowest(scores, kept),
+        by=column,
+        cut=cut,
+        decisions=decisions,
+    )
+
+
+def lowest(scores: NDArray[np.float64], kept: NDArray[np.bool_]) -> float | None:
+    """The lowest kept score."""
+    return float(scores[kept].min()) if kept.any() else None
+
+
+def decide(
+    scores: NDArray[np.float64], cut: Cut, statuses: Sequence[str | None] | None = None
+) -> pa.Table:
+    """Rank ``(n)`` scores, NaN for none, and decide on each row; see `Selection.decisions`."""
+    scored = np.isfinite(scores)
+    rows = np.flatnonzero(scored)
+    tie = -rows if cut.variant == "released" else rows
+    order = rows[np.lexsort((tie, -scores[rows]))]
+    if cut.threshold is not None:
+        count = int((scores[rows] >= cut.threshold).sum())
+    else:
+        count = cut.count(len(scores))
+        if count > len(order):
+            logger.warning("%d rows asked for, but only %d have a score.", count, len(order))
+    ranks = np.full(len(scores), -1)
+    ranks[order] = np.arange(len(order))
+    reasons = np.full(len(scores), "below the threshold", dtype=object)
+    reasons[order[:count]] = "selected"
+    for i in np.flatnonzero(~scored).tolist():
+        reasons[i] = (statuses[i] if statuses is not None else None) or "no score"
+    return pa.table(
+        {
+            "row": pa.array(np.arange(len(scores)), pa.int64()),
+            "score": pa.array(scores, pa.float64(), mask=~scored),
+            "rank": pa.array(ranks, pa.int64(), mask=~scored),
+            "reason": pa.array(reasons, pa.string()),
+        }
+    )
+
+
+def score_column(columns: Sequence[str], by: str | None = None) -> str:
+    """The column that ``by`` means; see `select`.
+
+    Raises:
+        InputError: no such column, or several that fit.
+    """
+    if by is not None and by not in LEVELS:
+        if by not in columns:
+            raise InputError(f"There is no column {by!r}; the dataset has {list(columns)}.")
+        return by
+    for level in LEVELS[::-1] if by is None else (by,):
+        found = [c for c in columns if c == f"{level}_score" or c.startswith(f"{level}_score__")]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise InputError(
+                f"Several columns could be meant: {', '.join(found)}. Name one with by=, or map "
+                "model_score to combine them."
+            )
+    raise InputError(
+        f"There is no {by or 'SelectIT'} score among the columns {list(columns)}; score the "
+        "dataset first, as in ds.map(selectit_hf.sentence_score, batched=True)."
+    )
+
+
+def _select_lazily(dataset: IterableDataset, by: str | None, cut: Cut) -> Selection:
+    if cut.threshold is None:
+        raise SettingError(
+            "An IterableDataset has no known length, so a proportion or n of it cannot be taken "
+            "lazily; give threshold=, or use 'selectit run', which ranks in bounded memory."
+        )
+    columns = dataset.column_names or list(next(iter(dataset), {}))
+    column, threshold = score_column(columns, by), cut.threshold
+
+    def keep(row: Mapping[str, Any]) -> bool:
+        return row[column] is not None and row[column] >= threshold
+
+    def drop(row: Mapping[str, Any]) -> bool:
+        return not keep(row)
+
+    return Selection(dataset.filter(keep), dataset.filter(drop), threshold, column, cut)
+
+
+def _scores(dataset: Dataset, column: str) -> NDArray[np.float64]:
+    values = dataset.with_format("arrow")[:][column] if len(dataset) else pa.chunked_array([[]])
+    if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
+        if pa.types.is_null(values.type):
+            return np.full(len(dataset), np.nan)
+        raise InputError(f"The column {column!r} holds {values.type}, not scores.")
+    return np.asarray(values.cast(pa.float64()).to_numpy(), dtype=np.float64)
+
+
+def _reasons(dataset: Dataset, column: str) -> list[str | None] | None:
+    """The statuses beside a score column."""
+    name = column.partition("__")[2]
+    status = f"status__{name}" if name else "selectit_status"
+    return list(dataset[status]) if status in dataset.column_names else None

@@ -1,0 +1,185 @@
+"""Where rows come from: a dataset of the Hub or a local file, pinned to what it holds."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
+from datasets.exceptions import DatasetNotFoundError, DatasetsError
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from selectit_hf.errors import InputError
+
+__all__ = ["Source", "load"]
+
+BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+HUB_NAME = re.compile(r"(?P<name>[^:@]+)(:(?P<config>[^@]+))?(@(?P<revision>.+))?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset, pinned.
+
+    Attributes:
+        name: the Hub name, or the base name of a local file or folder.
+        config: the Hub dataset's configuration, if one was named.
+        split: the split that was read.
+        revision: the commit sha, or ``sha256:`` and the hash of the local contents.
+    """
+
+    name: str
+    config: str | None
+    split: str
+    revision: str
+
+
+def load(dataset: str, split: str | None = None) -> tuple[Dataset, Source]:
+    """Load ``name[:config][@revision]`` from the Hub, or a json, jsonl, parquet or csv file, or a
+    folder written by ``save_to_disk``.
+
+    Raises:
+        InputError: it is not there, cannot be read, is empty, or has several splits and none named.
+    """
+    path = Path(dataset).expanduser()
+    looks_local = path.suffix in BUILDERS or dataset.startswith((".", "/", "~"))
+    if path.exists():
+        rows, source = _load_folder(path, split) if path.is_dir() else _load_file(path, split)
+    elif looks_local:
+        raise InputError(f"There is no file {dataset!r}; check the path.")
+    else:
+        rows, source = _load_hub(dataset, split)
+    if not len(rows):
+        raise InputError(f"The dataset {source.name!r}, split {source.split!r}, has no rows.")
+    return rows, source
+
+
+# Local
+
+
+def _load_file(path: Path, split: str | None) -> tuple[Dataset, Source]:
+    if path.suffix not in BUILDERS:
+        raise InputError(
+            f"The file {path.name!r} is not one of {', '.join(BUILDERS)}; convert it, or name a "
+            "folder written by save_to_disk."
+        )
+    if split not in (None, "train"):
+        raise InputError(f"A single file has no split {split!r}; leave --split away.")
+    with _readable(path.name):
+        rows = load_dataset(BUILDERS[path.suffix], data_files=str(path), split="train")
+        return rows, Source(path.name, None, "train", _hash_files([path], path.parent))
+
+
+def _load_folder(path: Path, split: str | None) -> tuple[Dataset, Source]:
+    with _readable(path.name):
+        loaded = load_from_disk(str(path))
+    rows, chosen = _one_split(loaded, split, path.name)
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return rows, Source(path.name, None, chosen, _hash_files(files, path))
+
+
+def _one_split(loaded: Any, split: str | None, name: str) -> tuple[Dataset, str]:
+    if not isinstance(loaded, DatasetDict):
+        if split is not None:
+            raise InputError(f"{name!r} is a single split; leave --split away.")
+        return loaded, "train"
+    chosen = _choose_split(list(loaded), split, name)
+    return loaded[chosen], chosen
+
+
+def _choose_split(splits: list[str], split: str | None, name: str) -> str:
+    if split is None and len(splits) == 1:
+        return splits[0]
+    if split in splits:
+        return str(split)
+    problem = "no split was named" if split is None else f"there is no split {split!r}"
+    raise InputError(
+        f"The dataset {name!r} has the splits {', '.join(splits)}, and {problem}; choose one with "
+        "--split."
+    )
+
+
+def _hash_files(files: list[Path], root: Path) -> str:
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{path.relative_to(root)}\0{digest}\n".encode())
+    return f"sha256:{total.hexdigest()}"
+
+
+# The Hub
+
+
+def _load_hub(dataset: str, split: str | None) -> tuple[Dataset, Source]:
+    match = HUB_NAME.fullmatch(dataset)
+    if match is None:
+        raise InputError(
+            f"{dataset!r} is no dataset name; write name, name:config or name:config@revision."
+        )
+    name, config, revision = match["name"], match["config"], match["revision"]
+    sha = _commit(name, revision)
+    with _readable(name):
+        builder = load_dataset_builder(name, config, revision=sha)
+        known = list(builder.info.splits or {})
+        if known:
+            split = _choose_split(known, split, name)
+        loaded = load_dataset(name, config, split=split, revision=sha)
+    rows, chosen = (
+        _one_split(loaded, split, name) if isinstance(loaded, DatasetDict) else (loaded, str(split))
+    )
+    return rows, Source(name, config, chosen, sha)
+
+
+def _commit(name: str, revision: str | None) -> str:
+    try:
+        sha = HfApi().dataset_info(name, revision=revision).sha
+    except GatedRepoError as error:
+        raise _gated(name) from error
+    except RevisionNotFoundError as error:
+        raise InputError(f"The dataset {name!r} has no revision {revision!r}.") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise InputError(
+            f"There is no dataset {name!r}: no file of that name here, and none on the Hub that "
+            "this login can see. Check the spelling; for a private dataset, log in with "
+            "'hf auth login' or set HF_TOKEN."
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise InputError(
+            f"The Hub cannot be reached to look up the dataset {name!r} ({type(error).__name__}). "
+            "Connect, or name a local file."
+        ) from error
+    assert sha is not None
+    return sha
+
+
+def _gated(name: str) -> InputError:
+    return InputError(
+        f"The dataset {name!r} is gated: accept its terms on "
+        f"https://huggingface.co/datasets/{name}, then log in with 'hf auth login' or set HF_TOKEN."
+    )
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    try:
+        yield
+    except GatedRepoError as error:
+        raise _gated(name) from error
+    except (DatasetNotFoundError, DatasetsError, HfHubHTTPError, OSError, ValueError) as error:
+        cause = error.__cause__ or error
+        detail = str(cause).strip().split("\n", 1)[0]
+        raise InputError(
+            f"The dataset {name!r} cannot be read: {detail} Check that every row has the same "
+            "columns and types, and that the file is what its ending says."
+        ) from error
