@@ -15,7 +15,6 @@ __all__ = [
     "RATED",
     "SETTLED",
     "Batch",
-    "Rater",
     "Ratings",
     "nulled",
     "read_ratings",
@@ -28,7 +27,6 @@ SETTLED = (*RATED, "encoding", "nonfinite")
 
 
 Batch = Mapping[str, Sequence[Any]]
-Rater = dict[str, Any]
 
 
 class Ratings(NamedTuple):
@@ -45,7 +43,7 @@ class Ratings(NamedTuple):
 
     statuses: list[str]
     logprobs: NDArray[np.float32]
-    rater: Rater
+    rater: dict[str, Any]
     splits: int = 0
 
     @property

@@ -9,12 +9,11 @@ under, is everything resolved that can change a rating and nothing else; see
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -23,22 +22,21 @@ from numpy.typing import NDArray
 
 from selectit_hf import reflection
 from selectit_hf.checkpoints import Checkpoint, model_name, resolve, slug
-from selectit_hf.engine import Engine, choose_device, choose_dtype, default_budget, load_model
+from selectit_hf.engine import choose_device, choose_dtype, default_budget
 from selectit_hf.errors import RatingsError, SettingError
 from selectit_hf.prompts import RELEASED_TEMPLATE, Template, check_scale, load_rating_prompts
+from selectit_hf.raters import Place, Question, Rater
 from selectit_hf.ratings import (
     RATED,
     SETTLED,
     Batch,
-    Rater,
     Ratings,
     nulled,
     read_ratings,
     typed_if_null,
 )
 from selectit_hf.reflection import Variant, check_variant
-from selectit_hf.rows import RowReader, Turns, worst
-from selectit_hf.tokens import PromptEncoder, context_length
+from selectit_hf.rows import Pair, RowReader, Turns, worst
 
 __all__ = [
     "ModelScore",
@@ -50,7 +48,6 @@ __all__ = [
     "token_score",
 ]
 
-logger = logging.getLogger(__name__)
 
 RATING_VERSION = 1
 """Raised whenever a change to rows, prompts, tokens or engine changes a rating."""
@@ -170,7 +167,7 @@ class RatingScorer:
             model=model_name(self.model),
             revision=self.checkpoint.revision,
             rating_prompts=load_rating_prompts(self.rating_prompts, self.k),
-            dtype=choose_dtype(self.dtype, self._device(None)),
+            dtype=self._place(None).dtype,
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -279,79 +276,33 @@ class RatingScorer:
         ]
         new = [i for i, status in enumerate(statuses) if not status]
         more = [i for i, status in enumerate(statuses) if status in RATED and had < count]
+        rater = Rater(self.checkpoint, self._question, self._place(rank))
         splits = 0
         for rows, first in ((new, 0), (more, had)):
             if rows:
-                answer = self._ask([pairs[i] for i in rows], range(first, count), rank, progress)
+                asked = [cast(Pair, pairs[i]) for i in rows]
+                answer = rater.ask(asked, range(first, count), progress)
                 logprobs[rows, first:] = answer.logprobs
                 splits += answer.splits
                 for i, status in zip(rows, answer.statuses, strict=True):
                     statuses[i] = status
         logprobs[[status not in RATED for status in statuses]] = np.nan
-        return Ratings(statuses, logprobs, stored.rater or self._rater(rank), splits)
+        facts = stored.rater or {**rater.facts(), "rating_key": self.rating_key()}
+        return Ratings(statuses, logprobs, facts, splits)
 
-    def _ask(
-        self,
-        pairs: Sequence[Any],
-        prompts: range,
-        rank: int | None,
-        progress: Callable[[int], None] | None,
-    ) -> Ratings:
-        """Ask the model: prompt ``j`` of pair ``i`` stands at ``i * len(prompts) + j``."""
-        encoder = _ENCODER.get(self.rating_key(), self._load_encoder)
-        encoded = encoder.encode(pairs)
-        ids = [one.ids[j] for one in encoded if one.ids for j in prompts]
-        engine = self._engine(rank)
-        read = engine.next_token_logprobs(ids, encoder.rating_token_ids, progress)
-        logprobs = np.full((len(pairs), len(prompts), self.k), np.nan, dtype=np.float32)
-        oom = np.zeros((len(pairs), len(prompts)), dtype=np.bool_)
-        asked = [i for i, one in enumerate(encoded) if one.ids]
-        logprobs[asked] = read.values.reshape(-1, len(prompts), self.k)
-        oom[asked] = read.oom.reshape(-1, len(prompts))
-        finite = np.isfinite(logprobs.reshape(len(pairs), -1)).all(axis=1)
-        statuses = [one.status for one in encoded]
-        for i in asked:
-            if not finite[i]:
-                statuses[i] = "oom" if oom[i].any() else "nonfinite"
-        return Ratings(statuses, logprobs, {}, read.splits)
-
-    def _load_encoder(self) -> PromptEncoder:
-        checkpoint = self.checkpoint
-        tokenizer = checkpoint.tokenizer()
-        limit = context_length(checkpoint.config(), tokenizer)
-        if self.max_length is not None:
-            limit = self.max_length if limit is None else min(limit, self.max_length)
+    @property
+    def _question(self) -> Question:
         texts = load_rating_prompts(self.rating_prompts, self.k)
-        return PromptEncoder(tokenizer, Template(self.template), texts, self.k, limit, self.chat)
+        return Question(Template(self.template), texts, self.k, self.max_length, self.chat)
 
-    def _engine(self, rank: int | None) -> Engine:
-        checkpoint = self.checkpoint
-        device = self._device(rank)
-        dtype = choose_dtype(self.dtype, device)
-        budget = self.default_token_budget()
-
-        def load() -> Engine:
-            logger.info("Loading %s on %s in %s.", checkpoint.name, device, dtype)
-            model = load_model(checkpoint.path, dtype, device, **checkpoint.load_arguments)
-            return Engine(model, budget)
-
-        return _ENGINE.get((checkpoint, dtype, device, budget), load)
-
-    def _rater(self, rank: int | None) -> Rater:
-        checkpoint = self.checkpoint
-        return {
-            "model": checkpoint.name,
-            "revision": checkpoint.revision,
-            "parameters": self._engine(rank).parameters,
-            "rating_key": self.rating_key(),
-        }
+    def _place(self, rank: int | None) -> Place:
+        device = choose_device(self.device or os.environ.get("SELECTIT_DEVICE"), rank)
+        budget = self.token_budget or _environment_budget() or default_budget(device)
+        return Place(choose_dtype(self.dtype, device), device, budget)
 
     def default_token_budget(self) -> int:
-        """The padded tokens in a forward pass where none are given."""
-        return self.token_budget or _environment_budget() or default_budget(self._device(None))
-
-    def _device(self, rank: int | None) -> str:
-        return choose_device(self.device or os.environ.get("SELECTIT_DEVICE"), rank)
+        """The padded tokens in a forward pass that this scorer would use here."""
+        return self._place(None).token_budget
 
 
 @dataclass(frozen=True)
@@ -535,28 +486,6 @@ def _stored(batch: Batch, scorer: RatingScorer) -> Ratings:
             f"Give this scorer a name of its own, as in name='{name}_2', or drop those columns."
         )
     return ratings if ratings.rater else nothing
-
-
-# What is loaded: one tokenizer and one model at a time
-
-T = TypeVar("T")
-
-
-class _Slot(Generic[T]):
-    """Keeps one value, and lets go of it before it makes another."""
-
-    def __init__(self) -> None:
-        self._held: tuple[object, T] | None = None
-
-    def get(self, key: object, make: Callable[[], T]) -> T:
-        if self._held is None or self._held[0] != key:
-            self._held = None
-            self._held = (key, make())
-        return self._held[1]
-
-
-_ENCODER: _Slot[PromptEncoder] = _Slot()
-_ENGINE: _Slot[Engine] = _Slot()
 
 
 # Settings

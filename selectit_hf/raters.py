@@ -1,0 +1,128 @@
+"""Asking a model: one tokenizer and one set of weights are loaded at a time.
+
+The tokenizer comes first, so what cannot work is refused before any weights are read.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from selectit_hf.checkpoints import Checkpoint
+from selectit_hf.engine import Engine, load_model
+from selectit_hf.prompts import Template
+from selectit_hf.ratings import Ratings
+from selectit_hf.rows import Pair
+from selectit_hf.tokens import PromptEncoder, context_length
+
+__all__ = ["Place", "Question", "Rater"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a model is asked about each pair; see `selectit_hf.scorers.RatingScorer`."""
+
+    template: Template
+    rating_prompts: tuple[str, ...]
+    k: int
+    max_length: int | None
+    chat: bool
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how a model runs; see `selectit_hf.scorers.RatingScorer`."""
+
+    dtype: str
+    device: str
+    token_budget: int
+
+
+class _Slot(Generic[T]):
+    """Keeps one value, and lets go of it before it makes another."""
+
+    def __init__(self) -> None:
+        self._held: tuple[object, T] | None = None
+
+    def get(self, key: object, make: Callable[[], T]) -> T:
+        if self._held is None or self._held[0] != key:
+            self._held = None
+            self._held = (key, make())
+        return self._held[1]
+
+
+_ENCODER: _Slot[PromptEncoder] = _Slot()
+_ENGINE: _Slot[Engine] = _Slot()
+
+
+@dataclass(frozen=True)
+class Rater:
+    """A checkpoint, the question it is asked, and the place it runs at. Loads when it must."""
+
+    checkpoint: Checkpoint
+    question: Question
+    place: Place
+
+    def ask(
+        self,
+        pairs: Sequence[Pair],
+        prompts: range,
+        progress: Callable[[int], None] | None = None,
+    ) -> Ratings:
+        """Rate each pair under the rating prompts numbered ``prompts``.
+
+        Prompt ``j`` of pair ``i`` is sequence ``i * len(prompts) + j`` of the engine. The result's
+        ``rater`` is empty, and rows without a rating are NaN.
+
+        Raises:
+            ModelError: the checkpoint cannot be loaded, or cannot rate.
+        """
+        k = self.question.k
+        encoder = _ENCODER.get((self.checkpoint, self.question), self._load_encoder)
+        encoded = encoder.encode(pairs)
+        asked = [i for i, one in enumerate(encoded) if one.ids]
+        ids = [encoded[i].ids[j] for i in asked for j in prompts]
+        read = self._engine().next_token_logprobs(ids, encoder.rating_token_ids, progress)
+        logprobs = np.full((len(pairs), len(prompts), k), np.nan, dtype=np.float32)
+        logprobs[asked] = read.values.reshape(-1, len(prompts), k)
+        oom = np.zeros((len(pairs), len(prompts)), dtype=np.bool_)
+        oom[asked] = read.oom.reshape(-1, len(prompts))
+        statuses = [one.status for one in encoded]
+        for i in asked:
+            if not np.isfinite(logprobs[i]).all():
+                statuses[i] = "oom" if oom[i].any() else "nonfinite"
+        return Ratings(statuses, logprobs, {}, read.splits)
+
+    def facts(self) -> dict[str, Any]:
+        """Who rates: name, revision and number of parameters. Loads the model to count them."""
+        return {
+            "model": self.checkpoint.name,
+            "revision": self.checkpoint.revision,
+            "parameters": self._engine().parameters,
+        }
+
+    def _load_encoder(self) -> PromptEncoder:
+        tokenizer = self.checkpoint.tokenizer()
+        asked = self.question
+        limits = [context_length(self.checkpoint.config(), tokenizer), asked.max_length]
+        limit = min((n for n in limits if n is not None), default=None)
+        return PromptEncoder(
+            tokenizer, asked.template, asked.rating_prompts, asked.k, limit, asked.chat
+        )
+
+    def _engine(self) -> Engine:
+        return _ENGINE.get((self.checkpoint, self.place), self._load_engine)
+
+    def _load_engine(self) -> Engine:
+        place = self.place
+        logger.info("Loading %s on %s in %s.", self.checkpoint.name, place.device, place.dtype)
+        model = load_model(
+            self.checkpoint.path, place.dtype, place.device, **self.checkpoint.load_arguments
+        )
+        return Engine(model, place.token_budget)
