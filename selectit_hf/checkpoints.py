@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from httpx2 import HTTPError
+from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -173,7 +174,9 @@ def _commit(model: str, revision: str | None) -> str:
     if re.fullmatch(r"[0-9a-f]{40}", wanted):
         return wanted
     try:
-        sha = HfApi().model_info(model, revision=wanted).sha
+        HfApi().model_info(model, revision=wanted)
+        # Pins the revision in the local cache, for a time without a network.
+        config = hf_hub_download(model, "config.json", revision=wanted)
     except GatedRepoError as error:
         raise _gated(model) from error
     except RevisionNotFoundError as error:
@@ -184,10 +187,13 @@ def _commit(model: str, revision: str | None) -> str:
             "this login can see. Check the spelling; for a private model, log in with "
             "'hf auth login' or set HF_TOKEN."
         ) from error
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except EntryNotFoundError as error:
+        raise ModelError(
+            f"The model {model!r} has no config.json, so it is none that transformers can load."
+        ) from error
+    except (HTTPError, OfflineModeIsEnabled) as error:
         return _cached_commit(model, wanted, error)
-    assert sha is not None
-    return sha
+    return Path(config).parent.name
 
 
 def _cached_commit(model: str, revision: str, cause: Exception) -> str:

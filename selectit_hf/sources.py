@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
-from datasets.exceptions import DatasetNotFoundError, DatasetsError
+from datasets.exceptions import DatasetsError
+from httpx2 import HTTPError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -23,7 +24,12 @@ from selectit_hf.errors import InputError
 
 __all__ = ["Source", "load"]
 
-BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+READERS = {
+    ".json": Dataset.from_json,
+    ".jsonl": Dataset.from_json,
+    ".parquet": Dataset.from_parquet,
+    ".csv": Dataset.from_csv,
+}
 HUB_NAME = re.compile(r"(?P<name>[^:@]+)(:(?P<config>[^@]+))?(@(?P<revision>.+))?")
 
 
@@ -52,7 +58,7 @@ def load(dataset: str, split: str | None = None) -> tuple[Dataset, Source]:
         InputError: it is not there, cannot be read, is empty, or has several splits and none named.
     """
     path = Path(dataset).expanduser()
-    looks_local = path.suffix in BUILDERS or dataset.startswith((".", "/", "~"))
+    looks_local = path.suffix in READERS or dataset.startswith((".", "/", "~"))
     if path.exists():
         rows, source = _load_folder(path, split) if path.is_dir() else _load_file(path, split)
     elif looks_local:
@@ -68,15 +74,15 @@ def load(dataset: str, split: str | None = None) -> tuple[Dataset, Source]:
 
 
 def _load_file(path: Path, split: str | None) -> tuple[Dataset, Source]:
-    if path.suffix not in BUILDERS:
+    if path.suffix not in READERS:
         raise InputError(
-            f"The file {path.name!r} is not one of {', '.join(BUILDERS)}; convert it, or name a "
+            f"The file {path.name!r} is not one of {', '.join(READERS)}; convert it, or name a "
             "folder written by save_to_disk."
         )
     if split not in (None, "train"):
         raise InputError(f"A single file has no split {split!r}; leave --split away.")
     with _readable(path.name):
-        rows = load_dataset(BUILDERS[path.suffix], data_files=str(path), split="train")
+        rows = READERS[path.suffix](str(path))
         return rows, Source(path.name, None, "train", _hash_files([path], path.parent))
 
 
@@ -154,7 +160,7 @@ def _commit(name: str, revision: str | None) -> str:
             "this login can see. Check the spelling; for a private dataset, log in with "
             "'hf auth login' or set HF_TOKEN."
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HTTPError, OfflineModeIsEnabled) as error:
         raise InputError(
             f"The Hub cannot be reached to look up the dataset {name!r} ({type(error).__name__}). "
             "Connect, or name a local file."
@@ -176,7 +182,7 @@ def _readable(name: str) -> Iterator[None]:
         yield
     except GatedRepoError as error:
         raise _gated(name) from error
-    except (DatasetNotFoundError, DatasetsError, HfHubHTTPError, OSError, ValueError) as error:
+    except (DatasetsError, HTTPError, OSError, ValueError) as error:
         cause = error.__cause__ or error
         detail = str(cause).strip().split("\n", 1)[0]
         raise InputError(

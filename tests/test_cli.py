@@ -1,0 +1,303 @@
+"""The command as a person uses it: flags, files, errors, exit codes, Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+
+from selectit_hf import cli
+from selectit_hf.engine import Engine
+
+ROWS = [
+    {"instruction": f"Say {i}.", "input": "", "output": f"{i} " * (i % 7 + 1)} for i in range(30)
+]
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(ROWS))
+    return path
+
+
+@pytest.fixture
+def selectit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Outcome]:
+    """Run the command in this process, in a wide terminal."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "400")
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["selectit", *map(str, arguments)])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return Outcome(int(stop.code or 0), *capsys.readouterr())
+        return Outcome(0, *capsys.readouterr())
+
+    return run
+
+
+def test_run_writes_the_folder_and_says_what_came_out(
+    selectit: Callable[..., Outcome], data: Path, checkpoint: Path
+) -> None:
+    done = selectit("run", data, "--model", checkpoint, "--out", "run", "--proportion", 0.1)
+    assert done.code == 0, done.err
+    assert pq.read_table("run/selected.parquet").num_rows == 3
+    for word in ("rows", "selected", "threshold", "median", "30 ok", "best", "worst"):
+        assert word in done.out
+    assert "30 rows of rows.json, read as Alpaca: instruction, output, input" in done.err
+    assert "hardly understood the question" in done.err
+
+
+def test_run_json_is_for_machines(
+    selectit: Callable[..., Outcome],
+    data: Path,
+    checkpoint: Path,
+    make_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    second = make_checkpoint(tmp_path / "second", seed=2)
+    models = ("--model", checkpoint, "--model", second)
+    done = selectit("run", data, *models, "--out", "run", "--n", 4, "--json")
+    assert done.code == 0, done.err
+    summary = json.loads(done.out)
+    assert summary["selected"] == 4
+    assert summary["by"] == "model_score"
+    assert set(summary["models"]) == {"random_llama", "second"}
+    table = pq.read_table("run/scores.parquet")
+    assert {"model_score", "selectit_status", "sentence_score__second"} < set(table.column_names)
+
+
+def test_select_again_without_a_model(
+    selectit: Callable[..., Outcome],
+    data: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    selectit("run", data, "--model", checkpoint, "--out", "run")
+    monkeypatch.setattr(Engine, "__init__", lambda *args: pytest.fail("a model was loaded"))
+    again = ("select", "run", "--out", "other", "--alpha", 2, "--by", "token", "--n", 7)
+    assert selectit(*again, "--data", data).code == 0
+    assert pq.read_table("other/selected.parquet").num_rows == 7
+    assert json.loads(Path("other/selection.json").read_text())["reflection"]["alpha"] == 2
+    assert pq.read_table("run/selected.parquet").num_rows == 6
+    missing = selectit(*again)
+    assert missing.code == 1
+    assert "give it again with --data" in missing.err
+    data.write_text(json.dumps(ROWS[:-1]))
+    changed = selectit(*again, "--data", data)
+    assert changed.code == 1
+    assert "has changed since it was rated" in changed.err
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".jsonl", ""])
+def test_score_then_select(
+    selectit: Callable[..., Outcome], data: Path, checkpoint: Path, ending: str
+) -> None:
+    scored, kept = f"scored{ending}", f"kept{ending}"
+    assert selectit("score", data, "--model", checkpoint, "--out", scored).code == 0
+    done = selectit("select", scored, "--out", kept, "--proportion", 0.5, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["selected"] == 15
+    loaded = Dataset.load_from_disk(kept) if not ending else None
+    if ending == ".parquet":
+        loaded = Dataset.from_parquet(kept)
+    if ending == ".jsonl":
+        loaded = Dataset.from_json(kept)
+    assert loaded is not None
+    assert len(loaded) == 15
+    assert {"instruction", "sentence_score__random_llama"} < set(loaded.column_names)
+    refused = selectit("select", scored, "--out", kept, "--alpha", 1)
+    assert refused.code == 1
+    assert "raw ratings" in refused.err
+
+
+def test_scoring_a_scored_file_again_rates_nothing(
+    selectit: Callable[..., Outcome],
+    data: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    selectit("score", data, "--model", checkpoint, "--out", "scored.parquet")
+    monkeypatch.setattr(Engine, "next_token_logprobs", lambda *a: pytest.fail("a model was asked"))
+    again = ("score", "scored.parquet", "--model", checkpoint, "--alpha", 1, "--out", "b.parquet")
+    assert selectit(*again).code == 0
+    name = "sentence_score__random_llama"
+    assert pq.read_table("b.parquet")[name] != pq.read_table("scored.parquet")[name]
+
+
+MODEL = "MODEL"
+ERRORS: dict[str, tuple[list[Any], str]] = {
+    "missing file": (["run", "no.json", "--out", "r"], "There is no file 'no.json'"),
+    "unknown ending": (["run", "rows.txt", "--out", "r"], "'rows.txt' is not one of .json"),
+    "bad name": (["run", "a b", "--out", "r"], "There is no dataset 'a b'"),
+    "split of a file": (["run", "DATA", "--split", "test", "--out", "r"], "no split 'test'"),
+    "k": (["run", "DATA", "--model", MODEL, "--k", 12, "--out", "r"], "2 to 9"),
+    "variant": (["run", "DATA", "--model", MODEL, "--variant", "new", "--out", "r"], "'released'"),
+    "both cuts": (["run", "DATA", "--n", 3, "--proportion", 0.5, "--out", "r"], "contradict"),
+    "proportion": (["run", "DATA", "--proportion", 2, "--out", "r"], "at most 1"),
+    "weights": (["run", "DATA", "--weights", "a,b", "--out", "r"], "as in 7,13,70"),
+    "device": (["run", "DATA", "--model", MODEL, "--device", "tpu9", "--out", "r"], "tpu9"),
+    "dtype": (["run", "DATA", "--model", MODEL, "--dtype", "int3", "--out", "r"], "float32"),
+    "prompt file": (
+        ["run", "DATA", "--model", MODEL, "--rating-prompts", "none.txt", "--out", "r"],
+        "none.txt",
+    ),
+    "few prompts": (
+        ["run", "DATA", "--model", MODEL, "--rating-prompts", "two.txt", "--out", "r"],
+        "2 rating prompts given and k=5 needs 5",
+    ),
+    "template file": (["run", "DATA", "--template", "none.txt", "--out", "r"], "none.txt"),
+    "columns": (["run", "other.csv", "--model", MODEL, "--out", "r"], "--instruction-column"),
+    "one column": (
+        ["run", "DATA", "--model", MODEL, "--instruction-column", "input", "--out", "r"],
+        "go together",
+    ),
+    "no such column": (
+        [
+            *["run", "DATA", "--model", MODEL, "--out", "r"],
+            *["--instruction-column", "input", "--response-column", "answer"],
+        ],
+        "'answer' is not in the dataset",
+    ),
+    "empty": (["run", "empty.json", "--model", MODEL, "--out", "r"], "empty.json"),
+    "broken json": (["run", "broken.json", "--model", MODEL, "--out", "r"], "broken.json"),
+    "no checkpoint": (["run", "DATA", "--model", "folder", "--out", "r"], "no config.json"),
+    "several turns": (["run", "talk.jsonl", "--model", MODEL, "--out", "r"], "--turns first"),
+    "translation": (["run", "pairs.jsonl", "--model", MODEL, "--out", "r"], "--translation de:en"),
+    "out taken": (["run", "DATA", "--model", MODEL, "--out", "folder"], "no plan.json"),
+    "no run": (["select", "folder", "--out", "r.parquet"], "folder"),
+    "ending of out": (["score", "DATA", "--model", MODEL, "--out", "a.csv"], ".parquet or .jsonl"),
+    "no scores": (["select", "DATA", "--out", "r.parquet"], "score the dataset first"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_are_a_paragraph_with_a_remedy(
+    selectit: Callable[..., Outcome],
+    data: Path,
+    checkpoint: Path,
+    case: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Engine, "__init__", lambda *args: pytest.fail("a model was loaded"))
+    Path("rows.txt").write_text("x")
+    Path("two.txt").write_text("1 to 5?\n1 to 5!\n")
+    Path("other.csv").write_text("text\na\n")
+    Path("empty.json").write_text("[]")
+    Path("broken.json").write_text('[{"instruction": "a", ')
+    Path("folder").mkdir()
+    Path("folder/file").write_text("x")
+    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    Path("talk.jsonl").write_text(json.dumps({"messages": turn * 2}))
+    Path("pairs.jsonl").write_text(json.dumps({"translation": {"de": "a", "en": "b"}}))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    arguments, message = ERRORS[case]
+    given = [{"DATA": data, MODEL: checkpoint}.get(word, word) for word in arguments]
+    done = selectit(*given)
+    assert done.code == 1, done
+    assert "Error: " in done.err
+    assert message in done.err
+    assert "Traceback" not in done.err
+    assert not Path("r").exists()
+
+
+def test_a_fault_of_ours_says_so(
+    selectit: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any) -> Any:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(cli.sources, "load", broken)
+    done = selectit("run", "x.json", "--out", "r")
+    assert done.code == 70
+    assert "--debug" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["selectit", "run", "no.json", "--out", "r", "--debug"])
+    with pytest.raises(cli.InputError):
+        cli.main()
+
+
+def test_wrong_usage_is_code_2(selectit: Callable[..., Outcome]) -> None:
+    assert selectit("run").code == 2
+    assert selectit("run", "x.json", "--out", "r", "--k", "five").code == 2
+
+
+@pytest.mark.parametrize("command", ["", "run", "score", "select", "demo"])
+def test_help_teaches(selectit: Callable[..., Outcome], command: str) -> None:
+    done = selectit(*command.split(), "--help")
+    assert done.code == 0
+    for word in ("run", "score", "select", "demo") if not command else ("--out", "--debug"):
+        assert word in done.out
+
+
+def test_values_of_rows_are_not_markup(
+    selectit: Callable[..., Outcome], checkpoint: Path, tmp_path: Path
+) -> None:
+    rows = [{"instruction": "[bold]x[/bold] [/]", "output": "[red]y"}] * 3
+    (tmp_path / "markup.json").write_text(json.dumps(rows))
+    done = selectit("run", "markup.json", "--model", checkpoint, "--out", "run")
+    assert done.code == 0, done.err
+    assert "[bold]x[/bold] [/]" in done.out
+
+
+def test_ctrl_c_leaves_whole_shards_and_the_same_command_goes_on(
+    data: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "selectit_hf", "run", str(data), "--model", str(checkpoint)]
+    command += ["--shard-size", "1", "--out"]
+    environment = {**os.environ, "COLUMNS": "200"}
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "stopped")],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    shard = tmp_path / "stopped" / "ratings" / "random_llama" / "00000.json"
+    deadline = time.monotonic() + 100
+    while not shard.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 130, err
+    assert "The same command goes on" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "stopped" / "selected.parquet").exists()
+    for folder in ("stopped", "straight"):
+        done = subprocess.run(
+            [*command, str(tmp_path / folder)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    files = [
+        {p.name: p.read_bytes() for p in (tmp_path / folder).rglob("*.parquet")}
+        for folder in ("stopped", "straight")
+    ]
+    assert len(files[0]) == 32
+    assert files[0] == files[1]

@@ -1,0 +1,246 @@
+"""The engine against one plain forward pass for each sequence, and its failures."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    PreTrainedModel,
+)
+
+from selectit_hf.engine import Engine, choose_device, choose_dtype, load_model
+from selectit_hf.errors import ModelError, SettingError
+
+VOCABULARY = 211
+READ = (3, 17, 54, 101, 200)
+COMMON: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+
+
+def llama() -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**COMMON, **SIZES))
+
+
+def gpt2() -> PreTrainedModel:
+    """Learned positions: a padding that shifts them shows."""
+    config = GPT2Config(**COMMON, n_embd=32, n_layer=3, n_head=4, n_positions=256)
+    return GPT2LMHeadModel(config)
+
+
+def gemma2() -> PreTrainedModel:
+    """Softcapped logits and sliding windows: a head read by hand is wrong."""
+    config = Gemma2Config(
+        **COMMON, **SIZES, head_dim=8, sliding_window=32, final_logit_softcapping=0.05
+    )
+    return Gemma2ForCausalLM(config)
+
+
+@pytest.fixture(params=[llama, gpt2, gemma2], ids=lambda make: make.__name__)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    torch.manual_seed(5)
+    made: PreTrainedModel = request.param().eval()
+    return made
+
+
+def sequences(count: int = 23, seed: int = 1) -> list[list[int]]:
+    numbers = random.Random(seed)
+    return [
+        [numbers.randrange(3, VOCABULARY) for _ in range(numbers.randint(1, 90))]
+        for _ in range(count)
+    ]
+
+
+@torch.no_grad()
+def one_by_one(model: PreTrainedModel, ids: list[list[int]], read: Sequence[int]) -> np.ndarray:
+    """A whole forward pass for each sequence alone, and a float32 log-softmax at its end."""
+    found = []
+    for row in ids:
+        logits = model(input_ids=torch.tensor([row])).logits[0, -1].float()
+        found.append([float(torch.log_softmax(logits, dim=-1)[i]) for i in read])
+    return np.array(found)
+
+
+@pytest.mark.parametrize("budget", [1, 90, 333, 10_000])
+def test_batches_change_nothing(model: PreTrainedModel, budget: int) -> None:
+    ids = sequences()
+    values, oom, splits = Engine(model, budget).next_token_logprobs(ids, READ)
+    assert values.dtype == np.float32
+    assert not oom.any()
+    assert splits == 0
+    np.testing.assert_allclose(values, one_by_one(model, ids, READ), rtol=0, atol=1e-4)
+
+
+def test_row_order_changes_nothing(model: PreTrainedModel) -> None:
+    ids = sequences()
+    order = random.Random(2).sample(range(len(ids)), len(ids))
+    engine = Engine(model, 300)
+    straight = engine.next_token_logprobs(ids, READ).values
+    shuffled = engine.next_token_logprobs([ids[i] for i in order], READ).values
+    np.testing.assert_allclose(shuffled, straight[order], rtol=0, atol=1e-4)
+
+
+def test_same_batches_same_bits(model: PreTrainedModel) -> None:
+    ids = sequences()
+    first = Engine(model, 300).next_token_logprobs(ids, READ).values
+    again = Engine(model, 300).next_token_logprobs(ids, READ).values
+    assert first.tobytes() == again.tobytes()
+
+
+def test_the_probabilities_are_over_the_whole_vocabulary(model: PreTrainedModel) -> None:
+    values = Engine(model).next_token_logprobs(sequences(3), range(VOCABULARY)).values
+    np.testing.assert_allclose(np.exp(values).sum(axis=1), 1, atol=1e-4)
+
+
+def test_the_head_of_a_16_bit_model_is_computed_in_float32() -> None:
+    torch.manual_seed(0)
+    model = llama().to(torch.bfloat16).eval()
+    hidden: list[torch.Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda module, args: hidden.append(args[0])
+    )
+    ids = sequences(4)
+    values = Engine(model, 10_000).next_token_logprobs(ids, range(VOCABULARY)).values
+    hook.remove()
+    weight = model.get_output_embeddings().weight.double()
+    states = hidden[0].double()
+    order = sorted(range(4), key=lambda i: -len(ids[i]))
+    expected = np.empty_like(values, dtype=np.float64)
+    for place, row in enumerate(order):
+        state = states[place, len(ids[row]) - 1] if states.shape[1] > 1 else states[place, 0]
+        expected[row] = torch.log_softmax(weight @ state, dim=-1).detach().numpy()
+    np.testing.assert_allclose(values, expected, rtol=0, atol=1e-5)
+
+
+def test_the_hooks_are_gone_afterwards(model: PreTrainedModel) -> None:
+    Engine(model).next_token_logprobs(sequences(2), READ)
+    assert model(input_ids=torch.tensor([[4, 5, 6]])).logits.shape[1] == 3
+
+
+def test_progress_counts_every_sequence(model: PreTrainedModel) -> None:
+    told: list[int] = []
+    Engine(model, 100).next_token_logprobs(sequences(), READ, told.append)
+    assert sum(told) == len(sequences())
+    assert len(told) > 1
+
+
+# Out of memory
+
+
+class Scarce(Engine):
+    """Memory for ``room`` rows, and never for a row with the id 7 in front."""
+
+    room = 2
+    error: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    def _logprobs(self, rows: Any, length: int, chosen: Any) -> Any:
+        if len(rows) > self.room or any(row[0] == 7 for row in rows):
+            raise self.error
+        self.lengths = {*getattr(self, "lengths", set()), length}
+        return super()._logprobs(rows, length, chosen)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+        MemoryError(),
+    ],
+    ids=lambda error: f"{type(error).__name__}: {error}"[:40],
+)
+def test_a_batch_out_of_memory_is_halved(model: PreTrainedModel, error: Exception) -> None:
+    ids = [[5, *row] for row in sequences()]
+    engine = Scarce(model, 10_000)
+    engine.error = error
+    values, oom, splits = engine.next_token_logprobs(ids, READ)
+    np.testing.assert_allclose(values, one_by_one(model, ids, READ), rtol=0, atol=1e-4)
+    assert not oom.any()
+    assert splits > 0
+    assert engine.lengths == {max(map(len, ids))}  # halves keep the batch's padded length
+
+
+def test_a_row_that_never_fits_leaves_its_neighbours_alone(model: PreTrainedModel) -> None:
+    ids = [[7 if i == 4 else 5, *row] for i, row in enumerate(sequences())]
+    values, oom, _ = Scarce(model, 10_000).next_token_logprobs(ids, READ)
+    assert oom.tolist() == [i == 4 for i in range(len(ids))]
+    assert np.isnan(values[4]).all()
+    others = ~oom
+    expected = one_by_one(model, ids, READ)[others]
+    np.testing.assert_allclose(values[others], expected, rtol=0, atol=1e-4)
+
+
+def test_another_error_is_not_swallowed(model: PreTrainedModel) -> None:
+    engine = Scarce(model)
+    engine.error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        engine.next_token_logprobs(sequences(), READ)
+
+
+# Loading
+
+
+def test_a_checkpoint_without_its_head_is_refused(tmp_path: Path) -> None:
+    LlamaModel(LlamaConfig(**COMMON, **SIZES)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"lacks 1 weights, 'lm_head.weight'"):
+        load_model(str(tmp_path), "float32", "cpu")
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    model = llama()
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="safetensors"):
+        load_model(str(tmp_path), "float32", "cpu")
+
+
+def test_the_dtype_is_the_one_asked_for(tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path), "bfloat16", "cpu")
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    assert loaded.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert not loaded.training
+
+
+def test_parameters_are_counted_once() -> None:
+    tied = LlamaForCausalLM(LlamaConfig(**COMMON, **SIZES, tie_word_embeddings=True))
+    separate = llama()
+    head = VOCABULARY * SIZES["hidden_size"]
+    assert Engine(separate).parameters - Engine(tied).parameters == head
+
+
+def test_devices_and_dtypes() -> None:
+    assert choose_dtype(None, "cuda:1") == "bfloat16"
+    assert choose_dtype(None, "cpu") == "float32"
+    with pytest.raises(SettingError, match="float64"):
+        choose_dtype("float64", "cpu")
+    with pytest.raises(SettingError, match="gpu"):
+        choose_device("gpu")
+    with pytest.raises(SettingError, match="cuda:99"):
+        choose_device("cuda:99")
+
+
+def test_a_rank_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    ranks = [None, 0, 1, 2, 3]
+    devices = [choose_device(None, rank) for rank in ranks]
+    assert devices == ["cuda:0", "cuda:0", "cuda:1", "cuda:0", "cuda:1"]

@@ -1,0 +1,148 @@
+"""Models and datasets by name, through the real clients, from a local server."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hub_server import HubServer
+
+ROWS = [{"instruction": f"Say {i}.", "output": f"{i}"} for i in range(6)]
+HASH = """
+import json, sys
+from datasets.fingerprint import Hasher
+from selectit_hf import SentenceScore
+scorer = SentenceScore("user/tiny")
+print(json.dumps([Hasher.hash(scorer), scorer.checkpoint.revision, scorer.slug]))
+"""
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def server(checkpoint: Path) -> Iterator[HubServer]:
+    with HubServer() as server:
+        server.add_repo("model", "user/tiny", files(checkpoint))
+        server.add_repo("model", "other/gated", files(checkpoint), gated=True)
+        data = "\n".join(map(json.dumps, ROWS)).encode()
+        server.add_repo("dataset", "user/data", {"train.jsonl": data, "test.jsonl": data})
+        yield server
+
+
+def python(
+    server: HubServer, home: Path, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**server.environment(home), "COLUMNS": "400", **environment},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+def selectit(
+    server: HubServer, home: Path, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return python(server, home, "-m", "selectit_hf", *arguments, **environment)
+
+
+def test_a_run_by_name_is_pinned_and_goes_on_offline(server: HubServer, tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    command = ["run", "user/data", "--split", "train", "--model", "user/tiny", "--out", out]
+    done = selectit(server, tmp_path / "home", *command, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == 6
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert plan["input"]["revision"] == server.repo("dataset", "user/data").head
+    assert plan["input"]["split"] == "train"
+    assert plan["models"][0]["model"] == "user/tiny"
+    assert plan["models"][0]["revision"] == server.repo("model", "user/tiny").head
+
+    again = selectit(
+        server, tmp_path / "home", "select", out, "--n", "2", "--out", str(tmp_path / "two")
+    )
+    assert again.returncode == 0, again.stderr
+
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    offline = selectit(
+        server,
+        tmp_path / "home",
+        *["run", str(tmp_path / "rows.json"), "--model", "user/tiny"],
+        *["--out", str(tmp_path / "offline")],
+        HF_HUB_OFFLINE="1",
+    )
+    assert offline.returncode == 0, offline.stderr
+    cached = json.loads((tmp_path / "offline" / "plan.json").read_text())["models"][0]
+    assert cached["revision"] == plan["models"][0]["revision"]
+    assert "from the local cache" in offline.stderr
+
+
+def test_a_new_commit_changes_the_hash(
+    server: HubServer, tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    first = python(server, tmp_path / "home", "-c", HASH)
+    assert first.returncode == 0, first.stderr
+    repo = server.repo("model", "user/tiny")
+    old = repo.head
+    repo.commit(files(make_checkpoint(tmp_path / "new", seed=5)), "New weights")
+    second = python(server, tmp_path / "home", "-c", HASH)
+    before, after = json.loads(first.stdout), json.loads(second.stdout)
+    assert before[0] != after[0]
+    assert [before[1], after[1]] == [old, repo.head]
+    assert before[2] == after[2] == "tiny"
+
+
+MISSING = {
+    "split": (["user/data", "--model", "user/tiny"], "splits train, test"),
+    "dataset": (["user/none", "--model", "user/tiny"], "no dataset 'user/none'"),
+    "revision": (["user/data@v9", "--model", "user/tiny"], "no revision 'v9'"),
+    "model": (["DATA", "--model", "user/none"], "no model 'user/none'"),
+    "model revision": (["DATA", "--model", "user/tiny@v9"], "no revision 'v9'"),
+    "gated": (["DATA", "--model", "other/gated"], "accept its terms"),
+    "not a model": (["DATA", "--model", "user/empty"], "no config.json"),
+}
+MANY = """
+import contextlib, io, json, sys
+from selectit_hf import cli
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["selectit", "run", *arguments, "--out", "run"]
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            code = cli.main()
+        except SystemExit as stop:
+            code = stop.code
+    print(json.dumps([code, err.getvalue()]))
+"""
+
+
+def test_what_is_not_there_is_said_before_any_work(server: HubServer, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    server.add_repo("model", "user/empty", {"a.txt": b"a"})
+    local = {"DATA": str(tmp_path / "rows.json")}
+    commands = [[local.get(word, word) for word in words] for words, _ in MISSING.values()]
+    done = python(server, tmp_path / "home", "-c", MANY, json.dumps(commands))
+    assert done.returncode == 0, done.stderr
+    outcomes = [json.loads(line) for line in done.stdout.splitlines()]
+    for (_, message), (code, err) in zip(MISSING.values(), outcomes, strict=True):
+        assert code == 1, err
+        assert message in err
+        assert "Traceback" not in err
+    assert not Path("run").exists()
+
+
+def test_no_network_and_no_cache(server: HubServer, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    done = selectit(
+        server,
+        tmp_path / "home",
+        *["run", str(tmp_path / "rows.json"), "--model", "user/tiny", "--out", "run"],
+        HF_ENDPOINT="http://127.0.0.1:9",
+    )
+    assert done.returncode == 1
+    assert "The Hub cannot be reached to look up the model 'user/tiny'" in done.stderr

@@ -1,0 +1,262 @@
+"""A run folder: whole, resumable, and the same ratings reflected on in many ways."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+
+from selectit_hf import SentenceScore, select
+from selectit_hf.engine import Engine
+from selectit_hf.errors import InputError, RunError, SettingError
+from selectit_hf.runs import Reflection, Run, survey
+from selectit_hf.selection import Cut
+from selectit_hf.sources import Source
+
+SOURCE = Source("rows.json", None, "train", "sha256:0")
+
+
+@pytest.fixture
+def rows() -> Dataset:
+    return Dataset.from_dict(
+        {
+            "instruction": [f"Say {i}." for i in range(11)],
+            "output": ["" if i == 3 else f"{i} " * (i + 1) for i in range(11)],
+            "note": list(range(11)),
+        }
+    )
+
+
+@pytest.fixture
+def scorers(
+    checkpoint: Path, make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> list[SentenceScore]:
+    second = make_checkpoint(tmp_path / "second", seed=8, hidden_size=64)
+    return [SentenceScore(str(checkpoint)), SentenceScore(str(second))]
+
+
+@pytest.fixture
+def run(tmp_path: Path, rows: Dataset, scorers: list[SentenceScore]) -> Run:
+    run = Run.start(tmp_path / "run", rows, SOURCE, scorers, shard_size=4)
+    run.rate(rows, scorers)
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*.parquet"))
+    }
+
+
+def test_the_folder_holds_what_it_says(run: Run, rows: Dataset) -> None:
+    run.finish(rows, Reflection(), Cut(n=5))
+    shards = [f"ratings/{slug}/0000{i}" for slug in ("random_llama", "second") for i in range(3)]
+    names = {str(p.relative_to(run.folder)) for p in run.folder.rglob("*") if p.is_file()}
+    assert names == {
+        "plan.json",
+        "scores.parquet",
+        "selected.parquet",
+        "selection.json",
+        "summary.json",
+        *(f"{shard}{ending}" for shard in shards for ending in (".parquet", ".json")),
+    }
+
+
+def test_shards_are_what_one_map_gives(
+    run: Run, rows: Dataset, scorers: list[SentenceScore]
+) -> None:
+    for scorer in scorers:
+        mapped = rows.map(scorer, batched=True, load_from_cache_file=False)
+        ratings = run.ratings(scorer.slug)
+        assert ratings.statuses == mapped[f"status__{scorer.slug}"]
+        assert ratings.statuses[3] == "empty"
+        for row, expected in enumerate(mapped[f"rating_logprobs__{scorer.slug}"]):
+            if expected is None:
+                assert np.isnan(ratings.logprobs[row]).all()
+            else:
+                np.testing.assert_allclose(ratings.logprobs[row], expected, atol=1e-4)
+
+
+def test_selected_rows_keep_their_columns(run: Run, rows: Dataset) -> None:
+    selection, summary = run.finish(rows, Reflection(), Cut(n=5))
+    selected = pq.read_table(run.folder / "selected.parquet")
+    assert selected.column_names[:3] == ["instruction", "output", "note"]
+    assert selected.num_rows == summary["selected"] == 5
+    original = rows.select(selected["note"].to_pylist())
+    assert selected.select(["instruction", "output", "note"]).to_pylist() == original.to_list()
+    scores = pq.read_table(run.folder / "scores.parquet")
+    assert scores["row"].to_pylist() == list(range(11))
+    best = sorted(
+        (row for row in scores.to_pylist() if row["model_score"] is not None),
+        key=lambda row: -row["model_score"],
+    )
+    assert sorted(row["row"] for row in best[:5]) == selected["note"].to_pylist()
+    assert selection.threshold == pytest.approx(best[4]["model_score"])
+    facts = json.loads((run.folder / "selection.json").read_text())
+    assert facts["reasons"] == {"selected": 5, "below the threshold": 5, "empty": 1}
+
+
+def test_a_second_run_asks_nothing_and_ends_the_same(
+    run: Run, rows: Dataset, scorers: list[SentenceScore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.finish(rows, Reflection(), Cut())
+    before = contents(run.folder)
+
+    def never(self: Engine, *args: Any) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr(Engine, "next_token_logprobs", never)
+    again = Run.start(run.folder, rows, SOURCE, scorers)
+    again.rate(rows, scorers)
+    again.finish(rows, Reflection(), Cut())
+    assert contents(run.folder) == before
+
+
+@pytest.mark.parametrize("damage", ["parquet gone", "sidecar gone", "one bit", "cut short"])
+def test_a_damaged_shard_is_rated_again(
+    run: Run, rows: Dataset, scorers: list[SentenceScore], damage: str
+) -> None:
+    before = contents(run.folder)
+    shard = run.folder / "ratings" / "second" / "00001.parquet"
+    if damage == "parquet gone":
+        shard.unlink()
+    elif damage == "sidecar gone":
+        shard.with_suffix(".json").unlink()
+    elif damage == "cut short":
+        shard.write_bytes(shard.read_bytes()[:-20])
+    else:
+        data = bytearray(shard.read_bytes())
+        data[len(data) // 2] ^= 1
+        shard.write_bytes(data)
+    with pytest.raises(RunError, match="rows 4 to 7 are not rated by 'second'"):
+        run.finish(rows, Reflection(), Cut())
+    assert not (run.folder / "selected.parquet").exists()
+    run.rate(rows, scorers)
+    assert contents(run.folder) == before
+
+
+def test_stopped_in_the_middle_it_goes_on(
+    tmp_path: Path,
+    rows: Dataset,
+    scorers: list[SentenceScore],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batches = 0
+    original = Engine.next_token_logprobs
+
+    def stops(self: Engine, *args: Any) -> Any:
+        nonlocal batches
+        batches += 1
+        if batches == 3:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    stopped = Run.start(tmp_path / "stopped", rows, SOURCE, scorers, shard_size=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "next_token_logprobs", stops)
+        with pytest.raises(KeyboardInterrupt):
+            stopped.rate(rows, scorers)
+    assert len(contents(stopped.folder)) == 2
+    again = Run.start(tmp_path / "stopped", rows, SOURCE, scorers)
+    again.rate(rows, scorers)
+    assert contents(again.folder) == contents(run.folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"max_length": 90}, "rating.max_length: None, now 90"),
+        ({"token_budget": 77}, "token_budget: 4096, now 77"),
+        ({"turns": "all"}, "rating.turns: None, now 'all'"),
+        ({"rating_prompts": ["1 to {k}?"] * 5}, "rating.rating_prompts.0"),
+        ({"dtype": "bfloat16"}, "models.0.dtype: 'float32', now 'bfloat16'"),
+    ],
+)
+def test_another_plan_is_refused_by_name(
+    run: Run, rows: Dataset, scorers: list[SentenceScore], change: dict[str, Any], named: str
+) -> None:
+    changed = [replace(scorer, **change) for scorer in scorers]
+    with pytest.raises(RunError, match="planned differently") as caught:
+        Run.start(run.folder, rows, SOURCE, changed)
+    assert named in str(caught.value)
+
+
+def test_other_rows_shards_or_models_are_refused(
+    run: Run, rows: Dataset, scorers: list[SentenceScore]
+) -> None:
+    edited = rows.map(lambda row: {"output": row["output"] + "!"})
+    with pytest.raises(RunError, match=r"input\.fingerprint"):
+        Run.start(run.folder, edited, SOURCE, scorers)
+    with pytest.raises(RunError, match=r"shard_size: 4, now 5"):
+        Run.start(run.folder, rows, SOURCE, scorers, shard_size=5)
+    with pytest.raises(RunError, match=r"models\.0\.model"):
+        Run.start(run.folder, rows, SOURCE, scorers[::-1])
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    tmp_path: Path, rows: Dataset, scorers: list[SentenceScore]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
+    with pytest.raises(RunError, match=r"no plan\.json"):
+        Run.start(tmp_path / "photos", rows, SOURCE, scorers)
+    with pytest.raises(RunError, match="no run folder"):
+        Run.open(tmp_path / "photos")
+
+
+def test_nothing_of_this_machine_is_written(run: Run, rows: Dataset, tmp_path: Path) -> None:
+    run.finish(rows, Reflection(), Cut())
+    for path in run.folder.rglob("*"):
+        if path.is_file():
+            assert str(tmp_path).encode() not in path.read_bytes(), path
+
+
+def test_reflecting_again_is_what_scoring_anew_gives(
+    run: Run, rows: Dataset, scorers: list[SentenceScore], tmp_path: Path
+) -> None:
+    how = Reflection(alpha=1.5, variant="released", by="sentence_score__second")
+    out = tmp_path / "again"
+    selection, _ = run.finish(rows, replace(how, variant="paper"), Cut(proportion=0.5), out)
+    fresh = rows.map(replace(scorers[1], alpha=1.5), batched=True)
+    expected = select(fresh, by="sentence_score__second", proportion=0.5)
+    assert selection.selected["note"] == expected.selected["note"]
+    np.testing.assert_allclose(
+        pq.read_table(out / "scores.parquet")["sentence_score__second"].drop_null(),
+        [score for score in fresh["sentence_score__second"] if score is not None],
+        atol=1e-5,
+    )
+    with pytest.raises(SettingError, match="exactly three models"):
+        run.finish(rows, how, Cut(), out)
+
+
+def test_several_turns_stop_before_a_model_is_loaded(scorers: list[SentenceScore]) -> None:
+    turn = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    talk = Dataset.from_dict({"conversations": [turn, turn * 2, turn * 3]})
+    with pytest.raises(InputError, match=r"2 of 3 rows.*--turns first.*--turns all"):
+        survey(talk, scorers[0].reader)
+
+
+def test_the_fingerprint_follows_the_rows(rows: Dataset, scorers: list[SentenceScore]) -> None:
+    reader = scorers[0].reader
+    assert survey(rows, reader) == survey(Dataset.from_list(rows.to_list()), reader)
+    assert survey(rows, reader) != survey(rows.select(range(10)), reader)
+    assert survey(rows, reader) != survey(rows.select([1, 0, *range(2, 11)]), reader)
+
+
+def test_the_summary_counts_and_warns(run: Run, rows: Dataset) -> None:
+    _, summary = run.finish(rows, Reflection(), Cut(n=5))
+    facts = summary["models"]["second"]
+    assert facts["statuses"] == {"empty": 1, "ok": 10}
+    logprobs = run.ratings("second").logprobs
+    masses = [np.exp(one.astype(float)).sum(-1) for one in logprobs if not np.isnan(one).any()]
+    assert facts["rating_mass"] == pytest.approx(float(np.mean(masses)))
+    lengths = [len(text) for i, text in enumerate(rows["output"]) if i != 3]
+    assert summary["mean_response_characters"]["all"] == round(sum(lengths) / 10, 1)
+    assert len(summary["best"]) == len(summary["worst"]) == 3
