@@ -32,6 +32,8 @@ from selectit_hf.scorers import ModelScore, SentenceScore
 from selectit_hf.selection import Cut, Selection, select
 from selectit_hf.sources import Source
 
+__all__ = ["app", "main"]
+
 app = typer.Typer(
     name="selectit",
     no_args_is_help=True,
@@ -235,6 +237,8 @@ def score(
     """
     write = _writer(out)
     rows, _ = sources.load(dataset, split)
+    if not as_json:
+        datasets.enable_progress_bars()
     for scorer in scorers:
         scorer = replace(scorer, alpha=how.alpha, variant=how.variant)
         rows = rows.map(scorer, batched=True, features=scorer.features(rows), desc=scorer.slug)
@@ -424,24 +428,25 @@ def _say(facts: dict[str, Any], as_json: bool, words: str) -> None:
 
 
 @contextmanager
-def _progress(run_: Run, quiet: bool) -> Iterator[Callable[[str, float], None]]:
+def _progress(run_: Run, quiet: bool) -> Iterator[Callable[[str, int], None]]:
     """Rows done, rows a second and time left, for each model."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total} rows"),
-        TextColumn("{task.fields[speed]}"),
+        TextColumn("{task.fields[rows]}"),
         TimeRemainingColumn(),
         console=screen,
         disable=quiet,
     )
     with bar:
-        tasks = {slug: bar.add_task(slug, total=run_.rows, speed="") for slug in run_.slugs}
+        k = run_.plan["rating"]["k"]
+        tasks = {slug: bar.add_task(slug, total=run_.rows * k, rows="") for slug in run_.slugs}
 
-        def advance(slug: str, rows: float) -> None:
-            speed = bar.tasks[tasks[slug]].speed
-            shown = "" if speed is None else f"{speed:.1f} rows/s"
-            bar.update(tasks[slug], advance=rows, speed=shown)
+        def advance(slug: str, prompts: int) -> None:
+            bar.advance(tasks[slug], prompts)
+            task = bar.tasks[tasks[slug]]
+            speed = "" if task.speed is None else f", {task.speed / k:.1f} rows/s"
+            bar.update(task.id, rows=f"{task.completed / k:.0f}/{run_.rows} rows{speed}")
 
         yield advance
 
@@ -487,6 +492,7 @@ def _quieten(debug: bool) -> None:
         for library in (datasets, transformers):
             cast(Any, library.utils.logging).set_verbosity_error()
         cast(Any, transformers.utils.logging).disable_progress_bar()
+        datasets.disable_progress_bars()
 
 
 def main() -> None:

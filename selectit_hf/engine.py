@@ -35,7 +35,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TOKEN_BUDGET = {"cuda": 32768, "cpu": 4096}
+TOKEN_BUDGET = {"cuda": 32768, "cpu": 1024}
 
 HEAD_ROWS = 16384
 OUT_OF_MEMORY = (
@@ -183,7 +183,7 @@ class Engine:
             values = self._logprobs(rows, length, chosen)
             return Read(values, np.zeros(len(rows), dtype=np.bool_), 0)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not _is_out_of_memory(error):
                 raise
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -216,7 +216,7 @@ class Engine:
         return result
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out, in any of the ways PyTorch says it."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True

@@ -99,7 +99,7 @@ def _texts(source: str | Path | Sequence[str] | None) -> list[str]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"The rating prompt file {path} cannot be read ({error}); give a UTF-8 text file "

@@ -11,9 +11,11 @@ from importlib.resources import files
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
+
 from selectit_hf.errors import InputError, SettingError
 
-__all__ = ["LAYOUTS", "STATUSES", "Pair", "RowReader", "Turns", "worst"]
+__all__ = ["LAYOUTS", "STATUSES", "Layout", "Pair", "RowReader", "Turns", "worst"]
 
 STATUSES = (
     "ok",
@@ -198,7 +200,7 @@ def _read_orca(row: dict[str, Any], settings: RowReader) -> Pair:
 
 def _read_prompt_completion(row: dict[str, Any], settings: RowReader) -> Pair:
     prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, str) or isinstance(completion, str) or None in (prompt, completion):
+    if any(value is None or isinstance(value, str) for value in (prompt, completion)):
         return Pair(_text(prompt), _text(completion))
     return _from_turns(_turns(prompt) + _turns(completion), settings.turns)
 
@@ -282,6 +284,8 @@ def _turns(value: object) -> list[_Turn]:
     """Turns of a list of ``{role, content}`` or ``{from, value}``, or of a dict of lists."""
     if value is None:
         raise _Unratable("empty")
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, Mapping):
         value = _rows_of_columns(value)
     if not isinstance(value, Sequence) or isinstance(value, str):

@@ -43,8 +43,8 @@ LIBRARIES = ("datasets", "huggingface_hub", "numpy", "tokenizers", "torch", "tra
 OF_A_MODEL = ("model", "revision", "dtype", "name")
 OF_A_REFLECTION = ("alpha", "variant", "versions")
 
-Progress = Callable[[str, float], None]
-"""Told a model's slug and how many more rows are done."""
+Progress = Callable[[str, int], None]
+"""Told a model's slug and how many more rating prompts are done, k for each row."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class Run:
                 if self._sidecar(scorer.slug, number) is None:
                     self._rate_shard(dataset, scorer, number, progress)
                 elif progress is not None:
-                    progress(scorer.slug, len(rows))
+                    progress(scorer.slug, len(rows) * scorer.k)
 
     def _rate_shard(
         self, dataset: Dataset, scorer: SentenceScore, number: int, progress: Progress | None
@@ -196,7 +196,7 @@ class Run:
             nonlocal asked
             asked += prompts
             if progress is not None:
-                progress(scorer.slug, prompts / scorer.k)
+                progress(scorer.slug, prompts)
 
         ratings = scorer.rate(batch, progress=tell)
         tell(len(rows) * scorer.k - asked)  # rows that could not be asked about are done too

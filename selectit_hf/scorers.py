@@ -74,7 +74,7 @@ class RatingScorer:
         device: ``"cpu"``, ``"cuda:0"``, ...; ``None``: ``SELECTIT_DEVICE``, else the GPU of this
             worker's rank, else the CPU.
         token_budget: padded tokens in a forward pass; ``None``: ``SELECTIT_TOKEN_BUDGET``, else
-            32768 on CUDA and 4096 on the CPU. Neither ``device`` nor ``token_budget`` is part of
+            32768 on CUDA and 1024 on the CPU. Neither ``device`` nor ``token_budget`` is part of
             what is hashed and pickled, so they do not reach the workers of ``num_proc``; the
             environment variables do.
         name: the ``slug`` in the column names, in place of the model's name.

@@ -53,8 +53,8 @@ class Cut:
             object.__setattr__(self, "proportion", 0.2)
         if self.proportion is not None and not 0 < self.proportion <= 1:
             raise SettingError(f"proportion={self.proportion} must be above 0 and at most 1.")
-        if self.n is not None and self.n < 1:
-            raise SettingError(f"n={self.n} must be at least 1.")
+        if self.n is not None and (self.n != int(self.n) or self.n < 1):
+            raise SettingError(f"n={self.n} must be a whole number of at least 1.")
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise SettingError(f"threshold={self.threshold} must be a finite number.")
 
@@ -143,15 +143,14 @@ def select(
     return Selection(
         selected=dataset.select(np.flatnonzero(kept)),
         rejected=dataset.select(np.flatnonzero(~kept)),
-        threshold=cut.threshold if cut.threshold is not None else lowest(scores, kept),
+        threshold=cut.threshold if cut.threshold is not None else _lowest(scores, kept),
         by=column,
         cut=cut,
         decisions=decisions,
     )
 
 
-def lowest(scores: NDArray[np.float64], kept: NDArray[np.bool_]) -> float | None:
-    """The lowest kept score."""
+def _lowest(scores: NDArray[np.float64], kept: NDArray[np.bool_]) -> float | None:
     return float(scores[kept].min()) if kept.any() else None
 
 
@@ -220,7 +219,8 @@ def _select_lazily(dataset: IterableDataset, by: str | None, cut: Cut) -> Select
     column, threshold = score_column(columns, by), cut.threshold
 
     def keep(row: Mapping[str, Any]) -> bool:
-        return row[column] is not None and row[column] >= threshold
+        score = row[column]
+        return score is not None and math.isfinite(score) and score >= threshold
 
     def drop(row: Mapping[str, Any]) -> bool:
         return not keep(row)
@@ -241,4 +241,7 @@ def _reasons(dataset: Dataset, column: str) -> list[str | None] | None:
     """The statuses beside a score column."""
     name = column.partition("__")[2]
     status = f"status__{name}" if name else "selectit_status"
-    return list(dataset[status]) if status in dataset.column_names else None
+    if status not in dataset.column_names:
+        return None
+    statuses: list[str | None] = dataset.with_format("arrow")[:][status].to_pylist()
+    return statuses

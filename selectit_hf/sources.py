@@ -1,14 +1,25 @@
 """Where rows come from: a dataset of the Hub or a local file, pinned to what it holds."""
 
 import hashlib
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
+import datasets
+import pandas
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    Value,
+    load_dataset,
+    load_dataset_builder,
+    load_from_disk,
+)
 from datasets.exceptions import DatasetsError
 from httpx2 import HTTPError
 from huggingface_hub import HfApi
@@ -24,12 +35,24 @@ from selectit_hf.errors import InputError
 
 __all__ = ["Source", "load"]
 
-READERS = {
+NO_ROWS = ("corresponds to no data", "No columns to parse", "BatchSize must be greater than 0")
+"""How the readers say that a file has no rows."""
+
+
+def _read_csv(path: str) -> Dataset:
+    """Every cell a text as it stands: 007 is no number, and NA no missing value."""
+    names = pandas.read_csv(path, nrows=0).columns
+    types = Features({name: Value("string") for name in names})
+    return Dataset.from_csv(path, features=types, keep_default_na=False)
+
+
+READERS: dict[str, Callable[[str], Dataset]] = {
     ".json": Dataset.from_json,
     ".jsonl": Dataset.from_json,
     ".parquet": Dataset.from_parquet,
-    ".csv": Dataset.from_csv,
+    ".csv": _read_csv,
 }
+
 HUB_NAME = re.compile(r"(?P<name>[^:@]+)(:(?P<config>[^@]+))?(@(?P<revision>.+))?")
 
 
@@ -66,7 +89,7 @@ def load(dataset: str, split: str | None = None) -> tuple[Dataset, Source]:
     else:
         rows, source = _load_hub(dataset, split)
     if not len(rows):
-        raise InputError(f"The dataset {source.name!r}, split {source.split!r}, has no rows.")
+        raise _without_rows(source.name)
     return rows, source
 
 
@@ -81,17 +104,37 @@ def _load_file(path: Path, split: str | None) -> tuple[Dataset, Source]:
         )
     if split not in (None, "train"):
         raise InputError(f"A single file has no split {split!r}; leave --split away.")
+    if path.stat().st_size == 0:
+        raise _without_rows(path.name)
     with _readable(path.name):
-        rows = READERS[path.suffix](str(path))
-        return rows, Source(path.name, None, "train", _hash_files([path], path.parent))
+        rows = READERS[path.suffix](str(_by_content(path)))
+        return rows, Source(path.name, None, "train", _content_hash([path], path.parent))
+
+
+def _by_content(path: Path) -> Path:
+    """A link to the file, named after what the file holds.
+
+    `datasets` caches what it read under a file's name and time, so a file overwritten in place
+    could come back as it was; and it takes ``*`` or ``::`` in a name for a pattern.
+    """
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "selectit_hf"
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / f"{_file_hash(path)}{path.suffix}"
+    fresh = link.with_name(f"{link.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(path.resolve())
+    return fresh.replace(link)
 
 
 def _load_folder(path: Path, split: str | None) -> tuple[Dataset, Source]:
     with _readable(path.name):
-        loaded = load_from_disk(str(path))
+        try:
+            loaded = load_from_disk(str(path))
+        except IndexError as error:  # what it says of a dataset saved without rows
+            raise _without_rows(path.name) from error
     rows, chosen = _one_split(loaded, split, path.name)
     files = sorted(p for p in path.rglob("*") if p.is_file())
-    return rows, Source(path.name, None, chosen, _hash_files(files, path))
+    return rows, Source(path.name, None, chosen, _content_hash(files, path))
 
 
 def _one_split(loaded: Any, split: str | None, name: str) -> tuple[Dataset, str]:
@@ -115,13 +158,16 @@ def _choose_split(splits: list[str], split: str | None, name: str) -> str:
     )
 
 
-def _hash_files(files: list[Path], root: Path) -> str:
+def _content_hash(files: list[Path], root: Path) -> str:
     total = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        total.update(f"{path.relative_to(root)}\0{digest}\n".encode())
+        total.update(f"{path.relative_to(root)}\0{_file_hash(path)}\n".encode())
     return f"sha256:{total.hexdigest()}"
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # The Hub
@@ -185,7 +231,13 @@ def _readable(name: str) -> Iterator[None]:
     except (DatasetsError, HTTPError, OSError, ValueError) as error:
         cause = error.__cause__ or error
         detail = str(cause).strip().split("\n", 1)[0]
+        if any(text in detail for text in NO_ROWS):
+            raise _without_rows(name) from error
         raise InputError(
             f"The dataset {name!r} cannot be read: {detail} Check that every row has the same "
             "columns and types, and that the file is what its ending says."
         ) from error
+
+
+def _without_rows(name: str) -> InputError:
+    return InputError(f"The dataset {name!r} has no rows; there is nothing to rate.")

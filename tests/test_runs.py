@@ -173,7 +173,7 @@ def test_stopped_in_the_middle_it_goes_on(
     ("change", "named"),
     [
         ({"max_length": 90}, "rating.max_length: None, now 90"),
-        ({"token_budget": 77}, "token_budget: 4096, now 77"),
+        ({"token_budget": 77}, "token_budget: 1024, now 77"),
         ({"turns": "all"}, "rating.turns: None, now 'all'"),
         ({"rating_prompts": ["1 to {k}?"] * 5}, "rating.rating_prompts.0"),
         ({"dtype": "bfloat16"}, "models.0.dtype: 'float32', now 'bfloat16'"),
