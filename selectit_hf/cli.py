@@ -43,6 +43,8 @@ app = typer.Typer(
     help="Let base LLMs rate an instruction dataset and keep the best fifth (SelectIT, "
     "arXiv 2402.16705). Start with [bold]selectit demo[/bold], then "
     "[bold]selectit run DATASET --model MODEL --out RUN[/bold].",
+    epilog="Exit codes: 0 done, 1 an error with its remedy, 2 wrong usage, 70 a fault of selectit, "
+    "130 stopped by Ctrl-C.",
 )
 screen = Console(stderr=True)
 

@@ -35,6 +35,9 @@ def check_scale(k: int) -> None:
 class Template:
     """A rating prompt's layout.
 
+    Special tokens written in it are text like any other; a chat layout comes from the tokenizer's
+    own chat template (``chat=True``).
+
     Raises:
         SettingError: a field is missing, doubled or out of order, or nothing follows the response
             (the model must be led to answer with a rating, not to go on with the response).

@@ -203,7 +203,7 @@ class PromptEncoder:
 
 
 def _longest(text: str, fits: Callable[[str], bool]) -> str:
-    """The longest start of ``text`` that fits, by doubling and then halving; ``""`` always does."""
+    """A start of ``text`` that fits while one more character does not; ``""`` always fits."""
     low, high = 0, 1
     while high < len(text) and fits(text[:high]):
         low, high = high, 2 * high
