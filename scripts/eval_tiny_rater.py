@@ -185,6 +185,16 @@ def level_table(summary: dict) -> str:
     return table(["score", "seen phrasings", "unseen phrasings", "random weights"], body)
 
 
+def level_sentence(summary: dict) -> str:
+    """What averaging over the prompts adds, and what the deviation adds to that."""
+    means = {p: {x: leaf["mean"] for x, leaf in a.items()} for p, a in summary["auc"].items()}
+    averaged = [f"{m['mean'] - m['token']:+.4f}" for m in means.values()]
+    deviated = [f"{m['sentence'] - m['mean']:+.4f}" for m in means.values()]
+    return f"""Averaging over five rating prompts changes the mean AUC of the first prompt by
+{averaged[0]} (seen) and {averaged[1]} (unseen phrasings). The deviation term of the sentence level
+changes that of the average by {deviated[0]} and {deviated[1]}."""
+
+
 def defect_table(summary: dict) -> str:
     share, seen, unseen = summary["defect_share"], *summary["defect"].values()
     body = ([d, f"{share[d]['mean']:.3f}", *cells(seen[d], unseen[d])] for d in DEFECTS)
@@ -221,6 +231,7 @@ def tables(summary: dict, seeds: Sequence[int], count: int) -> str:
 AUC of good against defective rows, ties counted half: the mean over the seeds and, in brackets, the
 minimum.""",
         level_table(summary),
+        level_sentence(summary),
         "By kind of defect (that kind against all good rows, sentence level):",
         defect_table(summary),
         "By task family (sentence level, seen phrasings):",

@@ -3,8 +3,8 @@
 A *family* draws a `Task`: an instruction, the wordings a response may take, and contents that are
 right, wrong or partly right. `respond` turns a task into a good response or a defective one, and
 `rows` makes a data set of them. Two families (`UNSEEN_FAMILIES`) never take part in training.
-Instructions fall into two halves by their text alone (`is_held_out`): training reads one half and
-evaluation the other, so no evaluated instruction was trained on, whatever the seeds.
+A checksum of its text says whether an instruction is held out (`is_held_out`, one in six): training
+draws from the others only, so no evaluated instruction was trained on, whatever the seeds.
 
     python scripts/tiny_rater_data.py --seed 7 --rows 5     # look at a few rows
 """

@@ -1,4 +1,4 @@
-"""The generator behind tiny-rater: what it promises about rows, defects, halves and phrasings."""
+"""What the generator behind tiny-rater promises: rows, defects, held-out tasks, phrasings."""
 
 import itertools
 import json
@@ -86,7 +86,7 @@ def test_a_defective_response_is_never_a_good_one(defect):
 
 
 def test_training_and_evaluation_share_no_instruction(rows):
-    rng = random.Random("halves")
+    rng = random.Random("held out")
     trained = {data.draw(rng, family, held_out=False).prompt for family in SEEN for _ in range(300)}
     evaluated = {f"{r['instruction']}\n{r['input']}".removesuffix("\n") for r in rows}
     assert len(trained) > 1000
