@@ -5,6 +5,7 @@ the ``selectit`` command for all of it at once.
 """
 
 from selectit_hf.errors import SelectItError
+from selectit_hf.publishing import publish
 from selectit_hf.scorers import (
     ModelScore,
     SentenceScore,
@@ -22,6 +23,7 @@ __all__ = [
     "SentenceScore",
     "TokenScore",
     "model_score",
+    "publish",
     "select",
     "sentence_score",
     "token_score",

@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -23,9 +23,12 @@ from rich.table import Table
 from rich.text import Text
 
 from selectit_hf import sources
+from selectit_hf.card import CardSettings
 from selectit_hf.checkpoints import TINY_RATER
 from selectit_hf.errors import InputError, RunError, SelectItError, SettingError
+from selectit_hf.hub import Pushed, PushSettings
 from selectit_hf.prompts import RELEASED_TEMPLATE
+from selectit_hf.publishing import push_run
 from selectit_hf.report import LOW_RATING_MASS
 from selectit_hf.runs import Reflection, Run
 from selectit_hf.scorers import ModelScore, SentenceScore
@@ -145,6 +148,32 @@ def _cut(
     variant: str = "paper",
 ) -> Cut:
     return Cut(proportion, n, threshold, cast(Any, variant))
+
+
+def _card(
+    license: Annotated[
+        str | None, typer.Option(help="Instead of the source's, as in cc-by-nc-4.0.")
+    ] = None,
+    language: Annotated[
+        list[str] | None, typer.Option(help="Code of the rows' language, as in en. Repeatable.")
+    ] = None,
+    pretty_name: Annotated[str | None, typer.Option(help="Title of the card.")] = None,
+    examples: Annotated[
+        bool, typer.Option("--examples", help="Show the best and worst rows.")
+    ] = False,
+) -> CardSettings:
+    return CardSettings(license, tuple(language or ()), pretty_name, examples)
+
+
+def _push(
+    public: Annotated[bool, typer.Option("--public", help="To a public repository.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Replace an earlier push.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace whatever is there.")
+    ] = False,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="As one pull request.")] = False,
+) -> PushSettings:
+    return PushSettings(public, update, overwrite, create_pr)
 
 
 def _screen(
@@ -298,6 +327,30 @@ def select_command(
         "out": str(out),
     }
     _say(facts, as_json, f"{len(selection.selected)} of {len(rows)} rows are in {out}.")
+
+
+@app.command()
+@_with(card=_card, settings=_push, as_json=_screen)
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    repo: Annotated[str, typer.Argument(help="As in user/selective-alpaca.")],
+    card: CardSettings,
+    settings: PushSettings,
+    as_json: bool,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Push; without it nothing is written.")
+    ] = False,
+) -> None:
+    """Publish a finished run as a dataset on the Hub, with a card, all scores and a manifest.
+
+    Without --yes it prints what would be pushed. One commit, private unless --public, read back
+    and compared. The login is that of 'hf auth login', or HF_TOKEN.
+    """
+    tell = screen.out if as_json else print
+    done = push_run(run, repo, yes=yes, card=card, settings=settings, tell=tell)
+    if as_json:
+        facts = asdict(done) if isinstance(done, Pushed) else {"repo": repo, "new": False}
+        print(json.dumps(facts, ensure_ascii=False))
 
 
 @app.command()

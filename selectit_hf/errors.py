@@ -6,12 +6,14 @@ SelectItError
 ├── ModelError      a checkpoint that cannot be found or loaded
 │   └── TokenizerError  a tokenizer in which the rating tokens cannot be told apart
 ├── RatingsError    stored ratings that do not belong to the scorer that meets them
-└── RunError        a run folder that does not fit what is asked of it
+├── RunError        a run folder that does not fit what is asked of it
+└── HubError        a push that was refused, stopped or found wrong, and what the Hub holds now
 
 A row that cannot be rated is no error: it gets null scores and a status.
 """
 
 __all__ = [
+    "HubError",
     "InputError",
     "ModelError",
     "RatingsError",
@@ -48,3 +50,7 @@ class RatingsError(SelectItError):
 
 class RunError(SelectItError):
     """A run folder that does not fit what is asked of it."""
+
+
+class HubError(SelectItError):
+    """A push that was refused, stopped or found wrong; the message says what the Hub holds now."""

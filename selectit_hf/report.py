@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from selectit_hf.contrast import contrast
 from selectit_hf.ratings import Ratings
 from selectit_hf.reflection import rating_mass
 from selectit_hf.rows import Pair, RowReader
@@ -48,6 +49,7 @@ def summarise(
             "selected": _mean(lengths[kept]),
             "all": _mean(lengths),
         },
+        "contrast": contrast(scored, kept, reader),
         "reasons": selection.reasons,
         "models": {slug: _model_facts(rated) for slug, rated in ratings.items()},
         "best": _examples(scored, selection, reader, best=True),

@@ -16,8 +16,8 @@ FLOORS = {
     1: {"rows", "reflection", "selection", "sources"},
     2: {"prompts", "tokens", "checkpoints", "ratings", "engine"},
     3: {"raters", "scorers"},
-    4: {"runs", "report", "contrast", "plots", "card"},
-    5: {"cli", "hub"},
+    4: {"runs", "report", "contrast", "plots", "card", "finished", "staging"},
+    5: {"cli", "hub", "publishing", "remote"},
     6: {"__init__", "__main__"},
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}

@@ -1,0 +1,190 @@
+"""From a finished run, or a selection made in Python, to a dataset on the Hub."""
+
+import logging
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+from selectit_hf import sources
+from selectit_hf.card import CardSettings, as_dict, inherited, make_card
+from selectit_hf.errors import InputError
+from selectit_hf.finished import Finished, from_run, from_selection
+from selectit_hf.hub import Pushed, PushPlan, PushSettings, check_repo, plan_push, push
+from selectit_hf.remote import FAILURES, failure, patiently
+from selectit_hf.scorers import ModelScore, RatingScorer
+from selectit_hf.selection import Selection
+from selectit_hf.sources import Source
+from selectit_hf.staging import stage
+
+__all__ = ["publish", "push_run"]
+
+logger = logging.getLogger(__name__)
+
+SOURCE = re.compile(r"([^:@]+)(?::([^@]+))?(?:@(.+))?")
+NO_LICENCE = (
+    "the source names no licence that could be inherited, so the card says 'other'; give --license "
+    "if you know it"
+)
+
+
+def push_run(
+    run: Path,
+    repo: str,
+    *,
+    yes: bool = False,
+    card: CardSettings | None = None,
+    settings: PushSettings | None = None,
+    tell: Callable[[str], None] = print,
+    api: HfApi | None = None,
+) -> Pushed | PushPlan:
+    """Push a finished run to a dataset repository, or tell what that would do.
+
+    Args:
+        run: the run folder.
+        repo: ``user/name``.
+        yes: do it; else nothing is written.
+        card: what a person adds to the card.
+        settings: what the push may do.
+        tell: takes the words for a person.
+        api: the client, with a token; by default that of the login.
+
+    Raises:
+        SettingError, RunError, HubError: see `selectit_hf.hub` and `selectit_hf.finished`.
+    """
+    check_repo(repo)
+    api, settings = api or _client(), settings or PushSettings()
+    with _planned(api, from_run(run), repo, card or CardSettings(), settings) as plan:
+        tell(plan.describe())
+        if not yes:
+            tell("nothing pushed; add --yes")
+            return plan
+        done = push(api, plan)
+    tell(_words(done))
+    return done
+
+
+def publish(
+    selection: Selection,
+    repo: str,
+    *,
+    source: str,
+    scorers: Sequence[RatingScorer | ModelScore] = (),
+    split: str = "train",
+    license: str | None = None,
+    language: Sequence[str] = (),
+    pretty_name: str | None = None,
+    examples: bool = False,
+    public: bool = False,
+    update: bool = False,
+    overwrite: bool = False,
+    create_pr: bool = False,
+    dry_run: bool = False,
+    api: HfApi | None = None,
+) -> Pushed | PushPlan:
+    """Publish a selection as a dataset on the Hub, with a card, all scores and a manifest.
+
+    One commit is made in a private repository, and read back. The rows must hold the columns that
+    the scorers wrote; they are compared with ``scorers``, or with the default settings.
+
+    Args:
+        selection: made by `selectit_hf.select` from a `Dataset`.
+        repo: ``user/name``.
+        source: where the rows came from: ``name[:config][@revision]`` on the Hub, or a local file.
+            Without a revision the source's present commit is named.
+        scorers: the scorers that were mapped, where their settings are not the defaults.
+        split: of the source.
+        license, language, pretty_name, examples: see `selectit_hf.card.CardSettings`.
+        public, update, overwrite, create_pr: see `selectit_hf.hub.PushSettings`.
+        dry_run: plan only, and write nothing to the Hub.
+        api: the client, with a token; by default that of the login.
+
+    Returns:
+        What is on the Hub now; with ``dry_run``, the plan.
+
+    Raises:
+        SettingError, RatingsError, InputError: the selection cannot be published as it is.
+        HubError: the push was refused, stopped or found wrong.
+    """
+    check_repo(repo)
+    card = CardSettings(license, tuple(language), pretty_name, examples)
+    settings = PushSettings(public, update, overwrite, create_pr)
+    api = api or _client()
+    finished = from_selection(selection, _pinned(api, source, split), scorers)
+    with _planned(api, finished, repo, card, settings) as plan:
+        for note in plan.notes:
+            logger.warning("%s", note)
+        return plan if dry_run else push(api, plan)
+
+
+@contextmanager
+def _planned(
+    api: HfApi, finished: Finished, repo: str, card: CardSettings, settings: PushSettings
+) -> Iterator[PushPlan]:
+    """A plan whose files lie in a folder that is gone afterwards."""
+    source_card = _source_card(api, finished.facts["input"])
+    licence = inherited(source_card, card)
+    notes = (NO_LICENCE,) if licence.said_by == "nobody" else ()
+    release = version("selectit-hf")
+    with tempfile.TemporaryDirectory(prefix="selectit-push-") as folder:
+        staged = stage(finished, Path(folder))
+        made = make_card(
+            finished.facts,
+            repo,
+            licence=licence,
+            settings=card,
+            source_card=source_card,
+            datasets_data=staged.datasets_data,
+            plots=staged.plots,
+            examples=finished.examples,
+            version=release,
+        )
+        yield plan_push(api, repo, staged, made, settings, release, notes)
+
+
+def _source_card(api: HfApi, source: dict[str, Any]) -> dict[str, Any]:
+    """The front matter of the source's card, at the revision that was rated."""
+    if source["revision"].startswith("sha256:"):
+        return {}
+    try:
+        info = patiently(lambda: api.dataset_info(source["name"], revision=source["revision"]))
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        return {}
+    except FAILURES as error:
+        raise failure(
+            error, f"The licence of {source['name']} cannot be read; nothing was pushed."
+        ) from None
+    return as_dict(info.card_data) if info.card_data else {}
+
+
+def _pinned(api: HfApi, source: str, split: str) -> Source:
+    """A source by name; on the Hub, at the commit that was named or is there now."""
+    if Path(source).expanduser().exists():
+        return sources.load(source, split if split != "train" else None)[1]
+    match = SOURCE.fullmatch(source)
+    if match is None:
+        raise InputError(
+            f"{source!r} is no dataset; write name[:config][@revision] as on the Hub, or the path "
+            "of a local file."
+        )
+    name, config, revision = match.groups()
+    try:
+        sha = patiently(lambda: api.dataset_info(name, revision=revision)).sha
+    except FAILURES as error:
+        raise failure(error, f"The source {source} cannot be found; nothing was pushed.") from None
+    return Source(name, config, split, str(sha))
+
+
+def _client() -> HfApi:
+    return HfApi(token=get_token(), library_name="selectit-hf")
+
+
+def _words(done: Pushed) -> str:
+    what = "pushed" if done.new else "already there"
+    return f"{what} and read back: {done.url} at {done.commit}"

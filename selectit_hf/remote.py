@@ -1,0 +1,198 @@
+"""Reading the Hub, patiently: what is there, and what to make of requests that fail."""
+
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from httpx2 import HTTPError, TransportError
+from huggingface_hub import HfApi, RepoFile
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
+from selectit_hf.errors import HubError
+from selectit_hf.staging import CARD, MANIFEST, File
+
+__all__ = [
+    "FAILURES",
+    "KIND",
+    "WAITS",
+    "Remote",
+    "downloaded",
+    "exists",
+    "failure",
+    "is_ours",
+    "is_same",
+    "is_transient",
+    "patiently",
+    "pause",
+    "read_remote",
+    "redacted",
+    "tree",
+]
+
+T = TypeVar("T")
+
+FAILURES = (HTTPError, OSError, RuntimeError, ValueError)
+"""What the client raises when a request fails; an upload that fails is a bare RuntimeError."""
+
+WAITS = (1.0, 2.0, 4.0)
+"""Seconds between attempts; a 429 may ask for more, up to `LONGEST_WAIT`."""
+
+LONGEST_WAIT = 60.0
+TRANSIENT = (429, 500, 502, 503, 504)
+KIND: dict[str, Any] = {"repo_type": "dataset"}
+
+
+@dataclass(frozen=True)
+class Remote:
+    """What is on the Hub before a push.
+
+    Attributes:
+        head: the commit of the main branch; ``None`` without a repository.
+        private: who sees it.
+        files: each file by its path.
+        manifest: of an earlier push of this package.
+        card: the text of its README.md.
+    """
+
+    head: str | None = None
+    private: bool = True
+    files: Mapping[str, RepoFile] = field(default_factory=dict)
+    manifest: Mapping[str, Any] | None = None
+    card: str = ""
+
+
+def read_remote(api: HfApi, repo: str) -> Remote:
+    """What is in a repository now.
+
+    Raises:
+        HubError: it cannot be read.
+    """
+    try:
+        info = patiently(lambda: api.dataset_info(repo))
+        head = str(info.sha)
+        files = tree(api, repo, head)
+        texts = {
+            path: _download(api, repo, head, path).decode("utf-8", "replace")
+            for path in (CARD, MANIFEST)
+            if path in files
+        }
+    except GatedRepoError as error:
+        raise failure(error, f"{repo} is gated and this login has no access to it.") from None
+    except RepositoryNotFoundError:
+        return Remote()
+    except FAILURES as error:
+        raise failure(error, f"{repo} cannot be read on the Hub; nothing was pushed.") from None
+    manifest = _manifest(texts.get(MANIFEST, ""))
+    return Remote(head, bool(info.private), files, manifest, texts.get(CARD, ""))
+
+
+def tree(api: HfApi, repo: str, revision: str) -> dict[str, RepoFile]:
+    """Every file at a revision, by its path."""
+    found = patiently(
+        lambda: list(api.list_repo_tree(repo, recursive=True, revision=revision, **KIND))
+    )
+    return {entry.path: entry for entry in found if isinstance(entry, RepoFile)}
+
+
+def _manifest(text: str) -> Mapping[str, Any] | None:
+    """A manifest that this package wrote."""
+    try:
+        manifest = json.loads(text)
+    except ValueError:
+        return None
+    known = isinstance(manifest, dict) and manifest.get("format") == "selectit 1"
+    files = manifest.get("files") if known else None
+    if not isinstance(files, dict) or not all(isinstance(f, dict) for f in files.values()):
+        return None
+    return dict(manifest)
+
+
+def is_same(file: File, there: RepoFile) -> bool:
+    """Whether a file on the Hub has these bytes, by the hash that the Hub recorded."""
+    if there.lfs is not None:
+        return bool(there.lfs.sha256 == file.sha256)
+    return bool(there.blob_id == file.git)
+
+
+def is_ours(path: str, remote: Remote) -> bool:
+    """Whether a file is there just as the earlier push left it."""
+    recorded = (remote.manifest or {}).get("files", {}).get(path, {})
+    hashes = (recorded.get("sha256", ""), recorded.get("git", ""))
+    return path in remote.files and is_same(File(0, *hashes), remote.files[path])
+
+
+def exists(api: HfApi, repo: str) -> bool:
+    """Whether there is a dataset repository of this name that the login can see."""
+    try:
+        patiently(lambda: api.dataset_info(repo))
+    except RepositoryNotFoundError:
+        return False
+    return True
+
+
+def _download(api: HfApi, repo: str, commit: str, path: str) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="selectit-read-") as folder:
+        return downloaded(api, repo, commit, path, folder).read_bytes()
+
+
+def downloaded(api: HfApi, repo: str, commit: str, path: str, folder: str) -> Path:
+    """Fetch a file anew, past every cache."""
+    where: dict[str, Any] = {"revision": commit, "local_dir": folder, **KIND}
+    return Path(patiently(lambda: api.hf_hub_download(repo, path, **where)))
+
+
+def patiently(work: Callable[[], T]) -> T:
+    """Do what can be repeated without harm, and repeat it while the Hub is out of sorts."""
+    for wait in WAITS:
+        try:
+            return work()
+        except FAILURES as error:
+            if not is_transient(error):
+                raise
+            time.sleep(pause(error, wait))
+    return work()
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may well succeed a little later."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response is not None and error.response.status_code in TRANSIENT
+    return isinstance(error, (TransportError, LocalEntryNotFoundError, json.JSONDecodeError))
+
+
+def pause(error: BaseException, wait: float) -> float:
+    """Seconds to wait after a failure: what the Hub asked for, else ``wait``."""
+    asked = ""
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        asked = error.response.headers.get("Retry-After", "")
+    return min(float(asked), LONGEST_WAIT) if asked.isdecimal() else wait
+
+
+def failure(error: BaseException, words: str) -> HubError:
+    """What to raise for a failed request: ``words`` and its reason, redacted.
+
+    Raise it ``from None``, since the request's own traceback may hold a token.
+    """
+    root = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+    detail = redacted(" ".join(str(root).split()))[:300]
+    return HubError(f"{words} ({type(root).__name__}: {detail})")
+
+
+def redacted(text: str) -> str:
+    """``text`` without access tokens."""
+    text = re.sub(r"\bhf_[A-Za-z0-9_]{8,}", "hf_***", text)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        token = os.environ.get(name, "").strip()
+        text = text.replace(token, "***") if len(token) >= 8 else text
+    return text
