@@ -5,6 +5,7 @@ import inspect
 import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -24,13 +25,13 @@ from rich.text import Text
 
 from selectit_hf import sources
 from selectit_hf.card import CardSettings
-from selectit_hf.checkpoints import TINY_RATER
+from selectit_hf.checkpoints import DEFAULT_MODEL, TINY_RATER
 from selectit_hf.errors import InputError, RunError, SelectItError, SettingError
 from selectit_hf.hub import Pushed, PushSettings
 from selectit_hf.prompts import RELEASED_TEMPLATE
 from selectit_hf.publishing import push_run
 from selectit_hf.report import LOW_RATING_MASS
-from selectit_hf.runs import Reflection, Run
+from selectit_hf.runs import Reflection, Run, survey
 from selectit_hf.scorers import ModelScore, SentenceScore
 from selectit_hf.selection import Cut, Selection, select
 from selectit_hf.sources import Source
@@ -59,8 +60,9 @@ def _scorers(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A base LLM: Hub name (name[@revision]), folder, or tiny-rater. Repeat it for the "
-            "model level (the paper: Llama-2 7B, 13B and 70B). Default: SELECTIT_MODEL."
+            help="A base LLM: Hub name (name\\[@revision]), folder, or tiny-rater. Repeat it for the "
+            "model level (the paper: Llama-2 7B, 13B and 70B). Default: SELECTIT_MODEL, else "
+            f"{DEFAULT_MODEL}."
         ),
     ] = None,
     k: Annotated[int, typer.Option("--k", help="Top of the scale; number of rating prompts.")] = 5,
@@ -98,7 +100,8 @@ def _scorers(
     ] = None,
 ) -> list[SentenceScore]:
     def scorer(name: str | None) -> SentenceScore:
-        path, _, revision = (name or "").partition("@")
+        is_folder = name is not None and Path(name).expanduser().is_dir()
+        path, _, revision = (name or "", "", "") if is_folder else (name or "").partition("@")
         return SentenceScore(
             model=path or None,
             revision=revision or None,
@@ -221,7 +224,7 @@ DatasetName = Annotated[
     str,
     typer.Argument(
         metavar="DATASET",
-        help="Hub name (name[:config][@revision]), a json, jsonl, parquet or csv file, or a folder "
+        help="Hub name (name\\[:config]\\[@revision]), a json, jsonl, parquet or csv file, or a folder "
         "written by save_to_disk.",
     ),
 ]
@@ -266,8 +269,11 @@ def score(
     Rows that carry ratings by the same model and settings are not rated again. For long jobs prefer
     'selectit run', which loses nothing when it is stopped.
     """
+    if how.by is not None:
+        raise SettingError("--by chooses what to select by; 'selectit score' writes every score.")
     write = _writer(out)
     rows, _ = sources.load(dataset, split)
+    survey(rows, scorers[0].reader)
     if not as_json:
         datasets.enable_progress_bars()
     for scorer in scorers:
@@ -276,8 +282,13 @@ def score(
     if len(scorers) > 1:
         combine = ModelScore(weights=how.weights, alpha=how.alpha, variant=how.variant)
         rows = rows.map(combine, batched=True, features=combine.features(rows))
+    elif how.weights is not None:
+        raise SettingError("--weights combine several models, and there is one.")
     write(rows)
-    _say({"rows": len(rows), "out": str(out)}, as_json, f"{len(rows)} scored rows are in {out}.")
+    statuses = {s.slug: dict(Counter(rows[f"status__{s.slug}"])) for s in scorers}
+    counted = "; ".join(f"{slug}: {_counts(found)}" for slug, found in statuses.items())
+    facts = {"rows": len(rows), "statuses": statuses, "out": str(out)}
+    _say(facts, as_json, f"{len(rows)} rows with score columns are in {out} ({counted}).")
 
 
 @app.command(name="select")
@@ -302,8 +313,10 @@ def select_command(
     From a run, level, alpha, variant and weights may change; a scored dataset is taken as it is.
     """
     if (Path(scored) / "plan.json").is_file():
+        if out.suffix in (".parquet", ".jsonl"):
+            raise SettingError("A run's selection is several files; name a folder with --out.")
         run_ = Run.open(Path(scored))
-        rows = _rows_of(run_, data)
+        rows = _rows_of(run_, data, split)
         _show(*run_.finish(rows, how, cut, out), out, as_json)
         return
     if how != Reflection(variant=how.variant, by=how.by):
@@ -386,6 +399,7 @@ def _run(
     words = f"{len(rows)} rows of {source.name}, read as {layout}: {', '.join(columns)}"
     screen.print(Text(words))
     started = Run.start(out, rows, source, scorers, shard_size)
+    started.check(how, rows.column_names)
     with _progress(started, quiet=as_json) as progress:
         try:
             started.rate(rows, scorers, progress)
@@ -397,7 +411,7 @@ def _run(
     return selection
 
 
-def _rows_of(run_: Run, data: str | None) -> Dataset:
+def _rows_of(run_: Run, data: str | None, split: str | None) -> Dataset:
     source = run_.plan["input"]
     if data is None and source["revision"].startswith("sha256:"):
         raise RunError(
@@ -406,7 +420,8 @@ def _rows_of(run_: Run, data: str | None) -> Dataset:
         )
     config = f":{source['config']}" if source["config"] else ""
     name = data or f"{source['name']}{config}@{source['revision']}"
-    rows, found = sources.load(name, source["split"] if data is None else None)
+    several = data is None or (Path(data) / "dataset_dict.json").is_file()
+    rows, found = sources.load(name, split or (source["split"] if several else None))
     if found.revision != source["revision"]:
         raise RunError(
             f"{found.name!r} has changed since it was rated: {found.revision}, not "
@@ -455,10 +470,14 @@ def _summary_lines(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
     lengths = summary["mean_response_characters"]
     yield "mean response", f"{lengths['selected']} characters selected, {lengths['all']} in all"
     for slug, facts in summary["models"].items():
-        statuses = ", ".join(f"{count} {status}" for status, count in facts["statuses"].items())
+        statuses = _counts(facts["statuses"])
         mass = facts["rating_mass"]
         said = "" if mass is None else f"; rating mass {mass:.4f}"
         yield f"model {slug}", f"{facts['parameters']:,} parameters; {statuses}{said}"
+
+
+def _counts(statuses: dict[str, int]) -> str:
+    return ", ".join(f"{count} {status}" for status, count in statuses.items())
 
 
 def _demo_words(rows: Dataset, selection: Selection, out: Path) -> Text:
@@ -559,6 +578,10 @@ def main() -> None:
             raise
         if isinstance(error, SelectItError):
             screen.print(Text(f"Error: {error}", style="red"))
+            sys.exit(1)
+        if isinstance(error, OSError):
+            words = f"Error: {error}. Check the path, its permissions, and the room on the disk."
+            screen.print(Text(words, style="red"))
             sys.exit(1)
         screen.print(
             Text(

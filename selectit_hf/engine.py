@@ -6,6 +6,7 @@ own head, nothing kept for generation.
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
@@ -38,6 +39,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 TOKEN_BUDGET = {"cuda": 32768, "cpu": 1024}
 
 HEAD_ROWS = 16384
+_IMPORTED_IN = os.getpid()
 OUT_OF_MEMORY = (
     "out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -111,6 +113,7 @@ def load_model(path: str, dtype: str, device: str, **arguments: Any) -> PreTrain
         ModelError: no safetensors weights, an unknown architecture, or weights that are missing
             (they would be drawn at random).
     """
+    _tame_fork()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -132,7 +135,26 @@ def load_model(path: str, dtype: str, device: str, **arguments: Any) -> PreTrain
             "have been drawn at random; use a complete causal language model."
         )
     placed: PreTrainedModel = model.to(torch.device(device)).eval()
+    _check_causal(placed)
     return placed
+
+
+@torch.inference_mode()
+def _check_causal(model: PreTrainedModel) -> None:
+    """Padding is left unmasked, so what comes later must not reach an earlier position."""
+    ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device)
+    one, other = model(input_ids=ids, use_cache=False).logits[:, :3].float()
+    if not torch.allclose(one, other, rtol=1e-2, atol=1e-2, equal_nan=True):
+        raise ModelError(
+            f"{type(model).__name__} is not causal: what follows a token changes what it predicts "
+            "there. Only causal language models rate."
+        )
+
+
+def _tame_fork() -> None:
+    """In a forked worker, use one thread: the threads of the parent are not there to wait for."""
+    if os.getpid() != _IMPORTED_IN:
+        torch.set_num_threads(1)
 
 
 class Engine:
@@ -165,6 +187,7 @@ class Engine:
         log-softmax over the whole vocabulary, computed in float32. The same as one forward pass for
         each sequence alone, up to rounding. ``progress`` is told the number of sequences done.
         """
+        _tame_fork()
         values = np.full((len(ids), len(token_ids)), np.nan, dtype=np.float32)
         oom = np.zeros(len(ids), dtype=np.bool_)
         splits = 0
@@ -242,7 +265,8 @@ def _reads_at(model: PreTrainedModel, last: Tensor) -> Iterator[None]:
         if type(module) is not nn.Linear or module.weight.dtype == torch.float32:
             return None
         hidden = args[0].float()
-        # By parts, since a float32 copy of a large vocabulary's head would cost gigabytes.
+        # Again, since the module did it in 16 bits (one position, so cheap); and by parts, since a
+        # float32 copy of a large vocabulary's head would cost gigabytes.
         parts = [F.linear(hidden, part.float()) for part in torch.split(module.weight, HEAD_ROWS)]
         logits = torch.cat(parts, dim=-1)
         return logits if module.bias is None else logits + module.bias.float()

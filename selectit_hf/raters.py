@@ -84,7 +84,7 @@ class Rater:
             ModelError: the checkpoint cannot be loaded, or cannot rate.
         """
         k = self.question.k
-        encoder = _ENCODER.get((self.checkpoint, self.question), self._load_encoder)
+        encoder = self.encoder()
         encoded = encoder.encode(pairs)
         asked = [i for i, one in enumerate(encoded) if one.ids]
         ids = [encoded[i].ids[j] for i in asked for j in prompts]
@@ -106,6 +106,10 @@ class Rater:
             "revision": self.checkpoint.revision,
             "parameters": self._engine().parameters,
         }
+
+    def encoder(self) -> PromptEncoder:
+        """The tokenizer's side, loaded without any weights; see `PromptEncoder` for the errors."""
+        return _ENCODER.get((self.checkpoint, self.question), self._load_encoder)
 
     def _load_encoder(self) -> PromptEncoder:
         tokenizer = self.checkpoint.tokenizer()

@@ -1,12 +1,11 @@
 """The raw ratings of rows, as they travel from a model to columns and back from stored columns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from datasets import Features
-from datasets.formatting.formatting import LazyDict
 from numpy.typing import NDArray
 
 from selectit_hf.errors import RatingsError
@@ -16,9 +15,10 @@ __all__ = [
     "SETTLED",
     "Batch",
     "Ratings",
+    "TypedColumn",
     "nulled",
     "read_ratings",
-    "typed_if_null",
+    "typed",
 ]
 
 RATED = ("ok", "truncated")
@@ -51,6 +51,11 @@ class Ratings(NamedTuple):
         """(n) whether a row has a rating."""
         return np.array([s in RATED for s in self.statuses], dtype=np.bool_)
 
+    @property
+    def asked(self) -> NDArray[np.int64]:
+        """(n) how many of the rating prompts a row has ratings for."""
+        return np.asarray(np.isfinite(self.logprobs).all(axis=2).sum(axis=1))
+
 
 # Ratings that are already in a batch
 
@@ -82,15 +87,29 @@ def read_ratings(batch: Batch, name: str, k: int = 0) -> Ratings:
 
 
 def _array(lists: Sequence[Any], k: int) -> NDArray[np.float32]:
-    shape = next((np.shape(one) for one in lists if one is not None), (0, k))
-    array = np.full((len(lists), *shape), np.nan, dtype=np.float32)
+    """(n, prompts, k), as many prompts as any row has; NaN for those that a row lacks."""
+    shapes = [np.shape(one) for one in lists if one is not None]
+    prompts = max((shape[0] for shape in shapes), default=0)
+    k = shapes[0][1] if shapes else k
+    array = np.full((len(lists), prompts, k), np.nan, dtype=np.float32)
     for i, one in enumerate(lists):
         if one is not None:
-            array[i] = one
+            array[i, : len(one)] = one
     return array
 
 
 # Columns
+
+
+class TypedColumn(list[Any]):
+    """A list that says its Arrow type, so that a batch of nulls does not make the column null."""
+
+    def __init__(self, values: Iterable[Any], type: pa.DataType) -> None:
+        super().__init__(values)
+        self._type = type
+
+    def __arrow_array__(self, type: pa.DataType | None = None) -> pa.Array:
+        return pa.array(list(self), type or self._type)
 
 
 def nulled(values: NDArray[np.float32], rated: NDArray[np.bool_]) -> list[Any]:
@@ -102,16 +121,12 @@ def nulled(values: NDArray[np.float32], rated: NDArray[np.bool_]) -> list[Any]:
     return [row if ok else None for row, ok in zip(rows, rated.tolist(), strict=True)]
 
 
-def typed_if_null(
-    batch: Batch, values: dict[str, list[Any]], columns: dict[str, Any], rated: NDArray[np.bool_]
-) -> dict[str, list[Any]] | pa.Table:
-    """``values``; for a `Dataset.map` batch without a score, a typed table of the whole batch."""
-    if rated.any() or not isinstance(batch, LazyDict):
-        return values
-    table = batch.pa_table
-    schema = Features(columns).arrow_schema
-    for name in columns:
-        column = pa.array(values[name], schema.field(name).type)
-        at = table.schema.get_field_index(name)
-        table = table.append_column(name, column) if at < 0 else table.set_column(at, name, column)
-    return table
+def typed(values: dict[str, list[Any]], types: dict[str, Any]) -> dict[str, list[Any]]:
+    """``values`` with a `TypedColumn` for each column that holds nulls only."""
+    schema = Features(types).arrow_schema
+    return {
+        name: TypedColumn(column, schema.field(name).type)
+        if all(value is None for value in column)
+        else column
+        for name, column in values.items()
+    }

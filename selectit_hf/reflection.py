@@ -103,6 +103,11 @@ def model_weights(
                 "variant='released' weighs exactly three models in the order small, middle, large; "
                 f"{len(parameters)} given. Use variant='paper' for another number."
             )
+        if sorted(parameters) != list(parameters):
+            raise SettingError(
+                "variant='released' weighs the models by their place, small, middle, large, and "
+                f"these have {', '.join(map(str, parameters))} parameters. Name them in that order."
+            )
         return np.array(RELEASED_WEIGHTS)
     if weights is not None and len(weights) != len(parameters):
         raise SettingError(f"{len(weights)} weights for {len(parameters)} models; give one each.")

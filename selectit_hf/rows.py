@@ -15,7 +15,7 @@ import numpy as np
 
 from selectit_hf.errors import InputError, SettingError
 
-__all__ = ["LAYOUTS", "STATUSES", "Layout", "Pair", "RowReader", "Turns", "worst"]
+__all__ = ["LAYOUTS", "STATUSES", "Layout", "Pair", "RowReader", "Turns", "check_batch", "worst"]
 
 STATUSES = (
     "ok",
@@ -52,6 +52,28 @@ class _Turn(NamedTuple):
 def worst(statuses: Sequence[str]) -> str:
     """The worst of several statuses, in the order of `STATUSES`."""
     return max(statuses, key=STATUSES.index)
+
+
+def check_batch(batch: Mapping[str, Sequence[Any]]) -> None:
+    """Raise `InputError` unless this is a dict of lists, as ``map(..., batched=True)`` gives."""
+    if not isinstance(batch, Mapping):
+        raise InputError(
+            f"A scorer reads a dict of lists, not a {type(batch).__name__}; map the dataset "
+            "without a table format, as in ds.with_format(None).map(...)."
+        )
+    if any(_is_of_one_row(name, value) for name, value in batch.items()):
+        raise InputError(
+            "This is one row, and a scorer reads batches; map it with batched=True, as in "
+            "ds.map(scorer, batched=True)."
+        )
+
+
+def _is_of_one_row(name: str, value: object) -> bool:
+    if value is None or isinstance(value, (str, int, float, Mapping)):
+        return True
+    talk = name in ("messages", "conversations") and isinstance(value, Sequence) and value
+    first = talk[0] if talk else None
+    return isinstance(first, Mapping) and isinstance(first.get("role", first.get("from")), str)
 
 
 @dataclass(frozen=True)
@@ -99,6 +121,7 @@ class RowReader:
         Raises:
             InputError: the columns do not fit, or ``translation`` is needed and not set.
         """
+        check_batch(batch)
         layout, columns = self._layout(list(batch))
         rows = zip(*(batch[c] for c in columns), strict=True)
         return [self._pair(layout, dict(zip(columns, row, strict=True))) for row in rows]
@@ -309,6 +332,8 @@ def _turn(turn: object) -> _Turn:
 
 
 def _content(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, Sequence) and not isinstance(value, str):
         return _joined(*(_text_part(part) for part in value))
     return _optional_text(value)

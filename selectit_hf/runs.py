@@ -26,13 +26,13 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, concatenate_datasets
 from numpy.typing import NDArray
 
-from selectit_hf import engine, report
-from selectit_hf.errors import InputError, RunError
+from selectit_hf import engine, reflection, report
+from selectit_hf.errors import InputError, RunError, SettingError
 from selectit_hf.ratings import Ratings
 from selectit_hf.reflection import Variant
 from selectit_hf.rows import RowReader
 from selectit_hf.scorers import ModelScore, SentenceScore
-from selectit_hf.selection import Cut, Selection, select
+from selectit_hf.selection import Cut, Selection, score_column, select
 from selectit_hf.sources import Source
 
 __all__ = ["Reflection", "Run", "survey"]
@@ -74,10 +74,12 @@ def survey(dataset: Dataset, reader: RowReader) -> str:
     """
     digest = hashlib.sha256()
     multi_turn = 0
+    read = dataset.select_columns(list(reader.columns(dataset.column_names)))
+    stored = dataset.with_format("arrow")  # images and the like as their bytes
     for start in range(0, len(dataset), SURVEY_ROWS):
-        batch = dataset[start : start + SURVEY_ROWS]
-        multi_turn += reader.pairs(batch).count("multi_turn")
-        digest.update(json.dumps(batch, sort_keys=True, default=str).encode())
+        multi_turn += reader.pairs(read[start : start + SURVEY_ROWS]).count("multi_turn")
+        for row in stored[start : start + SURVEY_ROWS].to_pylist():
+            digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
     if multi_turn:
         raise InputError(
             f"{multi_turn} of {len(dataset)} rows have several turns. Choose what to rate: "
@@ -120,11 +122,14 @@ class Run:
         """
         path = folder / "plan.json"
         old = _read_json(path) if path.exists() else None
-        if old is None and folder.exists() and any(folder.iterdir()):
+        if folder.is_file():
+            raise RunError(f"{folder.name!r} is a file; name a folder with --out.")
+        if old is None and folder.exists() and any(not _is_partial(p) for p in folder.iterdir()):
             raise RunError(
                 f"The folder {folder.name!r} is not empty and has no plan.json, so it is no run; "
                 "name another with --out."
             )
+        _check_columns(dataset, scorers)
         plan = _plan(dataset, source, scorers, shard_size, old or {})
         if old is None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -174,10 +179,20 @@ class Run:
     def rate(
         self, dataset: Dataset, scorers: Sequence[SentenceScore], progress: Progress | None = None
     ) -> None:
-        """Rate every shard that is not there yet, one model after the other."""
+        """Rate every shard that is not there yet, one model after the other.
+
+        Raises:
+            ModelError: a model is not what it was when the run was planned, or cannot rate; each
+                is looked at before any is asked.
+        """
         engine.set_threads(self.plan["threads"])
-        for scorer in scorers:
-            scorer = replace(scorer, token_budget=self.plan["token_budget"])
+        planned = [
+            replace(scorer, revision=model["revision"], token_budget=self.plan["token_budget"])
+            for scorer, model in zip(scorers, self.plan["models"], strict=True)
+        ]
+        for scorer in planned:
+            scorer.prepare()
+        for scorer in planned:
             for number, rows in enumerate(self.shards()):
                 if self._sidecar(scorer.slug, number) is None:
                     self._rate_shard(dataset, scorer, number, progress)
@@ -188,7 +203,8 @@ class Run:
         self, dataset: Dataset, scorer: SentenceScore, number: int, progress: Progress | None
     ) -> None:
         rows = self.shards()[number]
-        batch = dataset[rows.start : rows.stop]
+        columns = scorer.reader.columns(dataset.column_names)
+        batch = dataset.select_columns(list(columns))[rows.start : rows.stop]
         started = time.perf_counter()
         asked = 0
 
@@ -217,16 +233,41 @@ class Run:
 
     def _sidecar(self, slug: str, number: int) -> dict[str, Any] | None:
         """A finished shard's facts; ``None`` where the shard is to be rated (again)."""
-        path = self._shard_path(slug, number)
-        sidecar = path.with_suffix(".json")
-        if not (path.is_file() and sidecar.is_file()):
+        path, rows = self._shard_path(slug, number), self.shards()[number]
+        try:
+            facts = _read_json(path.with_suffix(".json"))
+        except RunError:
             return None
-        facts = _read_json(sidecar)
-        rows = self.shards()[number]
-        whole = facts["sha256"] == _sha256(path) and facts["rows"] == [rows.start, rows.stop]
+        (key,) = (m["rating_key"] for m in self.plan["models"] if m["name"] == slug)
+        whole = (
+            facts.get("rows") == [rows.start, rows.stop]
+            and facts.get("rater", {}).get("rating_key") == key
+            and path.is_file()
+            and facts.get("sha256") == _sha256(path)
+        )
         return facts if whole else None
 
     # Reflecting and selecting
+
+    def check(self, how: Reflection, columns: Sequence[str]) -> str:
+        """The column that rows with ``columns`` will be ranked by, before anything is rated.
+
+        Raises:
+            InputError, SettingError: ``how`` does not fit this run's models and scale.
+        """
+        SentenceScore(k=self.plan["rating"]["k"], alpha=how.alpha, variant=how.variant)
+        ours = self._score_columns()
+        if len(self.slugs) > 1:
+            reflection.model_weights([1] * len(self.slugs), how.variant, how.weights)
+        elif how.weights is not None:
+            raise SettingError("weights combine several models, and this run has one.")
+        known = how.by is not None and how.by in columns
+        return str(how.by) if known else score_column(ours, how.by)
+
+    def _score_columns(self) -> list[str]:
+        kinds = ("token_score", "sentence_score")
+        combined = ["model_score"] if len(self.slugs) > 1 else []
+        return [f"{kind}__{slug}" for slug in self.slugs for kind in kinds] + combined
 
     def ratings(self, slug: str) -> Ratings:
         """All ratings of one model, in row order.
@@ -264,13 +305,14 @@ class Run:
             RunError: not every row is rated.
             InputError, SettingError: ``how`` or ``cut`` does not fit the scores.
         """
+        by = self.check(how, dataset.column_names)
         out = out or self.folder
         out.mkdir(parents=True, exist_ok=True)
         ratings = {slug: self.ratings(slug) for slug in self.slugs}
         scores = self._scores(ratings, how)
         columns = Dataset(scores.drop_columns("row"))
         scored = concatenate_datasets([dataset, columns], axis=1)
-        selection = select(scored, by=how.by, **asdict(cut))
+        selection = select(scored, by=by, **asdict(cut))
         summary = report.summarise(scored, selection, ratings, self.reader)
         _write_parquet(out / "scores.parquet", scores)
         _replace(out / "selected.parquet", selection.selected.to_parquet)
@@ -304,6 +346,18 @@ class Run:
 
 
 # Plans
+
+
+def _check_columns(dataset: Dataset, scorers: Sequence[SentenceScore]) -> None:
+    ours = {column for scorer in scorers for column in scorer.columns}
+    if len(scorers) > 1:
+        ours |= set(ModelScore.columns)
+    taken = sorted(ours & set(dataset.column_names))
+    if taken:
+        raise InputError(
+            f"The dataset has columns that the run would write: {', '.join(taken)}. Drop or rename "
+            "them; a dataset scored with 'selectit score' is selected from with 'selectit select'."
+        )
 
 
 def _plan(
@@ -396,6 +450,10 @@ def _append(table: pa.Table, values: dict[str, list[Any]], types: dict[str, Any]
 
 
 # Files: whole or not there
+
+
+def _is_partial(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(".partial")
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

@@ -10,19 +10,18 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
-import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 
 from selectit_hf import reflection
 from selectit_hf.checkpoints import Checkpoint, model_name, resolve, slug
-from selectit_hf.engine import choose_device, choose_dtype, default_budget
+from selectit_hf.engine import DTYPES, choose_device, choose_dtype, default_budget
 from selectit_hf.errors import RatingsError, SettingError
 from selectit_hf.prompts import RELEASED_TEMPLATE, Template, check_scale, load_rating_prompts
 from selectit_hf.raters import Place, Question, Rater
@@ -33,10 +32,10 @@ from selectit_hf.ratings import (
     Ratings,
     nulled,
     read_ratings,
-    typed_if_null,
+    typed,
 )
 from selectit_hf.reflection import Variant, check_variant
-from selectit_hf.rows import Pair, RowReader, Turns, worst
+from selectit_hf.rows import Pair, RowReader, Turns, check_batch, worst
 
 __all__ = [
     "ModelScore",
@@ -232,7 +231,7 @@ class RatingScorer:
 
     # What it does
 
-    def __call__(self, batch: Batch, rank: int | None = None) -> dict[str, list[Any]] | pa.Table:
+    def __call__(self, batch: Batch, rank: int | None = None) -> dict[str, list[Any]]:
         """Add the score columns to a batch, for ``Dataset.map(scorer, batched=True)``.
 
         Args:
@@ -240,9 +239,7 @@ class RatingScorer:
             rank: the worker's number, as ``with_rank=True`` gives it; chooses the GPU.
 
         Returns:
-            The score columns, one entry for each row, in order. For a batch of `Dataset.map` in
-            which no row has a score, a typed table of all columns, since a first batch of nulls
-            would fix the columns' type as null.
+            The score columns, one entry for each row, in order.
 
         Raises:
             InputError: the columns do not fit.
@@ -250,7 +247,7 @@ class RatingScorer:
             RatingsError: the batch holds ratings of another scorer under the same column names.
         """
         ratings = self.rate(batch, rank)
-        return typed_if_null(batch, self.values(ratings), self.columns, ratings.rated)
+        return typed(self.values(ratings), self.columns)
 
     def rate(
         self,
@@ -261,34 +258,45 @@ class RatingScorer:
         """The raw ratings of a batch.
 
         Ratings that the same scorer left in the batch are used again, and only rating prompts that
-        are missing are asked; without any, no model is loaded. See `__call__` for the errors;
-        ``progress`` is told the number of rating prompts done.
+        are missing are asked; without any, no model is loaded. They are recognised by the scorer's
+        settings, not by the text: drop the columns of a scorer before you edit rows and score them
+        again. See `__call__` for the errors; ``progress`` is told the number of rating prompts
+        done.
         """
         pairs = self.reader.pairs(batch)
         stored = _stored(batch, self)
-        had = stored.logprobs.shape[1]
+        had, has = stored.logprobs.shape[1], stored.asked
         count = max(had, self.asked)
         logprobs = np.full((len(pairs), count, self.k), np.nan, dtype=np.float32)
         logprobs[:, :had] = stored.logprobs
-        statuses = [
-            pair if isinstance(pair, str) else (known if known in SETTLED else "")
-            for pair, known in zip(pairs, stored.statuses, strict=True)
-        ]
-        new = [i for i, status in enumerate(statuses) if not status]
-        more = [i for i, status in enumerate(statuses) if status in RATED and had < count]
+        statuses: list[str] = []
+        todo: dict[int, list[int]] = {}  # first rating prompt that is missing, to rows
+        for i, (pair, known) in enumerate(zip(pairs, stored.statuses, strict=True)):
+            statuses.append(pair if isinstance(pair, str) else known)
+            unrated = known not in SETTLED or (known in RATED and not has[i])
+            if isinstance(pair, Pair) and (unrated or (known in RATED and has[i] < count)):
+                todo.setdefault(0 if unrated else int(has[i]), []).append(i)
         rater = Rater(self.checkpoint, self._question, self._place(rank))
         splits = 0
-        for rows, first in ((new, 0), (more, had)):
-            if rows:
-                asked = [cast(Pair, pairs[i]) for i in rows]
-                answer = rater.ask(asked, range(first, count), progress)
-                logprobs[rows, first:] = answer.logprobs
-                splits += answer.splits
-                for i, status in zip(rows, answer.statuses, strict=True):
-                    statuses[i] = status
+        for first, rows in sorted(todo.items()):
+            asked = [cast(Pair, pairs[i]) for i in rows]
+            answer = rater.ask(asked, range(first, count), progress)
+            logprobs[rows, first:] = answer.logprobs
+            splits += answer.splits
+            for i, status in zip(rows, answer.statuses, strict=True):
+                statuses[i] = status
         logprobs[[status not in RATED for status in statuses]] = np.nan
         facts = stored.rater or {**rater.facts(), "rating_key": self.rating_key()}
         return Ratings(statuses, logprobs, facts, splits)
+
+    def prepare(self) -> None:
+        """Load the tokenizer and refuse, before any weights are read, what cannot rate.
+
+        Raises:
+            ModelError: there is no such model, or its tokenizer cannot rate.
+            SettingError: the rating prompts are longer than the model's context.
+        """
+        Rater(self.checkpoint, self._question, self._place(None)).encoder()
 
     @property
     def _question(self) -> Question:
@@ -402,7 +410,7 @@ class ModelScore:
         """The dataset's features with this scorer's columns added, for ``map(features=...)``."""
         return Features({**dataset.features, **self.columns})
 
-    def __call__(self, batch: Batch) -> dict[str, list[Any]] | pa.Table:
+    def __call__(self, batch: Batch) -> dict[str, list[Any]]:
         """Add ``model_score`` and ``selectit_status``, for ``Dataset.map(scorer, batched=True)``.
 
         Raises:
@@ -410,13 +418,23 @@ class ModelScore:
                 another scale than the others.
             SettingError: weights or ``"released"`` with another number of models.
         """
+        check_batch(batch)
+        if ("model_score" in batch) != ("selectit_status" in batch):
+            raise RatingsError(
+                "The dataset has a column 'model_score' or 'selectit_status' that is not ours and "
+                "would be overwritten; rename it."
+            )
         stored = {name: read_ratings(batch, name) for name in self.slugs(list(batch))}
-        values = self.combine(stored)
-        rated = np.array([value is not None for value in values["model_score"]])
-        return typed_if_null(batch, values, self.columns, rated)
+        return typed(self.combine(stored), self.columns)
 
     def combine(self, stored: Mapping[str, Ratings]) -> dict[str, list[Any]]:
         """The two columns from the ratings of each model, by slug; see `__call__` for errors."""
+        for name, ratings in stored.items():
+            if "" in ratings.statuses:
+                raise RatingsError(
+                    f"{ratings.statuses.count('')} rows have not been rated by {name!r}; map its "
+                    "scorer over the whole dataset, which rates only those."
+                )
         rated = np.all([ratings.rated for ratings in stored.values()], axis=0)
         statuses = zip(*(ratings.statuses for ratings in stored.values()), strict=True)
         return {
@@ -460,13 +478,14 @@ class ModelScore:
     def _sentence_scores(self, name: str, ratings: Ratings) -> NDArray[np.float64]:
         if not ratings.rated.any():
             return np.full(len(ratings.statuses), np.nan)
-        _, prompts, k = ratings.logprobs.shape
+        k = ratings.logprobs.shape[2]
         check_variant(self.variant, k)
-        if prompts != k:
+        fewest = int(ratings.asked[ratings.rated].min())
+        if fewest < k:
             raise RatingsError(
-                f"The model {name!r} was asked {prompts} of {k} rating prompts; the model level "
-                "needs all. Map a SentenceScore with the same settings, which asks the missing "
-                "ones only."
+                f"The model {name!r} was asked {fewest} of {k} rating prompts for some rows; the "
+                "model level needs all. Map a SentenceScore with the same settings, which asks the "
+                "missing ones only."
             )
         tokens = reflection.token_score(ratings.logprobs, self.variant)
         return reflection.sentence_score(tokens, self.alpha)
@@ -474,18 +493,37 @@ class ModelScore:
 
 def _stored(batch: Batch, scorer: RatingScorer) -> Ratings:
     """What this scorer left in the batch, with empty statuses where that is nothing."""
-    name, count = scorer.slug, len(next(iter(batch.values())))
+    name, count = scorer.slug, len(next(iter(batch.values()), ()))
     nothing = Ratings([""] * count, np.empty((count, 0, scorer.k), np.float32), {})
     if f"rater__{name}" not in batch:
+        _check_overwrites(batch, scorer.columns)
         return nothing
     ratings = read_ratings(batch, name, scorer.k)
     if ratings.rater and ratings.rater["rating_key"] != scorer.rating_key():
         raise RatingsError(
             f"The columns ending in __{name} hold ratings by {ratings.rater['model']!r} with other "
-            "settings (model, revision, k, rating prompts, template, columns, length or dtype). "
-            f"Give this scorer a name of its own, as in name='{name}_2', or drop those columns."
+            f"settings{_what_differs(scorer, ratings.rater)}. Give this scorer a name of its own, "
+            f"as in name='{name}_2', or drop those columns."
         )
     return ratings if ratings.rater else nothing
+
+
+def _check_overwrites(batch: Batch, columns: Iterable[str]) -> None:
+    taken = [column for column in columns if column in batch]
+    if taken:
+        raise RatingsError(
+            f"The dataset has a column {taken[0]!r} that is not ours and would be overwritten; "
+            "rename it, or give the scorer another name=."
+        )
+
+
+def _what_differs(scorer: RatingScorer, rater: Mapping[str, Any]) -> str:
+    for dtype in DTYPES:
+        if dataclasses.replace(scorer, dtype=dtype).rating_key() == rater["rating_key"]:
+            return f": they were rated in {dtype}, so give dtype={dtype!r} to reuse them"
+    if rater["revision"] != scorer.checkpoint.revision:
+        return f": they were rated at the model's revision {rater['revision']}"
+    return " (k, rating prompts, template, columns, turns, length or dtype)"
 
 
 # Settings

@@ -168,6 +168,8 @@ def decide(
         count = cut.count(len(scores))
         if count > len(order):
             logger.warning("%d rows asked for, but only %d have a score.", count, len(order))
+    if count == 0:
+        logger.warning("No row is selected out of %d.", len(scores))
     ranks = np.full(len(scores), -1)
     ranks[order] = np.arange(len(order))
     reasons = np.full(len(scores), "below the threshold", dtype=object)
@@ -229,7 +231,7 @@ def _select_lazily(dataset: IterableDataset, by: str | None, cut: Cut) -> Select
 
 
 def _scores(dataset: Dataset, column: str) -> NDArray[np.float64]:
-    values = dataset.with_format("arrow")[:][column] if len(dataset) else pa.chunked_array([[]])
+    values = _column(dataset, column)
     if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
         if pa.types.is_null(values.type):
             return np.full(len(dataset), np.nan)
@@ -243,5 +245,9 @@ def _reasons(dataset: Dataset, column: str) -> list[str | None] | None:
     status = f"status__{name}" if name else "selectit_status"
     if status not in dataset.column_names:
         return None
-    statuses: list[str | None] = dataset.with_format("arrow")[:][status].to_pylist()
+    statuses: list[str | None] = _column(dataset, status).to_pylist()
     return statuses
+
+
+def _column(dataset: Dataset, name: str) -> pa.ChunkedArray:
+    return dataset.with_format("arrow").select_columns([name])[:][name]

@@ -133,8 +133,13 @@ def _load_folder(path: Path, split: str | None) -> tuple[Dataset, Source]:
         except IndexError as error:  # what it says of a dataset saved without rows
             raise _without_rows(path.name) from error
     rows, chosen = _one_split(loaded, split, path.name)
-    files = sorted(p for p in path.rglob("*") if p.is_file())
+    files = sorted(p for p in path.rglob("*") if p.is_file() and not _is_cache(p))
     return rows, Source(path.name, None, chosen, _content_hash(files, path))
+
+
+def _is_cache(path: Path) -> bool:
+    """What `datasets` itself leaves in a saved dataset that is mapped."""
+    return path.name.startswith(("cache-", "tmp"))
 
 
 def _one_split(loaded: Any, split: str | None, name: str) -> tuple[Dataset, str]:

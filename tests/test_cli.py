@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from selectit_hf import cli
 from selectit_hf.engine import Engine
@@ -185,6 +185,27 @@ ERRORS: dict[str, tuple[list[Any], str]] = {
     "out taken": (["run", "DATA", "--model", MODEL, "--out", "folder"], "no plan.json"),
     "no run": (["select", "folder", "--out", "r.parquet"], "folder"),
     "ending of out": (["score", "DATA", "--model", MODEL, "--out", "a.csv"], ".parquet or .jsonl"),
+    "released with one model": (
+        ["run", "DATA", "--model", MODEL, "--variant", "released", "--by", "model", "--out", "r"],
+        "no model score",
+    ),
+    "released with k": (
+        ["run", "DATA", "--model", MODEL, "--variant", "released", "--k", 3, "--out", "r"],
+        "k=5 only",
+    ),
+    "alpha": (["run", "DATA", "--model", MODEL, "--alpha", -1, "--out", "r"], "at least 0"),
+    "weights of one": (
+        ["run", "DATA", "--model", MODEL, "--weights", "1,2", "--out", "r"],
+        "this run has one",
+    ),
+    "by": (["run", "DATA", "--model", MODEL, "--by", "nosuch", "--out", "r"], "'nosuch'"),
+    "by of score": (
+        ["score", "DATA", "--model", MODEL, "--by", "token", "--out", "a.jsonl"],
+        "writes every score",
+    ),
+    "turns of score": (["score", "talk.jsonl", "--model", MODEL, "--out", "r"], "--turns first"),
+    "out is a file": (["run", "DATA", "--model", MODEL, "--out", "two.txt"], "is a file"),
+    "out in a file": (["run", "DATA", "--model", MODEL, "--out", "two.txt/r"], "Check the path"),
     "no scores": (["select", "DATA", "--out", "r.parquet"], "score the dataset first"),
 }
 
@@ -216,7 +237,24 @@ def test_errors_are_a_paragraph_with_a_remedy(
     assert "Error: " in done.err
     assert message in done.err
     assert "Traceback" not in done.err
-    assert not Path("r").exists()
+    assert not Path("r/ratings").exists()
+    assert not Path("r/selected.parquet").exists()
+
+
+def test_select_again_from_a_split_of_a_saved_dataset(
+    selectit: Callable[..., Outcome], checkpoint: Path
+) -> None:
+    rows = Dataset.from_list(ROWS)
+    DatasetDict({"train": rows, "test": rows}).save_to_disk("saved")
+    assert (
+        selectit("run", "saved", "--split", "train", "--model", checkpoint, "--out", "run").code
+        == 0
+    )
+    done = selectit("select", "run", "--data", "saved", "--n", 3, "--out", "three")
+    assert done.code == 0, done.err
+    assert pq.read_table("three/selected.parquet").num_rows == 3
+    refused = selectit("select", "run", "--data", "saved", "--out", "three.parquet")
+    assert "name a folder" in refused.err
 
 
 def test_a_fault_of_ours_says_so(

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    BertConfig,
+    BertLMHeadModel,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
@@ -202,6 +204,21 @@ def test_another_error_is_not_swallowed(model: PreTrainedModel) -> None:
 def test_a_checkpoint_without_its_head_is_refused(tmp_path: Path) -> None:
     LlamaModel(LlamaConfig(**COMMON, **SIZES)).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"lacks 1 weights, 'lm_head.weight'"):
+        load_model(str(tmp_path), "float32", "cpu")
+
+
+def test_a_model_that_is_not_causal_is_refused(tmp_path: Path) -> None:
+    config = BertConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = BertLMHeadModel(config)
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight, std=0.5)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="not causal"):
         load_model(str(tmp_path), "float32", "cpu")
 
 

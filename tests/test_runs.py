@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from selectit_hf import SentenceScore, select
 from selectit_hf.engine import Engine
-from selectit_hf.errors import InputError, RunError, SettingError
+from selectit_hf.errors import InputError, ModelError, RunError, SettingError
 from selectit_hf.runs import Reflection, Run, survey
 from selectit_hf.selection import Cut
 from selectit_hf.sources import Source
@@ -118,7 +118,74 @@ def test_a_second_run_asks_nothing_and_ends_the_same(
     assert contents(run.folder) == before
 
 
-@pytest.mark.parametrize("damage", ["parquet gone", "sidecar gone", "one bit", "cut short"])
+def test_a_model_changed_after_planning_is_refused(
+    tmp_path: Path, rows: Dataset, make_checkpoint: Callable[..., Path]
+) -> None:
+    folder = make_checkpoint(tmp_path / "model", seed=1)
+    scorers = [SentenceScore(str(folder))]
+    run = Run.start(tmp_path / "run", rows, SOURCE, scorers)
+    make_checkpoint(folder, seed=2)
+    with pytest.raises(ModelError, match="holds sha256"):
+        run.rate(rows, scorers)
+    assert not contents(run.folder)
+
+
+def test_a_shard_of_another_rater_is_rated_again(
+    run: Run, rows: Dataset, scorers: list[SentenceScore]
+) -> None:
+    before = contents(run.folder)
+    sidecar = run.folder / "ratings" / "second" / "00001.json"
+    facts = json.loads(sidecar.read_text())
+    facts["rater"]["rating_key"] = "another"
+    sidecar.write_text(json.dumps(facts))
+    with pytest.raises(RunError, match="rows 4 to 7"):
+        run.ratings("second")
+    run.rate(rows, scorers)
+    assert contents(run.folder) == before
+
+
+def test_every_model_is_looked_at_before_any_is_asked(
+    tmp_path: Path,
+    rows: Dataset,
+    checkpoint: Path,
+    make_checkpoint: Callable[..., Path],
+) -> None:
+    mute = make_checkpoint(tmp_path / "no-digits")
+    described = json.loads((mute / "tokenizer.json").read_text())
+    described["normalizer"] = {"type": "Replace", "pattern": {"Regex": "[0-9]"}, "content": "#"}
+    (mute / "tokenizer.json").write_text(json.dumps(described))
+    scorers = [SentenceScore(str(checkpoint)), SentenceScore(str(mute))]
+    run = Run.start(tmp_path / "run", rows, SOURCE, scorers)
+    with pytest.raises(ModelError, match="cannot be told apart"):
+        run.rate(rows, scorers)
+    assert not contents(run.folder)
+
+
+def test_columns_that_would_be_doubled_are_refused(
+    tmp_path: Path, rows: Dataset, scorers: list[SentenceScore]
+) -> None:
+    taken = rows.add_column("model_score", ["mine"] * 11)
+    with pytest.raises(InputError, match="would write: model_score"):
+        Run.start(tmp_path / "run", taken, SOURCE, scorers)
+    assert not (tmp_path / "run").exists()
+    one = Run.start(tmp_path / "run", taken, SOURCE, scorers[:1])
+    one.rate(taken, scorers[:1])
+    selection, _ = one.finish(taken, Reflection(), Cut(n=2))
+    assert selection.by == "sentence_score__random_llama"
+
+
+def test_what_a_killed_start_leaves_is_no_obstacle(
+    tmp_path: Path, rows: Dataset, scorers: list[SentenceScore]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".plan.json.partial").write_text("{")
+    assert Run.start(tmp_path / "run", rows, SOURCE, scorers).rows == 11
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["parquet gone", "sidecar gone", "sidecar empty", "sidecar of nothing", "one bit", "cut short"],
+)
 def test_a_damaged_shard_is_rated_again(
     run: Run, rows: Dataset, scorers: list[SentenceScore], damage: str
 ) -> None:
@@ -128,6 +195,10 @@ def test_a_damaged_shard_is_rated_again(
         shard.unlink()
     elif damage == "sidecar gone":
         shard.with_suffix(".json").unlink()
+    elif damage == "sidecar empty":
+        shard.with_suffix(".json").write_text("")
+    elif damage == "sidecar of nothing":
+        shard.with_suffix(".json").write_text("{}")
     elif damage == "cut short":
         shard.write_bytes(shard.read_bytes()[:-20])
     else:

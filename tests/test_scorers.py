@@ -1,8 +1,11 @@
 """The map callables: what they write, what they hash to, and when they ask a model."""
 
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +140,40 @@ def test_types_hold_when_the_first_batch_has_no_score(
         assert [value is not None for value in mapped[name]] == [i == good for i in range(5)]
 
 
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_batch_without_a_score_and_without_its_columns(
+    scorer: SentenceScore, checkpoint: Path, bad: int
+) -> None:
+    outputs = ["", ""] if bad == 0 else ["x", "y"]
+    rows = Dataset.from_dict(
+        {"instruction": ["a"] * 4, "output": [*outputs, *(["x", "y"] if bad == 0 else ["", ""])]}
+    )
+    mapped = rows.map(scorer, batched=True, batch_size=2, remove_columns=rows.column_names)
+    assert mapped.column_names == list(scorer.columns)
+    assert mapped.features == scorer.features(Dataset.from_dict({}))
+    empty = [status == "empty" for status in mapped["status__random_llama"]]
+    assert empty == [bad == 0, bad == 0, bad == 1, bad == 1]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "abc", "output": "xyz"},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+        {"translation": {"de": "a", "en": "b"}},
+    ],
+)
+def test_a_map_that_is_not_batched_is_refused(scorer: SentenceScore, row: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="batched=True"):
+        Dataset.from_list([row]).map(scorer)
+
+
+@pytest.mark.parametrize("table", ["pandas", "arrow"])
+def test_a_table_format_is_refused(rows: Dataset, scorer: SentenceScore, table: str) -> None:
+    with pytest.raises(InputError, match=r"with_format\(None\)"):
+        rows.with_format(table).map(scorer, batched=True)
+
+
 def test_bad_rows_are_null_with_a_status_and_alone(scorer: SentenceScore) -> None:
     bad: list[Any] = [None, 7, "\ud800", "", ["x"]]
     batch = {
@@ -240,6 +277,64 @@ def test_rows_without_ratings_are_rated_and_others_kept(
     mapped = mixed.map(scorer, batched=True)
     assert asked.count == 15
     assert mapped["status__random_llama"] == ["ok"] * 5
+
+
+def test_rows_rated_at_either_level_can_be_mixed(
+    rows: Dataset, scorer: SentenceScore, checkpoint: Path, asked: Counter
+) -> None:
+    token = rows.select([0, 1]).map(TokenScore(str(checkpoint)), batched=True)
+    sentence = rows.select([2, 3]).map(scorer, batched=True)
+    parts = [
+        token.map(lambda row: {"sentence_score__random_llama": None}).cast(sentence.features),
+        sentence,
+        rows.select([4]),
+    ]
+    fresh = rows.map(scorer, batched=True)
+    for order in ([0, 1, 2], [1, 0, 2]):
+        mixed = concatenate_datasets([parts[i] for i in order])
+        with pytest.raises(RatingsError, match=r"1 rows have not been rated|1 of 5 rating prompts"):
+            mixed.map(ModelScore(), batched=True)
+        asked.count = 0
+        mapped = mixed.map(scorer, batched=True)
+        assert asked.count == 2 * 4 + 5
+        expected = {row["instruction"]: row["sentence_score__random_llama"] for row in fresh}
+        for row in mapped:
+            assert row["sentence_score__random_llama"] == pytest.approx(
+                expected[row["instruction"]], abs=1e-5
+            )
+
+
+def test_a_status_without_ratings_is_not_believed(rows: Dataset, scorer: SentenceScore) -> None:
+    scored = scorer(ROWS)
+    kept = dict(scored)
+    kept["rating_logprobs__random_llama"] = [
+        None if i == 1 else one for i, one in enumerate(scored["rating_logprobs__random_llama"])
+    ]
+    again = scorer({**ROWS, **kept})
+    np.testing.assert_allclose(
+        again["sentence_score__random_llama"], scored["sentence_score__random_llama"], atol=1e-5
+    )
+
+
+def test_rows_not_yet_rated_have_no_model_level(rows: Dataset, scorer: SentenceScore) -> None:
+    mixed = concatenate_datasets([rows.select([0]).map(scorer, batched=True), rows.select([1])])
+    with pytest.raises(RatingsError, match="1 rows have not been rated by 'random_llama'"):
+        mixed.map(ModelScore(), batched=True)
+
+
+def test_columns_of_others_are_not_overwritten(rows: Dataset, scorer: SentenceScore) -> None:
+    taken = rows.add_column("status__random_llama", ["mine"] * 5)
+    with pytest.raises(RatingsError, match="'status__random_llama' that is not ours"):
+        taken.map(scorer, batched=True)
+    taken = rows.map(scorer, batched=True).add_column("model_score", ["mine"] * 5)
+    with pytest.raises(RatingsError, match="not ours"):
+        taken.map(ModelScore(), batched=True)
+
+
+def test_another_dtype_is_named(rows: Dataset, checkpoint: Path) -> None:
+    mapped = rows.map(SentenceScore(str(checkpoint), dtype="bfloat16"), batched=True)
+    with pytest.raises(RatingsError, match="dtype='bfloat16' to reuse them"):
+        mapped.map(SentenceScore(str(checkpoint)), batched=True)
 
 
 def test_ratings_of_another_scorer_are_refused(
@@ -401,6 +496,30 @@ def test_workers_give_the_rows_in_order(rows: Dataset, scorer: SentenceScore) ->
     )
     ranked = many.map(scorer, batched=True, with_rank=True)
     assert ranked["sentence_score__random_llama"] == alone["sentence_score__random_llama"]
+
+
+FORK = """
+import sys, torch
+from datasets import Dataset
+from selectit_hf import SentenceScore
+torch.set_num_threads(2)
+rows = Dataset.from_dict({"instruction": ["Say it."] * 8, "output": ["It. " * 200] * 8})
+scorer = SentenceScore(sys.argv[1])
+scorer(rows[:8])
+print(len(rows.map(scorer, batched=True, with_rank=True, num_proc=2)))
+"""
+
+
+def test_workers_forked_from_a_parent_with_threads_do_not_hang(checkpoint: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORK, str(checkpoint)],
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    )
+    assert done.stdout.strip() == "8"
 
 
 # Models

@@ -164,6 +164,14 @@ def test_a_saved_dataset_with_other_rows_has_another_revision(tmp_path):
     assert len(revisions) == 2
 
 
+def test_what_a_map_leaves_in_a_saved_dataset_does_not_count(tmp_path):
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    rows, before = load(str(tmp_path / "saved"))
+    rows.map(lambda row: {"more": 1})
+    assert any(path.name.startswith("cache-") for path in (tmp_path / "saved").iterdir())
+    assert load(str(tmp_path / "saved"))[1] == before
+
+
 # What cannot be read
 
 
