@@ -60,8 +60,8 @@ def _scorers(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A base LLM: Hub name (name\\[@revision]), folder, or tiny-rater. Repeat it for the "
-            "model level (the paper: Llama-2 7B, 13B and 70B). Default: SELECTIT_MODEL, else "
+            help="A base LLM: Hub name (name\\[@revision]), folder, or tiny-rater. Repeat it for "
+            "the model level (the paper: Llama-2 7B, 13B and 70B). Default: SELECTIT_MODEL, else "
             f"{DEFAULT_MODEL}."
         ),
     ] = None,
@@ -224,8 +224,8 @@ DatasetName = Annotated[
     str,
     typer.Argument(
         metavar="DATASET",
-        help="Hub name (name\\[:config]\\[@revision]), a json, jsonl, parquet or csv file, or a folder "
-        "written by save_to_disk.",
+        help="Hub name (name\\[:config]\\[@revision]), a json, jsonl, parquet or csv file, or a "
+        "folder written by save_to_disk.",
     ),
 ]
 Split = Annotated[str | None, typer.Option(help="Which split, where there are several.")]
