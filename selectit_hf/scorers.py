@@ -35,7 +35,7 @@ from selectit_hf.ratings import (
     typed,
 )
 from selectit_hf.reflection import Variant, check_variant
-from selectit_hf.rows import Pair, RowReader, Turns, check_batch, worst
+from selectit_hf.rows import STATUSES, Pair, RowReader, Turns, check_batch, worst
 
 __all__ = [
     "ModelScore",
@@ -419,11 +419,7 @@ class ModelScore:
             SettingError: weights or ``"released"`` with another number of models.
         """
         check_batch(batch)
-        if ("model_score" in batch) != ("selectit_status" in batch):
-            raise RatingsError(
-                "The dataset has a column 'model_score' or 'selectit_status' that is not ours and "
-                "would be overwritten; rename it."
-            )
+        _check_ours(batch)
         stored = {name: read_ratings(batch, name) for name in self.slugs(list(batch))}
         return typed(self.combine(stored), self.columns)
 
@@ -514,6 +510,16 @@ def _check_overwrites(batch: Batch, columns: Iterable[str]) -> None:
         raise RatingsError(
             f"The dataset has a column {taken[0]!r} that is not ours and would be overwritten; "
             "rename it, or give the scorer another name=."
+        )
+
+
+def _check_ours(batch: Batch) -> None:
+    """Let a column of the model level be replaced only by its own kind."""
+    scores, statuses = batch.get("model_score", ()), batch.get("selectit_status", ())
+    if any(isinstance(value, str) for value in scores) or {*statuses} - {*STATUSES, None}:
+        raise RatingsError(
+            "The dataset has a column 'model_score' or 'selectit_status' that is not ours and "
+            "would be overwritten; rename it."
         )
 
 
