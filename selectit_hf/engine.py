@@ -39,6 +39,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 TOKEN_BUDGET = {"cuda": 32768, "cpu": 1024}
 
 HEAD_ROWS = 16384
+SPAN_LOGITS = 2**28
+"""Logits that reading spans may hold at once: 1 GiB in float32."""
 _IMPORTED_IN = os.getpid()
 OUT_OF_MEMORY = (
     "out of memory",
@@ -46,6 +48,10 @@ OUT_OF_MEMORY = (
     "can't allocate memory",
     "DefaultCPUAllocator",
 )
+
+
+Reader = Callable[[list[int], int], NDArray[np.float32]]
+"""Reads the sequences of these numbers, padded to a length, in one forward pass."""
 
 
 class Read(NamedTuple):
@@ -187,36 +193,89 @@ class Engine:
         log-softmax over the whole vocabulary, computed in float32. The same as one forward pass for
         each sequence alone, up to rounding. ``progress`` is told the number of sequences done.
         """
+        chosen = torch.tensor(list(token_ids), device=self.device)
+
+        def read(batch: list[int], length: int) -> NDArray[np.float32]:
+            rows = torch.arange(len(batch))
+            last = torch.tensor([len(ids[i]) - 1 for i in batch])
+            logits = self._logits([ids[i] for i in batch], length, rows, last)
+            return _numpy(logits[:, chosen] - logits.logsumexp(dim=-1, keepdim=True))
+
+        return self._read_all(ids, len(token_ids), self.token_budget, read, progress)
+
+    def span_logprobs(
+        self,
+        ids: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        progress: Callable[[int], None] | None = None,
+    ) -> Read:
+        """Log-probability of the end of each sequence, given its beginning.
+
+        ``n`` sequences and for each the position its span starts at, from 1 to its length, to a
+        `Read` of (n, 1) float32: the sum over the tokens ``ids[i][starts[i]:]`` of their
+        log-probabilities (natural logarithm), each given all tokens before it; 0 for an empty span.
+
+        Raises:
+            ValueError: a span that starts at the first token, which nothing predicts, or behind the
+                end.
+        """
+        for i, (row, start) in enumerate(zip(ids, starts, strict=True)):
+            if not 1 <= start <= len(row):
+                raise ValueError(f"starts[{i}]={start} must be from 1 to {len(row)}.")
+
+        def read(batch: list[int], length: int) -> NDArray[np.float32]:
+            spans = [range(starts[i], len(ids[i])) for i in batch]
+            rows = torch.tensor([r for r, span in enumerate(spans) for _ in span], dtype=torch.long)
+            ends = torch.tensor([p for span in spans for p in span], dtype=torch.long)
+            wanted = torch.tensor(
+                [ids[i][p] for i, span in zip(batch, spans, strict=True) for p in span]
+            )
+            logits = self._logits([ids[i] for i in batch], length, rows, ends - 1)
+            target = wanted.to(logits.device, torch.long).unsqueeze(1)
+            found = _numpy(logits.gather(1, target).squeeze(1) - logits.logsumexp(dim=-1))
+            sums = np.bincount(rows.numpy(), weights=found, minlength=len(batch))
+            return sums.astype(np.float32).reshape(-1, 1)
+
+        vocabulary = int(self.model.config.get_text_config().vocab_size)
+        budget = min(self.token_budget, max(SPAN_LOGITS // vocabulary, 1))
+        return self._read_all(ids, 1, budget, read, progress)
+
+    def _read_all(
+        self,
+        ids: Sequence[Sequence[int]],
+        width: int,
+        budget: int,
+        read: Reader,
+        progress: Callable[[int], None] | None,
+    ) -> Read:
         _tame_fork()
-        values = np.full((len(ids), len(token_ids)), np.nan, dtype=np.float32)
+        values = np.full((len(ids), width), np.nan, dtype=np.float32)
         oom = np.zeros(len(ids), dtype=np.bool_)
         splits = 0
-        chosen = torch.tensor(list(token_ids), device=self.device)
-        for batch in buckets([len(row) for row in ids], self.token_budget):
-            read = self._read([ids[i] for i in batch], len(ids[batch[0]]), chosen)
-            values[batch], oom[batch] = read.values, read.oom
-            splits += read.splits
+        for batch in buckets([len(row) for row in ids], budget):
+            done = self._read(batch, len(ids[batch[0]]), width, read)
+            values[batch], oom[batch] = done.values, done.oom
+            splits += done.splits
             if progress is not None:
                 progress(len(batch))
         return Read(values, oom, splits)
 
-    def _read(self, rows: list[Sequence[int]], length: int, chosen: Tensor) -> Read:
+    def _read(self, batch: list[int], length: int, width: int, read: Reader) -> Read:
         """One batch; halved, at the same padded length, for as long as it is out of memory."""
         try:
-            values = self._logprobs(rows, length, chosen)
-            return Read(values, np.zeros(len(rows), dtype=np.bool_), 0)
+            return Read(read(batch, length), np.zeros(len(batch), dtype=np.bool_), 0)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        if len(rows) == 1:
+        if len(batch) == 1:
             logger.warning("A sequence padded to %d tokens does not fit in memory.", length)
-            return Read(np.full((1, len(chosen)), np.nan, np.float32), np.ones(1, np.bool_), 0)
-        logger.warning("Out of memory with %d x %d tokens; halving.", len(rows), length)
-        half = len(rows) // 2
-        first = self._read(rows[:half], length, chosen)
-        second = self._read(rows[half:], length, chosen)
+            return Read(np.full((1, width), np.nan, np.float32), np.ones(1, np.bool_), 0)
+        logger.warning("Out of memory with %d x %d tokens; halving.", len(batch), length)
+        half = len(batch) // 2
+        first = self._read(batch[:half], length, width, read)
+        second = self._read(batch[half:], length, width, read)
         return Read(
             np.concatenate([first.values, second.values]),
             np.concatenate([first.oom, second.oom]),
@@ -224,19 +283,21 @@ class Engine:
         )
 
     @torch.inference_mode()
-    def _logprobs(
-        self, rows: list[Sequence[int]], length: int, chosen: Tensor
-    ) -> NDArray[np.float32]:
-        padded = torch.zeros((len(rows), length), dtype=torch.long)
-        for i, row in enumerate(rows):
+    def _logits(
+        self, ids: list[Sequence[int]], length: int, rows: Tensor, positions: Tensor
+    ) -> Tensor:
+        """(p, vocabulary) float32 logits at ``positions`` (p) of the sequences ``rows`` (p)."""
+        padded = torch.zeros((len(ids), length), dtype=torch.long)
+        for i, row in enumerate(ids):
             padded[i, : len(row)] = torch.tensor(row)
-        last = torch.tensor([len(row) - 1 for row in rows])
-        with _reads_at(self.model, last.to(self.device)):
+        with _reads_at(self.model, rows.to(self.device), positions.to(self.device)):
             output = self.model(input_ids=padded.to(self.device), use_cache=False)
-        logits = output.logits[:, 0].float()
-        read = logits[:, chosen] - logits.logsumexp(dim=-1, keepdim=True)
-        result: NDArray[np.float32] = read.cpu().numpy()
-        return result
+        return cast(Tensor, output.logits[:, 0].float())
+
+
+def _numpy(values: Tensor) -> NDArray[np.float32]:
+    result: NDArray[np.float32] = values.cpu().numpy()
+    return result
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -247,8 +308,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def _reads_at(model: PreTrainedModel, last: Tensor) -> Iterator[None]:
-    """Let the model's head see position ``last`` of each row only, and compute it in float32.
+def _reads_at(model: PreTrainedModel, rows: Tensor, positions: Tensor) -> Iterator[None]:
+    """Let the model's head see ``positions`` (p) of ``rows`` (p) only, and compute it in float32.
 
     What the model does to its logits afterwards (softcaps, scales) stays the model's own.
     """
@@ -258,14 +319,14 @@ def _reads_at(model: PreTrainedModel, last: Tensor) -> Iterator[None]:
 
     def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = args[0]
-        rows = torch.arange(hidden.shape[0], device=hidden.device)
-        return (hidden[rows, last.to(hidden.device)].unsqueeze(1), *args[1:])
+        read = hidden[rows.to(hidden.device), positions.to(hidden.device)]
+        return (read.unsqueeze(1), *args[1:])
 
     def in_float32(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         if type(module) is not nn.Linear or module.weight.dtype == torch.float32:
             return None
         hidden = args[0].float()
-        # Again, since the module did it in 16 bits (one position, so cheap); and by parts, since a
+        # Again, since the module did it in 16 bits (few positions, so cheap); and by parts, since a
         # float32 copy of a large vocabulary's head would cost gigabytes.
         parts = [F.linear(hidden, part.float()) for part in torch.split(module.weight, HEAD_ROWS)]
         logits = torch.cat(parts, dim=-1)

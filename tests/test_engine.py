@@ -152,11 +152,11 @@ class Scarce(Engine):
     room = 2
     error: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    def _logprobs(self, rows: Any, length: int, chosen: Any) -> Any:
-        if len(rows) > self.room or any(row[0] == 7 for row in rows):
+    def _logits(self, ids: Any, length: int, rows: Any, positions: Any) -> Any:
+        if len(ids) > self.room or any(row[0] == 7 for row in ids):
             raise self.error
         self.lengths = {*getattr(self, "lengths", set()), length}
-        return super()._logprobs(rows, length, chosen)
+        return super()._logits(ids, length, rows, positions)
 
 
 @pytest.mark.parametrize(
@@ -261,3 +261,34 @@ def test_a_rank_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = [None, 0, 1, 2, 3]
     devices = [choose_device(None, rank) for rank in ranks]
     assert devices == ["cuda:0", "cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+
+
+# Spans
+
+
+@torch.no_grad()
+def span_by_hand(model: PreTrainedModel, row: list[int], start: int) -> float:
+    """The sum over a span, one token and one whole forward pass at a time."""
+    total = 0.0
+    for position in range(start, len(row)):
+        logits = model(input_ids=torch.tensor([row[:position]])).logits[0, -1].double()
+        total += float(torch.log_softmax(logits, dim=-1)[row[position]])
+    return total
+
+
+@pytest.mark.parametrize("budget", [1, 100, 10_000])
+def test_spans_equal_a_loop_over_their_tokens(model: PreTrainedModel, budget: int) -> None:
+    numbers = random.Random(3)
+    ids = [row for row in sequences(12) if len(row) > 1]
+    starts = [numbers.randint(1, len(row)) for row in ids]
+    starts[0], starts[1] = 1, len(ids[1])
+    found = Engine(model, budget).span_logprobs(ids, starts)
+    literal = [span_by_hand(model, row, start) for row, start in zip(ids, starts, strict=True)]
+    assert found.values.shape == (len(ids), 1)
+    np.testing.assert_allclose(found.values[:, 0], literal, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("start", [0, 4])
+def test_a_span_outside_its_sequence_is_refused(start: int) -> None:
+    with pytest.raises(ValueError, match=r"starts\[0\]"):
+        Engine(llama()).span_logprobs([[5, 6, 7]], [start])
