@@ -7,8 +7,10 @@ own head, nothing kept for generation.
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -20,6 +22,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from selectit_hf.batching import buckets
 from selectit_hf.errors import ModelError, SettingError
+from selectit_hf.shortcuts import (
+    SharedPrefix,
+    Unshareable,
+    check_positions,
+    last_mlp,
+    mlp_reads_at,
+    sharing,
+)
 
 __all__ = [
     "DTYPES",
@@ -41,6 +51,9 @@ TOKEN_BUDGET = {"cuda": 32768, "cpu": 1024}
 HEAD_ROWS = 16384
 SPAN_LOGITS = 2**28
 """Logits that reading spans may hold at once: 1 GiB in float32."""
+PROBE = (3, 5, 4, 7)
+PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.2}
+NO_LIMIT = 2**62
 _IMPORTED_IN = os.getpid()
 OUT_OF_MEMORY = (
     "out of memory",
@@ -50,8 +63,8 @@ OUT_OF_MEMORY = (
 )
 
 
-Reader = Callable[[list[int], int], NDArray[np.float32]]
-"""Reads the sequences of these numbers, padded to a length, in one forward pass."""
+Batch = Mapping[int, Sequence[int]]
+"""Sequences of token ids, by their number."""
 
 
 class Read(NamedTuple):
@@ -169,12 +182,17 @@ class Engine:
     Args:
         model: a causal language model in evaluation mode, on its device.
         token_budget: padded tokens a forward pass may hold; see `default_budget`.
+        shortcuts: compute less for the same answer, where a check of this model finds it the same;
+            see `selectit_hf.shortcuts`.
     """
 
-    def __init__(self, model: PreTrainedModel, token_budget: int | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, token_budget: int | None = None, shortcuts: bool = True
+    ) -> None:
         self.model = model
         self.device = model.device
         self.token_budget = token_budget or default_budget(str(self.device))
+        self._wants_shortcuts = shortcuts
 
     @property
     def parameters(self) -> int:
@@ -186,22 +204,26 @@ class Engine:
         ids: Sequence[Sequence[int]],
         token_ids: Sequence[int],
         progress: Callable[[int], None] | None = None,
+        prefixes: Sequence[Sequence[int]] = (),
     ) -> Read:
         """Log-probability of each of ``token_ids`` as the next token after each sequence.
 
         ``n`` sequences of at least one id and ``m`` token ids to a `Read` of (n, m) float32: the
         log-softmax over the whole vocabulary, computed in float32. The same as one forward pass for
         each sequence alone, up to rounding. ``progress`` is told the number of sequences done.
+        ``prefixes`` are beginnings that many of the sequences share; they change the speed only.
         """
+        _tame_fork()
         chosen = torch.tensor(list(token_ids), device=self.device)
-
-        def read(batch: list[int], length: int) -> NDArray[np.float32]:
-            rows = torch.arange(len(batch))
-            last = torch.tensor([len(ids[i]) - 1 for i in batch])
-            logits = self._logits([ids[i] for i in batch], length, rows, last)
-            return _numpy(logits[:, chosen] - logits.logsumexp(dim=-1, keepdim=True))
-
-        return self._read_all(ids, len(token_ids), self.token_budget, read, progress)
+        mlp = self._shortcuts.mlp
+        tally = _Tally(len(ids), progress)
+        for beginning, members in self._by_prefix(ids, prefixes):
+            prefix = self._record(beginning) if beginning else None
+            rest = {i: ids[i][len(beginning) :] for i in members}
+            self._read_all(
+                rest, self.token_budget, partial(self._next_token, chosen, prefix, mlp), tally
+            )
+        return tally.read(len(token_ids))
 
     def span_logprobs(
         self,
@@ -222,48 +244,104 @@ class Engine:
         for i, (row, start) in enumerate(zip(ids, starts, strict=True)):
             if not 1 <= start <= len(row):
                 raise ValueError(f"starts[{i}]={start} must be from 1 to {len(row)}.")
-
-        def read(batch: list[int], length: int) -> NDArray[np.float32]:
-            spans = [range(starts[i], len(ids[i])) for i in batch]
-            rows = torch.tensor([r for r, span in enumerate(spans) for _ in span], dtype=torch.long)
-            ends = torch.tensor([p for span in spans for p in span], dtype=torch.long)
-            wanted = torch.tensor(
-                [ids[i][p] for i, span in zip(batch, spans, strict=True) for p in span]
-            )
-            logits = self._logits([ids[i] for i in batch], length, rows, ends - 1)
-            target = wanted.to(logits.device, torch.long).unsqueeze(1)
-            found = _numpy(logits.gather(1, target).squeeze(1) - logits.logsumexp(dim=-1))
-            sums = np.bincount(rows.numpy(), weights=found, minlength=len(batch))
-            return sums.astype(np.float32).reshape(-1, 1)
-
+        _tame_fork()
         vocabulary = int(self.model.config.get_text_config().vocab_size)
         budget = min(self.token_budget, max(SPAN_LOGITS // vocabulary, 1))
-        return self._read_all(ids, 1, budget, read, progress)
+        tally = _Tally(len(ids), progress)
+        self._read_all(dict(enumerate(ids)), budget, partial(self._spans, starts), tally)
+        return tally.read(1)
 
-    def _read_all(
+    # One forward pass
+
+    @torch.inference_mode()
+    def _next_token(
+        self,
+        chosen: Tensor,
+        prefix: SharedPrefix | None,
+        mlp: nn.Module | None,
+        batch: Batch,
+        length: int,
+    ) -> Tensor:
+        logits = self._last_logits(list(batch.values()), length, prefix, mlp)
+        return logits[:, chosen] - logits.logsumexp(dim=-1, keepdim=True)
+
+    @torch.inference_mode()
+    def _spans(self, starts: Sequence[int], batch: Batch, length: int) -> Tensor:
+        places = [
+            (row, p, ids[p])
+            for row, (i, ids) in enumerate(batch.items())
+            for p in range(starts[i], len(ids))
+        ]
+        rows, ends, target = torch.tensor(places, dtype=torch.long).reshape(-1, 3).unbind(1)
+        logits = self._logits(list(batch.values()), length, rows, ends - 1)
+        found = logits.gather(1, target.to(logits.device).unsqueeze(1)).squeeze(1)
+        sums = torch.zeros(len(batch), dtype=torch.float64, device=logits.device)
+        sums.index_add_(0, rows.to(logits.device), (found - logits.logsumexp(dim=-1)).double())
+        return sums.float().unsqueeze(1)
+
+    def _last_logits(
         self,
         ids: Sequence[Sequence[int]],
-        width: int,
-        budget: int,
-        read: Reader,
-        progress: Callable[[int], None] | None,
-    ) -> Read:
-        _tame_fork()
-        values = np.full((len(ids), width), np.nan, dtype=np.float32)
-        oom = np.zeros(len(ids), dtype=np.bool_)
-        splits = 0
-        for batch in buckets([len(row) for row in ids], budget):
-            done = self._read(batch, len(ids[batch[0]]), width, read)
-            values[batch], oom[batch] = done.values, done.oom
-            splits += done.splits
-            if progress is not None:
-                progress(len(batch))
-        return Read(values, oom, splits)
+        length: int,
+        prefix: SharedPrefix | None = None,
+        mlp: nn.Module | None = None,
+    ) -> Tensor:
+        """(b, vocabulary) float32 logits behind the end of each sequence."""
+        last = torch.tensor([len(row) - 1 for row in ids])
+        return self._logits(ids, length, torch.arange(len(ids)), last, prefix, mlp)
 
-    def _read(self, batch: list[int], length: int, width: int, read: Reader) -> Read:
+    def _logits(
+        self,
+        ids: Sequence[Sequence[int]],
+        length: int,
+        rows: Tensor,
+        positions: Tensor,
+        prefix: SharedPrefix | None = None,
+        mlp: nn.Module | None = None,
+    ) -> Tensor:
+        """(p, vocabulary) float32 logits at ``positions`` (p) of the sequences ``rows`` (p).
+
+        ``mlp``, the last one, may be given where each sequence is read once, in order.
+        """
+        padded = torch.zeros((len(ids), length), dtype=torch.long)
+        for i, row in enumerate(ids):
+            padded[i, : len(row)] = torch.tensor(row)
+        settings: dict[str, Any] = {}
+        if prefix is not None:
+            places = torch.arange(prefix.length, prefix.length + length)
+            settings["position_ids"] = places.expand(len(ids), -1).to(self.device)
+        if self.device.type == "cuda":
+            padded = padded.pin_memory()
+        read = (rows.to(self.device), positions.to(self.device))
+        with (
+            sharing(self.model, prefix) if prefix is not None else nullcontext(),
+            mlp_reads_at(mlp, *read),
+            _reads_at(self.model, *read),
+        ):
+            output = self.model(
+                input_ids=padded.to(self.device, non_blocking=True),
+                use_cache=False,
+                **settings,
+            )
+        return cast(Tensor, output.logits[:, 0].float())
+
+    # Batches
+
+    def _read_all(
+        self, ids: Batch, budget: int, read: Callable[[Batch, int], Tensor], tally: "_Tally"
+    ) -> None:
+        numbers = list(ids)
+        for bucket in buckets([len(row) for row in ids.values()], budget):
+            batch = {numbers[i]: ids[numbers[i]] for i in bucket}
+            self._read(batch, len(ids[numbers[bucket[0]]]), read, tally)
+
+    def _read(
+        self, batch: Batch, length: int, read: Callable[[Batch, int], Tensor], tally: "_Tally"
+    ) -> None:
         """One batch; halved, at the same padded length, for as long as it is out of memory."""
         try:
-            return Read(read(batch, length), np.zeros(len(batch), dtype=np.bool_), 0)
+            tally.add(batch, read(batch, length))
+            return
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -271,33 +349,112 @@ class Engine:
             torch.cuda.empty_cache()
         if len(batch) == 1:
             logger.warning("A sequence padded to %d tokens does not fit in memory.", length)
-            return Read(np.full((1, width), np.nan, np.float32), np.ones(1, np.bool_), 0)
+            tally.add(batch, None)
+            return
         logger.warning("Out of memory with %d x %d tokens; halving.", len(batch), length)
-        half = len(batch) // 2
-        first = self._read(batch[:half], length, width, read)
-        second = self._read(batch[half:], length, width, read)
-        return Read(
-            np.concatenate([first.values, second.values]),
-            np.concatenate([first.oom, second.oom]),
-            first.splits + second.splits + 1,
-        )
+        tally.splits += 1
+        rows = list(batch.items())
+        half = len(rows) // 2
+        self._read(dict(rows[:half]), length, read, tally)
+        self._read(dict(rows[half:]), length, read, tally)
+
+    # Shortcuts
+
+    def _by_prefix(
+        self, ids: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]]
+    ) -> list[tuple[tuple[int, ...], list[int]]]:
+        """The sequences that share each prefix, and last, without any, the others."""
+        shared: dict[tuple[int, ...], list[int]] = {}
+        limit = self._shortcuts.limit if prefixes else 0
+        for prefix in sorted({tuple(p) for p in prefixes if p}, key=len, reverse=True):
+            shared[prefix] = []
+        others: list[int] = []
+        for i, row in enumerate(ids):
+            begun = (p for p in shared if len(p) < len(row) <= limit)
+            found = next((p for p in begun if tuple(row[: len(p)]) == p), ())
+            (shared[found] if found else others).append(i)
+        worth = [(p, rows) for p, rows in shared.items() if len(rows) > 1]
+        others += [i for rows in shared.values() if len(rows) == 1 for i in rows]
+        return [*worth, ((), sorted(others))]
 
     @torch.inference_mode()
-    def _logits(
-        self, ids: list[Sequence[int]], length: int, rows: Tensor, positions: Tensor
-    ) -> Tensor:
-        """(p, vocabulary) float32 logits at ``positions`` (p) of the sequences ``rows`` (p)."""
-        padded = torch.zeros((len(ids), length), dtype=torch.long)
-        for i, row in enumerate(ids):
-            padded[i, : len(row)] = torch.tensor(row)
-        with _reads_at(self.model, rows.to(self.device), positions.to(self.device)):
-            output = self.model(input_ids=padded.to(self.device), use_cache=False)
-        return cast(Tensor, output.logits[:, 0].float())
+    def _record(self, *parts: Sequence[int]) -> SharedPrefix:
+        prefix = SharedPrefix()
+        for ids in parts:
+            prefix.recording = True
+            self._last_logits([ids], len(ids), prefix)
+            prefix.length += len(ids)
+            prefix.recording = False
+        return prefix
+
+    @cached_property
+    def _shortcuts(self) -> "_Shortcuts":
+        return self._checked_shortcuts() if self._wants_shortcuts else _Shortcuts()
+
+    @torch.inference_mode()
+    def _checked_shortcuts(self) -> "_Shortcuts":
+        """What gives this model's own logits for a few sequences, computed both ways."""
+        probes = [[*PROBE, *range(1, 1 + n)] for n in (5, 3, 1)]
+        ends = [row[len(PROBE) :] for row in probes]
+        whole = self._last_logits(probes, len(probes[0])).log_softmax(-1)
+        without = self._last_logits(ends, len(ends[0])).log_softmax(-1)
+
+        def same(name: str, logits: Tensor) -> bool:
+            gap = float((logits.log_softmax(-1) - whole).abs().max())
+            far = float((without - whole).abs().max())
+            logger.info("%s: within %.1g (without the beginning: %.1g).", name, gap, far)
+            return gap < PROBE_TOLERANCE[self.model.dtype] and gap * 10 < far
+
+        try:
+            check_positions(self.model)
+            prefix = self._record(PROBE)
+            self._record(PROBE, ends[0]).check(self.model, self._record(probes[0]))
+            if not same("Shared prefix", self._last_logits(ends, len(ends[0]), prefix)):
+                raise Unshareable("its logits change")
+        except Unshareable as reason:
+            logger.info(
+                "Whole prompts are computed, since %s: %s.", type(self.model).__name__, reason
+            )
+            return _Shortcuts()
+        mlp = last_mlp(self.model, list(prefix.layers)[-1])
+        if mlp is not None:
+            read = self._last_logits(probes, len(probes[0]), mlp=mlp)
+            mlp = mlp if same("Last MLP for one position", read) else None
+        return _Shortcuts(prefix.limit or NO_LIMIT, mlp)
 
 
-def _numpy(values: Tensor) -> NDArray[np.float32]:
-    result: NDArray[np.float32] = values.cpu().numpy()
-    return result
+@dataclass(frozen=True)
+class _Shortcuts:
+    """``limit``: longest sequence whose prefix may be shared; ``mlp``: the last one."""
+
+    limit: int = 0
+    mlp: nn.Module | None = None
+
+
+class _Tally:
+    """What has been read so far; it stays on the device until all is asked for."""
+
+    def __init__(self, count: int, progress: Callable[[int], None] | None) -> None:
+        self.splits = 0
+        self._count = count
+        self._progress = progress
+        self._parts: list[tuple[list[int], Tensor | None]] = []
+
+    def add(self, batch: Batch, values: Tensor | None) -> None:
+        """The values (b, m) of a batch, or ``None`` where it does not fit in memory."""
+        self._parts.append((list(batch), values))
+        if self._progress is not None:
+            self._progress(len(batch))
+
+    def read(self, width: int) -> Read:
+        """All of it, in the sequences' order."""
+        values = np.full((self._count, width), np.nan, dtype=np.float32)
+        oom = np.ones(self._count, dtype=np.bool_)
+        for numbers, part in self._parts:
+            if part is not None:
+                values[numbers] = part.cpu().numpy()
+                oom[numbers] = False
+        return Read(values, oom, self.splits)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -75,21 +75,33 @@ class Rater:
         prompts: range,
         progress: Callable[[int], None] | None = None,
     ) -> Ratings:
-        """Rate each pair under the rating prompts numbered ``prompts``.
+        """Rate each pair under the rating prompts numbered ``prompts``; equal pairs once.
 
-        Prompt ``j`` of pair ``i`` is sequence ``i * len(prompts) + j`` of the engine. The result's
-        ``rater`` is empty, and rows without a rating are NaN.
+        The result's ``rater`` is empty, and rows without a rating are NaN.
 
         Raises:
             ModelError: the checkpoint cannot be loaded, or cannot rate.
         """
+        different = list(dict.fromkeys(pairs))
+        answers = self._ask(different, prompts, progress)
+        places = {pair: i for i, pair in enumerate(different)}
+        rows = [places[pair] for pair in pairs]
+        statuses = [answers.statuses[i] for i in rows]
+        return Ratings(statuses, answers.logprobs[rows], {}, answers.splits)
+
+    def _ask(
+        self, pairs: Sequence[Pair], prompts: range, progress: Callable[[int], None] | None
+    ) -> Ratings:
         k = self.question.k
         encoder = self.encoder()
         encoded = encoder.encode(pairs)
         asked = [i for i, one in enumerate(encoded) if one.ids]
         ids = [encoded[i].ids[j] for i in asked for j in prompts]
-        read = self._engine().next_token_logprobs(ids, encoder.rating_token_ids, progress)
+        read = self._engine().next_token_logprobs(
+            ids, encoder.rating_token_ids, progress, [encoder.prefixes[j] for j in prompts]
+        )
         logprobs = np.full((len(pairs), len(prompts), k), np.nan, dtype=np.float32)
+        # Prompt j of pair i is sequence i * len(prompts) + j.
         logprobs[asked] = read.values.reshape(-1, len(prompts), k)
         oom = np.zeros((len(pairs), len(prompts)), dtype=np.bool_)
         oom[asked] = read.oom.reshape(-1, len(prompts))

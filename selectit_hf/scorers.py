@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 
-RATING_VERSION = 1
+RATING_VERSION = 2
 """Raised whenever a change to rows, prompts, tokens or engine changes a rating."""
 
 

@@ -5,6 +5,8 @@ never the token that ends a sequence.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -16,6 +18,7 @@ from selectit_hf.rows import Pair
 __all__ = ["Encoded", "PromptEncoder", "context_length"]
 
 UNLIMITED = 10**9
+BEGINNINGS = ("Name a colour.", "a", " the", "\n\n", "1", "...", "/home", "-", "é", "")
 PLAIN_PAIR = Pair("Name a colour.", "Blue")
 
 
@@ -46,6 +49,7 @@ class PromptEncoder:
 
     Attributes:
         rating_token_ids: the ids of the ratings ``1..k`` in the place where they are read.
+        prefixes: what every row's ids begin with, for each rating prompt.
 
     Raises:
         TokenizerError: the rating tokens cannot be told apart, or there is no chat template.
@@ -95,6 +99,16 @@ class PromptEncoder:
         flat = self._encode([text for pair in pairs for text in self._texts(pair)])
         groups = [flat[i * count : (i + 1) * count] for i in range(len(pairs))]
         return [self._checked(pair, ids) for pair, ids in zip(pairs, groups, strict=True)]
+
+    @cached_property
+    def prefixes(self) -> tuple[tuple[int, ...], ...]:
+        """For each rating prompt the ids it begins with, whatever the instruction.
+
+        What all of `BEGINNINGS` leave alone; another instruction may still merge with the end of
+        it, so a row's ids are compared with a prefix before it is used.
+        """
+        rows = [self._encode(self._texts(Pair(text, text))) for text in BEGINNINGS]
+        return tuple(_common(ids) for ids in zip(*rows, strict=True))
 
     def _checked(self, pair: Pair, ids: list[list[int]]) -> Encoded:
         status = "ok"
@@ -200,6 +214,12 @@ class PromptEncoder:
 
     def _count_special(self, ids: Sequence[int]) -> int:
         return sum(i in self._special_ids for i in ids)
+
+
+def _common(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The longest beginning that all rows share."""
+    same = takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
+    return tuple(column[0] for column in same)
 
 
 def _longest(text: str, fits: Callable[[str], bool]) -> str:

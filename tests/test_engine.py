@@ -1,7 +1,8 @@
 """The engine against one plain forward pass for each sequence, and its failures."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,21 @@ import torch
 from transformers import (
     BertConfig,
     BertLMHeadModel,
+    BloomConfig,
+    BloomForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
 )
 
@@ -119,7 +128,9 @@ def test_the_head_of_a_16_bit_model_is_computed_in_float32() -> None:
         lambda module, args: hidden.append(args[0])
     )
     ids = sequences(4)
-    values = Engine(model, 10_000).next_token_logprobs(ids, range(VOCABULARY)).values
+    values = (
+        Engine(model, 10_000, shortcuts=False).next_token_logprobs(ids, range(VOCABULARY)).values
+    )
     hook.remove()
     weight = model.get_output_embeddings().weight.double()
     states = hidden[0].double()
@@ -152,11 +163,11 @@ class Scarce(Engine):
     room = 2
     error: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    def _logits(self, ids: Any, length: int, rows: Any, positions: Any) -> Any:
+    def _logits(self, ids: Any, length: int, *others: Any) -> Any:
         if len(ids) > self.room or any(row[0] == 7 for row in ids):
             raise self.error
         self.lengths = {*getattr(self, "lengths", set()), length}
-        return super()._logits(ids, length, rows, positions)
+        return super()._logits(ids, length, *others)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +183,7 @@ class Scarce(Engine):
 )
 def test_a_batch_out_of_memory_is_halved(model: PreTrainedModel, error: Exception) -> None:
     ids = [[5, *row] for row in sequences()]
-    engine = Scarce(model, 10_000)
+    engine = Scarce(model, 10_000, shortcuts=False)
     engine.error = error
     values, oom, splits = engine.next_token_logprobs(ids, READ)
     np.testing.assert_allclose(values, one_by_one(model, ids, READ), rtol=0, atol=1e-4)
@@ -183,7 +194,7 @@ def test_a_batch_out_of_memory_is_halved(model: PreTrainedModel, error: Exceptio
 
 def test_a_row_that_never_fits_leaves_its_neighbours_alone(model: PreTrainedModel) -> None:
     ids = [[7 if i == 4 else 5, *row] for i, row in enumerate(sequences())]
-    values, oom, _ = Scarce(model, 10_000).next_token_logprobs(ids, READ)
+    values, oom, _ = Scarce(model, 10_000, shortcuts=False).next_token_logprobs(ids, READ)
     assert oom.tolist() == [i == 4 for i in range(len(ids))]
     assert np.isnan(values[4]).all()
     others = ~oom
@@ -292,3 +303,121 @@ def test_spans_equal_a_loop_over_their_tokens(model: PreTrainedModel, budget: in
 def test_a_span_outside_its_sequence_is_refused(start: int) -> None:
     with pytest.raises(ValueError, match=r"starts\[0\]"):
         Engine(llama()).span_logprobs([[5, 6, 7]], [start])
+
+
+# Shortcuts
+
+PREFIXES = ([9, 8, 7, 6, 5], [9, 8, 7, 4, 4, 4, 3])
+
+
+def mistral() -> PreTrainedModel:
+    """A sliding window: beyond it a sequence is computed whole."""
+    return MistralForCausalLM(MistralConfig(**COMMON, **SIZES, sliding_window=40))
+
+
+def neox() -> PreTrainedModel:
+    """Attention and MLP side by side."""
+    sizes = {k: v for k, v in SIZES.items() if k != "num_key_value_heads"}
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**COMMON, **sizes))
+
+
+def bloom() -> PreTrainedModel:
+    """Attention of its own kind."""
+    return BloomForCausalLM(BloomConfig(**COMMON, hidden_size=32, n_layer=3, n_head=4))
+
+
+def mamba() -> PreTrainedModel:
+    """No attention."""
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2)
+    return MambaForCausalLM(config)
+
+
+def begun(count: int = 23) -> list[list[int]]:
+    """Sequences of which two thirds begin with one of `PREFIXES`; one is nothing else."""
+    rows = sequences(count)
+    ids = [[*([], *PREFIXES)[i % 3], *row] for i, row in enumerate(rows)]
+    return [*ids, list(PREFIXES[0])]
+
+
+@pytest.mark.parametrize("make", [llama, gpt2, gemma2, mistral, neox, bloom, mamba])
+@pytest.mark.parametrize("budget", [1, 333])
+def test_a_shared_prefix_changes_nothing(make: Callable[[], PreTrainedModel], budget: int) -> None:
+    torch.manual_seed(5)
+    model = make().eval()
+    before = model.config._attn_implementation
+    ids = begun()
+    found = Engine(model, budget).next_token_logprobs(ids, READ, prefixes=PREFIXES)
+    np.testing.assert_allclose(found.values, one_by_one(model, ids, READ), rtol=0, atol=1e-4)
+    assert model.config._attn_implementation == before
+
+
+def tokens_seen(model: PreTrainedModel, work: Callable[[], Any]) -> int:
+    """Tokens that go through the model's embedding."""
+    seen: list[int] = []
+    embedding = model.get_input_embeddings()
+    hook = embedding.register_forward_pre_hook(lambda m, args: seen.append(args[0].numel()))
+    work()
+    hook.remove()
+    return sum(seen)
+
+
+@pytest.mark.parametrize(
+    ("make", "shares"), [(llama, True), (gpt2, True), (neox, True), (gemma2, False), (bloom, False)]
+)
+def test_a_prefix_is_computed_once_where_that_is_exact(
+    make: Callable[[], PreTrainedModel], shares: bool
+) -> None:
+    torch.manual_seed(5)
+    model = make().eval()
+    ids = [[*PREFIXES[0], *row] for row in sequences(30)]
+    engine = Engine(model, 1)  # every sequence alone: no padding
+    engine.next_token_logprobs(ids[:1], READ, prefixes=PREFIXES)  # the check of the model
+    seen = tokens_seen(model, lambda: engine.next_token_logprobs(ids, READ, prefixes=PREFIXES))
+    whole, prefix = sum(map(len, ids)), len(PREFIXES[0])
+    assert seen == (whole - (len(ids) - 1) * prefix if shares else whole)
+
+
+def test_beyond_a_sliding_window_nothing_is_shared() -> None:
+    torch.manual_seed(5)
+    model = mistral().eval()
+    longer = [[*PREFIXES[0], *range(3, 3 + n)] for n in (36, 37, 50)]
+    fits = [[*PREFIXES[0], *range(3, 3 + n)] for n in (35, 20, 3)]
+    engine = Engine(model, 1)
+    engine.next_token_logprobs(fits, READ, prefixes=PREFIXES)
+    for ids, saved in ((fits, 2 * len(PREFIXES[0])), (longer, 0)):
+        ask = partial(engine.next_token_logprobs, ids, READ, prefixes=PREFIXES)
+        assert tokens_seen(model, ask) == sum(map(len, ids)) - saved
+
+
+class Forgetful(LlamaForCausalLM):
+    """Takes positions and does not use them."""
+
+    def forward(self, *args: Any, position_ids: Any = None, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_ignores_its_positions_shares_nothing(
+    dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(5)
+    model = Forgetful(LlamaConfig(**COMMON, **SIZES)).to(dtype).eval()
+    with caplog.at_level("INFO"):
+        found = Engine(model, 333).next_token_logprobs(begun(), READ, prefixes=PREFIXES)
+    assert "Whole prompts are computed, since Forgetful" in caplog.text
+    plain = Engine(model, 333, shortcuts=False).next_token_logprobs(begun(), READ)
+    np.testing.assert_array_equal(found.values, plain.values)
+
+
+def test_the_last_mlp_sees_one_position_of_each_row() -> None:
+    torch.manual_seed(5)
+    model = llama().eval()
+    engine = Engine(model, 10_000)
+    ids = sequences(6)
+    engine.next_token_logprobs(ids, READ)
+    shapes: list[tuple[int, ...]] = []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(lambda m, args, out: shapes.append(tuple(out.shape[:2])))
+    engine.next_token_logprobs(ids, READ)
+    longest = max(map(len, ids))
+    assert shapes == [(6, longest), (6, longest), (6, 1)]

@@ -225,7 +225,7 @@ def test_out_of_memory_is_a_status_and_tried_again(
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "_logprobs", never)
+        patch.setattr(Engine, "_next_token", never)
         full = rows.map(scorer, batched=True)
     assert full["status__random_llama"] == ["oom"] * 5
     assert full["sentence_score__random_llama"] == [None] * 5
@@ -233,6 +233,18 @@ def test_out_of_memory_is_a_status_and_tried_again(
     again = full.map(scorer, batched=True, load_from_cache_file=False)
     assert again["status__random_llama"] == ["ok"] * 5
     assert asked.count == 25
+
+
+def test_equal_pairs_are_asked_once(checkpoint: Path, rows: Dataset, asked: Counter) -> None:
+    batch = rows[:]
+    twice = {name: [*values, *values[::-1]] for name, values in batch.items()}
+    scorer = SentenceScore(str(checkpoint))
+    once = scorer(batch)
+    asked.count = 0
+    found = scorer(twice)
+    assert asked.count == 25
+    for name, values in once.items():
+        assert repr(found[name]) == repr([*values, *values[::-1]])
 
 
 # Stored ratings

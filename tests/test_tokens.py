@@ -99,6 +99,27 @@ def trained(texts: list[str], splits: pre_tokenizers.PreTokenizer) -> PreTrained
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
+# Prefixes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(pair=PAIRS)
+def test_rows_begin_with_the_prefix_unless_they_merge_with_it(built_tokenizers, kind, pair):
+    tokenizer = built_tokenizers[kind]
+    made = encoder(tokenizer)
+    texts = load_rating_prompts(None, 5)
+    for prompt, prefix, ids in zip(texts, made.prefixes, made.encode([pair])[0].ids, strict=True):
+        fixed = literal_ids(tokenizer, kind, f"{prompt}\n\n")
+        assert list(prefix)[: len(fixed) - 2] == fixed[: len(prefix)][: len(fixed) - 2]
+        assert list(prefix[:-2]) == ids[: len(prefix) - 2]
+
+
+def test_the_prefix_holds_the_rating_prompt_and_nothing_of_a_sample(bpe_split):
+    made = encoder(bpe_split)
+    for prompt, prefix in zip(load_rating_prompts(None, 5), made.prefixes, strict=True):
+        assert bpe_split.decode(prefix[1:]) == f"{prompt}\n\nInstruction:"
+
+
 def test_a_rating_that_merges_with_the_newline_is_refused():
     merging = trained(["\n1"] * 9, pre_tokenizers.ByteLevel(False, use_regex=False))
     assert merging.tokenize("\n1") == ["Ċ1"]
