@@ -1,72 +1,76 @@
-"""How fast is rating, against the released procedure, on the same rows and the same model?
+"""How fast is rating, step by step, against the released procedure on the same rows and model?
 
-Both sides alternate in one process on one model instance: the released loop (one prompt at a time,
-logits of the whole sequence over the whole vocabulary) and this package's engine (longest first
-under a token budget, one position through the model's head). Tokenization is timed on its own.
-Their log-probabilities are compared, since a faster wrong answer is none. The last line of stdout
-is JSON with medians and the ratio.
+Every step of the ladder alternates with the others in one process on one model instance: the
+released loop (one prompt at a time, logits of every position), the same with the last position's
+logits only, batches in row order, batches of neighbours in length, the rating prompts' beginnings
+computed once, and the last MLP for one position. The answers of all steps are compared, since a
+faster wrong answer is none. Loading and tokenizing are timed apart. The last line is JSON.
 
     python scripts/bench.py --n 40
-    python scripts/bench.py --rows rows.json --tokenizer TOKENIZER --layers 8 --hidden 512 --n 40
+    python scripts/bench.py --rows rows.json --tokenizer FOLDER --size 8x512 --n 80
+    python scripts/bench.py --rows rows.json --tokenizer FOLDER --size 8x512 --n 80 --short
+    python scripts/bench.py --scaling
+    python scripts/bench.py --rows rows.json --tokenizer FOLDER --device cuda --size 0.5B,7B,13B \
+        --n 999 --released-n 60
 
-Without ``--tokenizer`` the bundled tiny-rater is measured on the bundled sample; with it, a Llama
-of the given size with random weights, which measures speed as well as trained ones.
+Without ``--tokenizer`` the bundled tiny-rater is measured on the bundled sample; with it, Llamas
+with random weights, which measure speed as well as trained ones. On one CPU thread the clock is
+process time, else it is the wall's. Only PyTorch and transformers are needed.
 """
 
 import argparse
+import gc
 import json
-import math
 import platform
+import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import bench_steps
 import numpy as np
-import released_loop
 import torch
 import transformers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from selectit_hf import sources
-from selectit_hf.checkpoints import TINY_RATER, resolve
-from selectit_hf.engine import Engine, load_model
+from selectit_hf import reflection
+from selectit_hf.engine import default_budget
 from selectit_hf.prompts import Template, load_rating_prompts
 from selectit_hf.rows import Pair, RowReader
 from selectit_hf.tokens import PromptEncoder
+
+SIZES = {  # layers, width, width of the MLP, heads
+    "0.5B": (20, 1280, 3456, 20),
+    "7B": (32, 4096, 11008, 32),
+    "13B": (40, 5120, 13824, 40),
+}
+K = 5
+SHORT_TOKENS = 145
 
 
 def main() -> None:
     arguments = parse()
     torch.set_num_threads(arguments.threads)
-    model, tokenizer = make_model(arguments)
-    rows = load_rows(arguments)
-    prompts = load_rating_prompts(None, arguments.k)
-    encoder = PromptEncoder(tokenizer, Template(), prompts, arguments.k, None)
-    engine = Engine(model, arguments.token_budget)
-    encode_seconds, ids = timed(lambda: ours_ids(encoder, rows))
-    released_ids = [
-        released_loop.encode(tokenizer, text)
-        for row in rows
-        for text in released_loop.prompt_texts(row, prompts)
-    ]
-    sides: dict[str, Callable[[], Any]] = {
-        "released": lambda: [
-            released_loop.rating_probabilities(model, one, encoder.rating_token_ids)
-            for one in released_ids
-        ],
-        "selectit_hf": lambda: engine.next_token_logprobs(ids, encoder.rating_token_ids).values,
+    facts = {
+        "machine": machine(arguments.device),
+        "threads": arguments.threads,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "repeats": arguments.repeats,
+        "clock": "process" if process_clock(arguments) else "wall",
     }
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    answers: dict[str, Any] = {}
-    for repeat in range(arguments.repeats):
-        for name, side in sides.items():
-            spent, answers[name] = timed(side)
-            seconds[name].append(spent)
-            print(f"repeat {repeat + 1}: {name} {spent:.2f} s", file=sys.stderr, flush=True)
-    print(json.dumps(result(arguments, model, ids, encode_seconds, seconds, answers)))
+    measure = scaling if arguments.scaling else ladder
+    results = []
+    for size in arguments.size.split(","):
+        results.append(measure(arguments, size))
+        gc.collect()
+    found = {**facts, "results": results}
+    if arguments.out:
+        Path(arguments.out).write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found))
 
 
 def parse() -> argparse.Namespace:
@@ -74,83 +78,199 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", help="Alpaca rows, json or jsonl; default: the bundled sample")
-    parser.add_argument("--tokenizer", help="folder of a tokenizer, for a random Llama with it")
-    parser.add_argument("--layers", type=int, default=8, help="of the random Llama")
-    parser.add_argument("--hidden", type=int, default=512, help="width of the random Llama")
-    parser.add_argument("--n", type=int, default=40, help="rows to rate")
-    parser.add_argument("--k", type=int, default=5, help="rating prompts per row")
+    parser.add_argument("--tokenizer", help="folder of a tokenizer, for random Llamas with it")
+    parser.add_argument("--size", default="8x512", help="layers x width, or 0.5B, 7B, 13B; several")
+    parser.add_argument("--n", type=int, default=40, help="rows to rate, spread over the file")
+    parser.add_argument("--released-n", type=int, help="rows for the loops; default: all of them")
+    parser.add_argument("--short", action="store_true", help=f"rows under {SHORT_TOKENS} tokens")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--token-budget", type=int, default=None)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", help="default: float32 on the CPU, bfloat16 on CUDA")
+    parser.add_argument("--token-budget", type=int)
+    parser.add_argument("--steps", help="a comma-separated part of the ladder")
+    parser.add_argument("--compile", action="store_true", help="a step with compiled layers")
+    parser.add_argument("--scaling", action="store_true", help="time and memory in N and budget")
+    parser.add_argument("--sizes", default="250,500,1000,2000", help="N for --scaling")
+    parser.add_argument("--out", help="write the JSON here as well")
     return parser.parse_args()
 
 
-def make_model(arguments: argparse.Namespace) -> tuple[Any, Any]:
+def process_clock(arguments: argparse.Namespace) -> bool:
+    return bool(arguments.device == "cpu" and arguments.threads == 1)
+
+
+def machine(device: str) -> str:
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {platform.machine()}"
+
+
+# What is measured
+
+
+def ladder(arguments: argparse.Namespace, size: str) -> dict[str, Any]:
+    started = time.perf_counter()
+    model, tokenizer = make_model(arguments, size)
+    load_seconds = time.perf_counter() - started
+    encoder = PromptEncoder(tokenizer, Template(), load_rating_prompts(None, K), K, None)
+    pairs = chosen_rows(arguments, encoder)
+    started = time.perf_counter()
+    ids = [one for encoded in encoder.encode(pairs) for one in encoded.ids]
+    encode_seconds = time.perf_counter() - started
+    budget = arguments.token_budget or default_budget(arguments.device)
+    bench = bench_steps.Bench(model, ids, encoder, budget, process_clock(arguments))
+    few = K * (arguments.released_n or arguments.n)
+    names = arguments.steps.split(",") if arguments.steps else list(bench_steps.STEPS)
+    runs: dict[str, list[bench_steps.Timed]] = {name: [] for name in names}
+    for repeat in range(arguments.repeats):
+        for name in names:
+            runs[name].append(bench.run(name, few))
+            print(f"{size} {repeat + 1}: {runs[name][-1].line}", file=sys.stderr, flush=True)
+    if arguments.compile:
+        runs["compile"] = bench.compiled(arguments.repeats)
+    return {
+        "size": size if arguments.tokenizer else "tiny-rater",
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "prompts": len(ids),
+        "mean_tokens": round(statistics.fmean(map(len, ids)), 1),
+        "token_budget": budget,
+        "load_seconds": round(load_seconds, 2),
+        "tokenize_seconds": round(encode_seconds, 2),
+        **bench.peak(),
+        "steps": steps(runs, bench),
+    }
+
+
+def steps(
+    runs: dict[str, list[bench_steps.Timed]], bench: bench_steps.Bench
+) -> dict[str, dict[str, Any]]:
+    """Medians of each step, and how its answers differ from the released loop's."""
+    base = next(iter(runs))
+    speed = {
+        name: [timed.prompts / timed.seconds for timed in timeds] for name, timeds in runs.items()
+    }
+    medians = {name: statistics.median(values) for name, values in speed.items()}
+    found = {}
+    for name, timeds in runs.items():
+        last = timeds[-1]
+        found[name] = {
+            "prompts_per_second": round(medians[name], 2),
+            "spread": [round(min(speed[name]), 2), round(max(speed[name]), 2)],
+            "samples_per_second": round(medians[name] / K, 2),
+            "ratio": round(medians[name] / medians[base], 3),
+            "executed_over_released_tokens": round(last.executed / last.released, 4),
+            "padding": round(1 - last.needed / last.executed, 4),
+            "peak_megabytes": last.peak_megabytes,
+            **bench.utilisation(last, medians[name]),
+            **differences(runs[base][-1].values, last.values),
+        }
+    return found
+
+
+def differences(literal: Any, values: Any) -> dict[str, Any]:
+    """How two sets of log-probabilities differ in probabilities, ratings and selected rows."""
+    n = min(len(literal), len(values)) // K
+    shares = [reflection.normalised(one[: n * K]) for one in (literal, values)]
+    scores = [
+        reflection.sentence_score(
+            reflection.token_score(one[: n * K].reshape(n, K, K), "paper"), 0.2
+        )
+        for one in (literal, values)
+    ]
+    top = [set(np.argsort(-one, kind="stable")[: max(n // 5, 1)]) for one in scores]
+    ranks = [np.argsort(np.argsort(one, kind="stable"), kind="stable") for one in scores]
+    gap = float(np.abs(literal[: n * K] - values[: n * K]).max())
+    flips = int((shares[0].argmax(-1) != shares[1].argmax(-1)).sum())
+    return {
+        "max_share_difference": float(np.abs(shares[0] - shares[1]).max()),
+        "max_logprob_difference": gap,
+        "argmax_flips": flips,
+        "spearman": round(float(np.corrcoef(*ranks)[0, 1]), 6) if n > 1 else 1.0,
+        "top_fifth_overlap": len(top[0] & top[1]) / len(top[0]),
+    }
+
+
+def scaling(arguments: argparse.Namespace, size: str) -> dict[str, Any]:
+    """The engine alone: time and memory against the number of rows, and against the budget."""
+    model, tokenizer = make_model(arguments, size)
+    encoder = PromptEncoder(tokenizer, Template(), load_rating_prompts(None, K), K, None)
+    pairs = chosen_rows(argparse.Namespace(**{**vars(arguments), "n": 10**9}), encoder)
+    many = [one for encoded in encoder.encode(pairs) for one in encoded.ids]
+    default = arguments.token_budget or default_budget(arguments.device)
+    numbers = random.Random(0)
+
+    def measured(n: int, budget: int) -> dict[str, Any]:
+        picked = [numbers.randrange(len(pairs)) for _ in range(n)]
+        ids = [many[i * K + j] for i in picked for j in range(K)]
+        bench = bench_steps.Bench(model, ids, encoder, budget, process_clock(arguments))
+        timed = bench.run("last MLP", len(ids))
+        print(f"{size} n={n} budget={budget}: {timed.line}", file=sys.stderr, flush=True)
+        return {
+            "rows": n,
+            "token_budget": budget,
+            "seconds": round(timed.seconds, 2),
+            "tokens_per_second": round(timed.executed / timed.seconds),
+            "padding": round(1 - timed.needed / timed.executed, 4),
+            "peak_megabytes": timed.peak_megabytes,
+        }
+
+    sizes = [int(n) for n in arguments.sizes.split(",")]
+    return {
+        "size": size if arguments.tokenizer else "tiny-rater",
+        "by_rows": [measured(n, default) for n in sizes],
+        "by_budget": [measured(sizes[0], 1024 * 2**i) for i in range(7)],
+    }
+
+
+# Models and rows
+
+
+def make_model(arguments: argparse.Namespace, size: str) -> tuple[Any, Any]:
     if arguments.tokenizer is None:
-        checkpoint = resolve(TINY_RATER)
-        return load_model(checkpoint.path, "float32", "cpu"), checkpoint.tokenizer()
+        folder = str(files("selectit_hf") / "data" / "tiny-rater")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return model.eval(), AutoTokenizer.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
-    torch.manual_seed(0)
+    if size in SIZES:
+        layers, width, inner, heads = SIZES[size]
+    else:
+        layers, width = map(int, size.split("x"))
+        inner, heads = width * 11 // 4, max(width // 64, 1)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=arguments.hidden,
-        intermediate_size=arguments.hidden * 11 // 4,
-        num_hidden_layers=arguments.layers,
-        num_attention_heads=arguments.hidden // 64,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
         max_position_embeddings=4096,
     )
-    return LlamaForCausalLM(config).eval(), tokenizer
+    default = "float32" if arguments.device == "cpu" else "bfloat16"
+    torch.manual_seed(0)
+    # Made in its dtype on its device: a cast afterwards would round the rotary frequencies too.
+    torch.set_default_dtype(getattr(torch, arguments.dtype or default))
+    with torch.device(arguments.device):
+        model = LlamaForCausalLM(config).eval()
+    torch.set_default_dtype(torch.float32)
+    return model, tokenizer
 
 
-def load_rows(arguments: argparse.Namespace) -> list[dict[str, str]]:
-    sample = Path(sources.__file__).with_name("data") / "sample.jsonl"
-    rows, _ = sources.load(arguments.rows or str(sample))
-    return list(rows.select(range(min(arguments.n, len(rows)))))
-
-
-def ours_ids(encoder: PromptEncoder, rows: list[dict[str, str]]) -> list[list[int]]:
+def chosen_rows(arguments: argparse.Namespace, encoder: PromptEncoder) -> list[Pair]:
+    """``n`` pairs, evenly spread over the file."""
+    path = arguments.rows or str(files("selectit_hf") / "data" / "sample.jsonl")
+    text = Path(path).read_text("utf-8")
+    rows = json.loads(text) if text.startswith("[") else list(map(json.loads, text.splitlines()))
     batch = {name: [row[name] for row in rows] for name in rows[0]}
     pairs = [pair for pair in RowReader().pairs(batch) if isinstance(pair, Pair)]
-    return [ids for one in encoder.encode(pairs) for ids in one.ids]
-
-
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    started = time.perf_counter()
-    answer = work()
-    return time.perf_counter() - started, answer
-
-
-def result(
-    arguments: argparse.Namespace,
-    model: Any,
-    ids: list[list[int]],
-    encode_seconds: float,
-    seconds: dict[str, list[float]],
-    answers: dict[str, Any],
-) -> dict[str, Any]:
-    literal = np.log(np.array(answers["released"]))
-    gap = float(np.abs(literal - answers["selectit_hf"]).max())
-    if not gap < 1e-3:
-        raise SystemExit(f"The two sides disagree by {gap} in a log-probability.")
-    medians = {name: statistics.median(spent) for name, spent in seconds.items()}
-    return {
-        "median_seconds": {name: round(value, 3) for name, value in medians.items()},
-        "prompts_per_second": {name: round(len(ids) / value, 2) for name, value in medians.items()},
-        "ratio": round(medians["released"] / medians["selectit_hf"], 3),
-        "max_logprob_difference": gap,
-        "argmax_flips": int(
-            (literal.argmax(axis=1) != answers["selectit_hf"].argmax(axis=1)).sum()
-        ),
-        "prompts": len(ids),
-        "mean_tokens": round(math.fsum(map(len, ids)) / len(ids), 1),
-        "tokenize_seconds": round(encode_seconds, 3),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "threads": arguments.threads,
-        "repeats": arguments.repeats,
-        "machine": f"{platform.machine()}, {platform.system()}",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    if arguments.short:
+        lengths = [len(encoded.ids[0]) for encoded in encoder.encode(pairs)]
+        pairs = [p for p, n in zip(pairs, lengths, strict=True) if n < SHORT_TOKENS]
+    n = min(arguments.n, len(pairs))
+    return [pairs[i * len(pairs) // n] for i in range(n)]
 
 
 if __name__ == "__main__":

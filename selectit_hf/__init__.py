@@ -1,20 +1,25 @@
 """SelectIT for Hugging Face datasets: let base LLMs rate instruction data, keep the best fifth.
 
 See `TokenScore`, `SentenceScore` and `ModelScore` for the scores, `select` for the selection, and
-the ``selectit`` command for all of it at once.
+the ``selectit`` command for all of it at once. What is named here is imported when it is first
+used, so the modules that rate need nothing of those that read and publish datasets.
 """
 
-from selectit_hf.errors import SelectItError
-from selectit_hf.publishing import publish
-from selectit_hf.scorers import (
-    ModelScore,
-    SentenceScore,
-    TokenScore,
-    model_score,
-    sentence_score,
-    token_score,
-)
-from selectit_hf.selection import Selection, select
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selectit_hf.errors import SelectItError
+    from selectit_hf.publishing import publish
+    from selectit_hf.scorers import (
+        ModelScore,
+        SentenceScore,
+        TokenScore,
+        model_score,
+        sentence_score,
+        token_score,
+    )
+    from selectit_hf.selection import Selection, select
 
 __all__ = [
     "ModelScore",
@@ -30,3 +35,28 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "errors": ("SelectItError",),
+    "publishing": ("publish",),
+    "scorers": (
+        "ModelScore",
+        "SentenceScore",
+        "TokenScore",
+        "model_score",
+        "sentence_score",
+        "token_score",
+    ),
+    "selection": ("Selection", "select"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"selectit_hf.{module}"), name)
+    raise AttributeError(f"module 'selectit_hf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
