@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from selectit_hf.batching import buckets
 from selectit_hf.errors import ModelError, SettingError
@@ -35,9 +35,11 @@ __all__ = [
     "DTYPES",
     "Engine",
     "Read",
+    "budget_in",
     "choose_device",
     "choose_dtype",
     "default_budget",
+    "fitting_budget",
     "load_model",
     "set_threads",
     "thread_count",
@@ -47,6 +49,10 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOKEN_BUDGET = {"cuda": 32768, "cpu": 1024}
+
+SMALLEST_BUDGET = 1024
+HELD_OF_HIDDEN, HELD_OF_INNER = 12, 4
+"""What is held of each token at once, in its width and in its MLP's; generous."""
 
 HEAD_ROWS = 16384
 SPAN_LOGITS = 2**28
@@ -113,6 +119,30 @@ def choose_dtype(dtype: str | None, device: str) -> str:
 def default_budget(device: str) -> int:
     """Padded tokens a forward pass on ``device`` may hold, where none are given."""
     return TOKEN_BUDGET.get(torch.device(device).type, TOKEN_BUDGET["cpu"])
+
+
+def fitting_budget(config: PreTrainedConfig, dtype: str, device: str) -> int:
+    """Padded tokens that a forward pass can hold beside the weights on ``device``.
+
+    On CUDA half of the memory that is free now and not needed by the weights is given to what a
+    layer holds of each token; a power of two, at most `default_budget`, which the CPU has.
+    """
+    if torch.device(device).type != "cuda":
+        return default_budget(device)
+    with torch.device("meta"):
+        model = cast(Any, AutoModelForCausalLM).from_config(config, dtype=DTYPES[dtype])
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    free, _ = torch.cuda.mem_get_info(device)
+    return budget_in(free - weights, config, DTYPES[dtype].itemsize)
+
+
+def budget_in(room: int, config: PreTrainedConfig, itemsize: int) -> int:
+    """Padded tokens for which ``room`` bytes are enough, of ``itemsize`` bytes a number."""
+    text = config.get_text_config()
+    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    each = itemsize * (HELD_OF_HIDDEN * text.hidden_size + HELD_OF_INNER * inner)
+    tokens = max(room // 2 // each, SMALLEST_BUDGET)
+    return min(1 << (int(tokens).bit_length() - 1), TOKEN_BUDGET["cuda"])
 
 
 def thread_count() -> int:

@@ -21,7 +21,13 @@ from numpy.typing import NDArray
 
 from selectit_hf import reflection
 from selectit_hf.checkpoints import Checkpoint, model_name, resolve, slug
-from selectit_hf.engine import DTYPES, choose_device, choose_dtype, default_budget
+from selectit_hf.engine import (
+    DTYPES,
+    choose_device,
+    choose_dtype,
+    default_budget,
+    fitting_budget,
+)
 from selectit_hf.errors import RatingsError, SettingError
 from selectit_hf.prompts import RELEASED_TEMPLATE, Template, check_scale, load_rating_prompts
 from selectit_hf.raters import Place, Question, Rater
@@ -309,8 +315,14 @@ class RatingScorer:
         return Place(choose_dtype(self.dtype, device), device, budget)
 
     def default_token_budget(self) -> int:
-        """The padded tokens in a forward pass that this scorer would use here."""
-        return self._place(None).token_budget
+        """The padded tokens in a forward pass that a run of this scorer is planned with here.
+
+        See `selectit_hf.engine.fitting_budget`; what was asked for or stands in the environment
+        comes first.
+        """
+        place = self._place(None)
+        given = self.token_budget or _environment_budget()
+        return given or fitting_budget(self.checkpoint.config(), place.dtype, place.device)
 
 
 @dataclass(frozen=True)

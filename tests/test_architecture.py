@@ -3,6 +3,8 @@
 import ast
 import importlib
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -154,3 +156,16 @@ def test_loopback_is_within_reach():
     with socket.create_server(("127.0.0.1", 0)) as server:
         socket.create_connection(server.getsockname()).close()
     assert not ATTEMPTS
+
+
+def test_what_rates_needs_nothing_that_reads_or_publishes_datasets():
+    code = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("datasets", "typer"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Absent())
+import selectit_hf.engine, selectit_hf.tokens, selectit_hf.prompts, selectit_hf.reflection
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -30,7 +30,14 @@ from transformers import (
     PreTrainedModel,
 )
 
-from selectit_hf.engine import Engine, choose_device, choose_dtype, load_model
+from selectit_hf.engine import (
+    Engine,
+    budget_in,
+    choose_device,
+    choose_dtype,
+    fitting_budget,
+    load_model,
+)
 from selectit_hf.errors import ModelError, SettingError
 
 VOCABULARY = 211
@@ -421,3 +428,21 @@ def test_the_last_mlp_sees_one_position_of_each_row() -> None:
     engine.next_token_logprobs(ids, READ)
     longest = max(map(len, ids))
     assert shapes == [(6, longest), (6, longest), (6, 1)]
+
+
+# Memory
+
+
+@pytest.mark.parametrize("gigabytes", [0, 1, 8, 60])
+def test_the_budget_is_a_power_of_two_that_fits_the_room(gigabytes: int) -> None:
+    config = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32)
+    room = gigabytes * 10**9
+    tokens = budget_in(room, config, itemsize=2)
+    held = 2 * (12 * 4096 + 4 * 11008)  # bytes of a token in bfloat16
+    assert tokens in {2**i for i in range(10, 16)}
+    assert tokens == 1024 or tokens * held <= room / 2
+    assert tokens == 32768 or 2 * tokens * held > room / 2
+
+
+def test_on_the_cpu_the_budget_needs_no_memory_to_be_known() -> None:
+    assert fitting_budget(LlamaConfig(), "float32", "cpu") == 1024
