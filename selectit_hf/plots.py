@@ -1,19 +1,36 @@
 """The plots of a card: PNG files, the same bytes for the same numbers."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from selectit_hf.errors import SettingError
+from selectit_hf.finished import Finished
 
-__all__ = ["agreement_plot", "lengths_plot", "rank_correlations", "scores_plot"]
+__all__ = ["agreement_plot", "card_plots", "lengths_plot", "rank_correlations", "scores_plot"]
 
 KEPT, OTHER, INK = "#2563eb", "#cbd5e1", "#1f2937"
 SCORE_BINS = 60
 NAME_LENGTH = 22
+
+
+def card_plots(finished: Finished) -> Iterator[tuple[str, bytes]]:
+    """The plots of a finished selection's card: a name and a PNG file each."""
+    facts = finished.facts
+    scores = finished.scores.scores(finished.by)
+    kept = finished.scores.column("selected").to_numpy()
+    yield "scores", scores_plot(scores, kept, facts["selection"]["threshold"])
+    contrast = facts["contrast"]
+    if contrast and contrast["selected"]["rows"] and contrast["rejected"]["rows"]:
+        yield "lengths", lengths_plot(contrast["response_characters"])
+    names = [model["name"] for model in facts["models"]]
+    columns = [f"sentence_score__{name}" for name in names]
+    if len(names) > 1 and set(columns) <= set(finished.scores.features):
+        found = rank_correlations([finished.scores.scores(column) for column in columns])
+        yield "agreement", agreement_plot(names, found)
 
 
 def scores_plot(

@@ -97,7 +97,7 @@ class Rater:
         encoded = encoder.encode(pairs)
         asked = [i for i, one in enumerate(encoded) if one.ids]
         ids = [encoded[i].ids[j] for i in asked for j in prompts]
-        read = self._engine().next_token_logprobs(
+        read = self.engine().next_token_logprobs(
             ids, encoder.rating_token_ids, progress, [encoder.prefixes[j] for j in prompts]
         )
         logprobs = np.full((len(pairs), len(prompts), k), np.nan, dtype=np.float32)
@@ -116,7 +116,7 @@ class Rater:
         return {
             "model": self.checkpoint.name,
             "revision": self.checkpoint.revision,
-            "parameters": self._engine().parameters,
+            "parameters": self.engine().parameters,
         }
 
     def encoder(self) -> PromptEncoder:
@@ -132,7 +132,8 @@ class Rater:
             tokenizer, asked.template, asked.rating_prompts, asked.k, limit, asked.chat
         )
 
-    def _engine(self) -> Engine:
+    def engine(self) -> Engine:
+        """The model, loaded; ModelError where it cannot be."""
         return _ENGINE.get((self.checkpoint, self.place), self._load_engine)
 
     def _load_engine(self) -> Engine:

@@ -172,7 +172,7 @@ class RatingScorer:
             model=model_name(self.model),
             revision=self.checkpoint.revision,
             rating_prompts=load_rating_prompts(self.rating_prompts, self.k),
-            dtype=self._place(None).dtype,
+            dtype=self.place(None).dtype,
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -282,7 +282,7 @@ class RatingScorer:
             unrated = known not in SETTLED or (known in RATED and not has[i])
             if isinstance(pair, Pair) and (unrated or (known in RATED and has[i] < count)):
                 todo.setdefault(0 if unrated else int(has[i]), []).append(i)
-        rater = Rater(self.checkpoint, self._question, self._place(rank))
+        rater = Rater(self.checkpoint, self._question, self.place(rank))
         splits = 0
         for first, rows in sorted(todo.items()):
             asked = [cast(Pair, pairs[i]) for i in rows]
@@ -302,14 +302,15 @@ class RatingScorer:
             ModelError: there is no such model, or its tokenizer cannot rate.
             SettingError: the rating prompts are longer than the model's context.
         """
-        Rater(self.checkpoint, self._question, self._place(None)).encoder()
+        Rater(self.checkpoint, self._question, self.place(None)).encoder()
 
     @property
     def _question(self) -> Question:
         texts = load_rating_prompts(self.rating_prompts, self.k)
         return Question(Template(self.template), texts, self.k, self.max_length, self.chat)
 
-    def _place(self, rank: int | None) -> Place:
+    def place(self, rank: int | None) -> Place:
+        """Device, dtype and token budget for the worker of this ``rank``."""
         device = choose_device(self.device or os.environ.get("SELECTIT_DEVICE"), rank)
         budget = self.token_budget or _environment_budget() or default_budget(device)
         return Place(choose_dtype(self.dtype, device), device, budget)
@@ -320,7 +321,7 @@ class RatingScorer:
         See `selectit_hf.engine.fitting_budget`; what was asked for or stands in the environment
         comes first.
         """
-        place = self._place(None)
+        place = self.place(None)
         given = self.token_budget or _environment_budget()
         return given or fitting_budget(self.checkpoint.config(), place.dtype, place.device)
 

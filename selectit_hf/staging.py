@@ -21,9 +21,9 @@ from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
 
-from selectit_hf import plots
 from selectit_hf.card import as_dict
 from selectit_hf.finished import Finished, Rows
+from selectit_hf.plots import card_plots
 
 __all__ = ["CARD", "MANIFEST", "File", "Staged", "describe_file", "stage"]
 
@@ -96,7 +96,7 @@ def stage(finished: Finished, folder: Path, shard_bytes: int = SHARD_BYTES) -> S
         files |= written
         configs[config] = {"data_files": [{"split": "train", "path": paths}]}
         infos[config] = _info(rows, list(written.values()), loaded_bytes)
-    for name, png in _plots(finished):
+    for name, png in card_plots(finished):
         path = folder / "images" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(png)
@@ -174,21 +174,6 @@ def _groups(tables: Iterator[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]
 
 
 # Plots
-
-
-def _plots(finished: Finished) -> Iterator[tuple[str, bytes]]:
-    facts = finished.facts
-    scores = finished.scores.scores(finished.by)
-    kept = finished.scores.column("selected").to_numpy()
-    yield "scores", plots.scores_plot(scores, kept, facts["selection"]["threshold"])
-    contrast = facts["contrast"]
-    if contrast and contrast["selected"]["rows"] and contrast["rejected"]["rows"]:
-        yield "lengths", plots.lengths_plot(contrast["response_characters"])
-    names = [model["name"] for model in facts["models"]]
-    columns = [f"sentence_score__{name}" for name in names]
-    if len(names) > 1 and set(columns) <= set(finished.scores.features):
-        found = plots.rank_correlations([finished.scores.scores(column) for column in columns])
-        yield "agreement", plots.agreement_plot(names, found)
 
 
 def _without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:

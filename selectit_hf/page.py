@@ -1,0 +1,157 @@
+"""The report page of a finished run: one HTML file that shows what was kept and why.
+
+The page asks no other file or server for anything: its Content-Security-Policy forbids it, and
+allows only the scripts that were written into it. Texts of rows travel as JSON and are shown as
+text, never as HTML.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from selectit_hf.finished import Finished, from_run
+from selectit_hf.page_data import gather
+from selectit_hf.page_plots import ablation_figures, bokeh_script, figures, on_page
+from selectit_hf.page_words import cautions, cut_words, level_of, points_words, reason, weights_of
+from selectit_hf.plots import card_plots
+
+__all__ = ["render", "write_report"]
+
+PAGE = "report.html"
+POLICY = "default-src 'none'; script-src {}; style-src 'unsafe-inline'; img-src data:; \
+base-uri 'none'; form-action 'none'"
+
+
+def write_report(
+    run: Path,
+    dataset: Dataset,
+    out: Path | None = None,
+    *,
+    embeddings: str | None = None,
+    ablation: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write ``report.html`` and the plots of the card as PNG files.
+
+    Args:
+        run: the folder of a finished run.
+        dataset: the rows that were rated, with all their columns.
+        out: the folder to write to; by default ``report`` in the run folder.
+        embeddings: a column of embeddings to draw the map from, instead of the rows' words.
+        ablation: what other settings would have kept, to be drawn; see
+            `selectit_hf.ablation.Ablation.to_dict`.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        RunError: the run is not finished, or its files do not belong together.
+        InputError: ``dataset`` is not what was rated, or ``embeddings`` no column of embeddings.
+        SettingError: bokeh, scikit-learn or matplotlib is not installed.
+    """
+    finished = from_run(run)
+    page = render(finished, dataset, embeddings=embeddings, ablation=ablation)
+    out = run / "report" if out is None else out
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    for name, png in card_plots(finished):
+        (out / "images" / f"{name}.png").write_bytes(png)
+    partial = out / f".{PAGE}.{os.getpid()}.partial"
+    partial.write_text(page, encoding="utf-8", newline="\n")
+    return partial.replace(out / PAGE)
+
+
+def render(
+    finished: Finished,
+    dataset: Dataset,
+    *,
+    embeddings: str | None = None,
+    ablation: Mapping[str, Any] | None = None,
+) -> str:
+    """The page of a finished selection as HTML; see `write_report`."""
+    bokeh, script = bokeh_script(), _piece("report.js")
+    data = gather(finished, dataset, embeddings)
+    curves = ablation_figures(ablation or {})
+    drawn = figures(data.numbers["points"]["count"], bool(data.embeddings))
+    drawn |= {f"ablation {i}": chart for i, chart in enumerate(curves.values())}
+    numbers = data.numbers | {"charts": {name: on_page(one) for name, one in drawn.items()}}
+    return _environment().get_template("report.html.jinja").render(
+        **finished.facts,
+        policy=POLICY.format(" ".join(map(_hash, (bokeh, script)))),
+        style=Markup(_piece("report.css")),
+        bokeh=Markup(bokeh),
+        script=Markup(script),
+        numbers=numbers,
+        numbers_json=Markup(_json(numbers)),
+        version=version("selectit-hf"),
+        reason=reason(finished),
+        level=level_of(finished),
+        cut=cut_words(finished),
+        weights=", ".join(f"{weight:.3f}" for weight in weights_of(finished)),
+        warnings=cautions(finished, data),
+        points=points_words(data),
+        between_models=data.models,
+        between_prompts=data.prompts,
+        embeddings=data.embeddings,
+        explained=data.explained,
+        categories=data.categories,
+        ablations=list(curves),
+    )  # fmt: skip
+
+
+# The file
+
+
+def _json(numbers: Mapping[str, Any]) -> str:
+    """JSON that stands in a script element: nothing in it can end or begin one."""
+    text = json.dumps(numbers, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return re.sub("[<>&\u2028\u2029\ud800-\udfff]", _as_escape, text)
+
+
+def _as_escape(match: re.Match[str]) -> str:
+    return f"\\u{ord(match[0]):04x}"
+
+
+def _hash(script: str) -> str:
+    digest = hashlib.sha256(script.encode("utf-8")).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+
+
+@cache
+def _piece(name: str) -> str:
+    return _folder().joinpath(name).read_text("utf-8")
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FunctionLoader(_piece),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "count": "{:,}".format,
+        "percent": "{:.1%}".format,
+        "decimals": lambda number, digits=4: f"{number:.{digits}f}",
+    }
+    return environment
+
+
+def _folder() -> Traversable:
+    """The templates: in the package once it is built, beside it in a checkout."""
+    built = files("selectit_hf").joinpath("hub_cards")
+    return built if built.is_dir() else Path(__file__).parent.parent / "hub_cards"
