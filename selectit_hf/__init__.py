@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from selectit_hf.errors import SelectItError
+    from selectit_hf.mapping import score
     from selectit_hf.publishing import publish
     from selectit_hf.scorers import (
         ModelScore,
@@ -29,6 +30,7 @@ __all__ = [
     "TokenScore",
     "model_score",
     "publish",
+    "score",
     "select",
     "sentence_score",
     "token_score",
@@ -38,6 +40,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "errors": ("SelectItError",),
+    "mapping": ("score",),
     "publishing": ("publish",),
     "scorers": (
         "ModelScore",

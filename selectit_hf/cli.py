@@ -1,40 +1,37 @@
 """The ``selectit`` command. Thin: it reads flags, calls the package, and shows what came out."""
 
-import functools
-import inspect
-import json
-import logging
+import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import datasets
-import transformers
+import pyarrow.parquet as pq
 import typer
 from datasets import Dataset
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
-from selectit_hf import sources
+from selectit_hf import analysis, claims, mapping, options, screen, sources, supervisor
+from selectit_hf.analysis import JudgeSettings
 from selectit_hf.card import CardSettings
-from selectit_hf.checkpoints import DEFAULT_MODEL, TINY_RATER
-from selectit_hf.errors import InputError, RunError, SelectItError, SettingError
+from selectit_hf.checkpoints import TINY_RATER
+from selectit_hf.errors import SelectItError, SettingError
+from selectit_hf.fingerprint import survey
+from selectit_hf.finishing import Reflection
 from selectit_hf.hub import Pushed, PushSettings
-from selectit_hf.prompts import RELEASED_TEMPLATE
+from selectit_hf.inputs import rows_of
+from selectit_hf.options import Data, DatasetName, Out, Reader, RunFolder, Seed, Split, with_flags
 from selectit_hf.publishing import push_run
-from selectit_hf.report import LOW_RATING_MASS
-from selectit_hf.runs import Reflection, Run, survey
+from selectit_hf.runs import Run, check_folder
 from selectit_hf.scorers import ModelScore, SentenceScore
-from selectit_hf.selection import Cut, Selection, select
+from selectit_hf.selection import Cut, select
 from selectit_hf.sources import Source
+from selectit_hf.spool import spool
+from selectit_hf.status import status
+from selectit_hf.workers import Worker
 
 __all__ = ["app", "main"]
 
@@ -50,212 +47,49 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 an error with its remedy, 2 wrong usage, 70 a fault of selectit, "
     "130 stopped by Ctrl-C.",
 )
-screen = Console(stderr=True)
-
-
-# Flags that several commands share: the parameters of these functions.
-
-
-def _scorers(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A base LLM: Hub name (name\\[@revision]), folder, or tiny-rater. Repeat it for "
-            "the model level (the paper: Llama-2 7B, 13B and 70B). Default: SELECTIT_MODEL, else "
-            f"{DEFAULT_MODEL}."
-        ),
-    ] = None,
-    k: Annotated[int, typer.Option("--k", help="Top of the scale; number of rating prompts.")] = 5,
-    rating_prompts: Annotated[
-        Path | None,
-        typer.Option(help="Text file, one rating prompt a line; {k} stands for the scale's top."),
-    ] = None,
-    template: Annotated[
-        Path | None,
-        typer.Option(help="Text file with {rating_prompt}, {instruction} and {response}."),
-    ] = None,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Ask through the chat template (instruct models).")
-    ] = False,
-    instruction_column: Annotated[str | None, typer.Option(help="Instead of detection.")] = None,
-    response_column: Annotated[str | None, typer.Option(help="Instead of detection.")] = None,
-    turns: Annotated[
-        str | None, typer.Option(help="Rows with several turns: rate 'first' or 'all'.")
-    ] = None,
-    translation: Annotated[
-        str | None, typer.Option(help="Languages of a translation column, as in de:en.")
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(help="Longest prompt in tokens. Default: the model's context.")
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="float32, bfloat16 or float16. Default: bfloat16 on CUDA, else float32."),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda:0, ... Default: a GPU if there is one.")
-    ] = None,
-    token_budget: Annotated[
-        int | None, typer.Option(help="Padded tokens in a forward pass.")
-    ] = None,
-) -> list[SentenceScore]:
-    def scorer(name: str | None) -> SentenceScore:
-        is_folder = name is not None and Path(name).expanduser().is_dir()
-        path, _, revision = (name or "", "", "") if is_folder else (name or "").partition("@")
-        return SentenceScore(
-            model=path or None,
-            revision=revision or None,
-            k=k,
-            rating_prompts=rating_prompts,
-            template=RELEASED_TEMPLATE if template is None else _text(template),
-            chat=chat,
-            instruction_column=instruction_column,
-            response_column=response_column,
-            turns=cast(Any, turns),
-            translation=translation,
-            max_length=max_length,
-            dtype=dtype,
-            device=device,
-            token_budget=token_budget,
-        )
-
-    return [scorer(name) for name in model] if model else [scorer(None)]
-
-
-def _reflection(
-    alpha: Annotated[
-        float, typer.Option(help="Weight of the disagreement between rating prompts.")
-    ] = 0.2,
-    variant: Annotated[
-        str, typer.Option(help="paper, or released: the arithmetic of the authors' code.")
-    ] = "paper",
-    weights: Annotated[
-        str | None, typer.Option(help="Of the models, as in 7,13,70. Default: parameter counts.")
-    ] = None,
-    by: Annotated[
-        str | None,
-        typer.Option(help="token, sentence, model, or a column. Default: the highest level."),
-    ] = None,
-) -> Reflection:
-    return Reflection(alpha, cast(Any, variant), _numbers(weights), by)
-
-
-def _cut(
-    proportion: Annotated[
-        float | None, typer.Option(help="Share of all rows to keep. Default: 0.2.")
-    ] = None,
-    n: Annotated[int | None, typer.Option("--n", help="Number of rows to keep.")] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="Keep every row with at least this score.")
-    ] = None,
-    variant: str = "paper",
-) -> Cut:
-    return Cut(proportion, n, threshold, cast(Any, variant))
-
-
-def _card(
-    license: Annotated[
-        str | None, typer.Option(help="Instead of the source's, as in cc-by-nc-4.0.")
-    ] = None,
-    language: Annotated[
-        list[str] | None, typer.Option(help="Code of the rows' language, as in en. Repeatable.")
-    ] = None,
-    pretty_name: Annotated[str | None, typer.Option(help="Title of the card.")] = None,
-    examples: Annotated[
-        bool, typer.Option("--examples", help="Show the best and worst rows.")
-    ] = False,
-) -> CardSettings:
-    return CardSettings(license, tuple(language or ()), pretty_name, examples)
-
-
-def _push(
-    public: Annotated[bool, typer.Option("--public", help="To a public repository.")] = False,
-    update: Annotated[bool, typer.Option("--update", help="Replace an earlier push.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace whatever is there.")
-    ] = False,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="As one pull request.")] = False,
-) -> PushSettings:
-    return PushSettings(public, update, overwrite, create_pr)
-
-
-def _screen(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks and the libraries' logs.")
-    ] = False,
-) -> bool:
-    _quieten(debug)
-    return as_json
-
-
-def _with(**builders: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the flags of ``builders``, and call it with what they build."""
-    flags = {name: inspect.signature(build).parameters for name, build in builders.items()}
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = {
-            name: parameter
-            for name, parameter in inspect.signature(command).parameters.items()
-            if name not in builders
-        }
-
-        @functools.wraps(command)
-        def with_flags(**given: Any) -> None:
-            built = {
-                name: build(**{flag: given[flag] for flag in flags[name]})
-                for name, build in builders.items()
-            }
-            command(**{name: given[name] for name in own}, **built)
-
-        merged = {**{k: v for taken in reversed(flags.values()) for k, v in taken.items()}, **own}
-        ordered = sorted(merged.values(), key=lambda p: p.name not in own)
-        keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in ordered]
-        cast(Any, with_flags).__signature__ = inspect.Signature(keywords)
-        with_flags.__annotations__ = {p.name: p.annotation for p in keywords}
-        return with_flags
-
-    return decorate
-
-
-# Commands
-
-DatasetName = Annotated[
-    str,
-    typer.Argument(
-        metavar="DATASET",
-        help="Hub name (name\\[:config]\\[@revision]), a json, jsonl, parquet or csv file, or a "
-        "folder written by save_to_disk.",
-    ),
-]
-Split = Annotated[str | None, typer.Option(help="Which split, where there are several.")]
 
 
 @app.command()
-@_with(scorers=_scorers, how=_reflection, cut=_cut, as_json=_screen)
+@with_flags(
+    scorers=options.scorers, how=options.reflection, cut=options.cut, as_json=options.as_json
+)
 def run(
     dataset: DatasetName,
-    out: Annotated[Path, typer.Option(help="Run folder.")],
+    out: Out,
     scorers: list[SentenceScore],
     how: Reflection,
     cut: Cut,
     as_json: bool,
     split: Split = None,
+    streaming: Annotated[
+        bool,
+        typer.Option("--streaming", help="Read the dataset once, row by row, into the run folder."),
+    ] = False,
     shard_size: Annotated[
         int | None, typer.Option(min=1, help="Rows in a shard. Default: 8192.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Worker processes. Default: one for each visible GPU, else one."),
     ] = None,
 ) -> None:
     """Rate a dataset, score it and select the best rows, into a run folder.
 
-    Stopped or killed, the same command goes on where it was. The raw ratings stay in the folder, so
-    'selectit select RUN' with another level, alpha, variant or proportion takes seconds.
+    Stopped or killed, the same command goes on where it was; given again while it runs, on this
+    machine or another, it joins in. It also works under torchrun, 'accelerate launch' and Slurm.
+    The raw ratings stay in the folder, so 'selectit select RUN' with another level, alpha, variant
+    or proportion takes seconds.
     """
-    rows, source = sources.load(dataset, split)
-    _run(rows, source, scorers, how, cut, out, shard_size, as_json)
+    worker = Worker.from_environment()
+    if worker.rank > 0:
+        screen.hush()
+    count = _count(worker, workers, scorers)
+    rows, source = _spooled(dataset, split, out) if streaming else sources.load(dataset, split)
+    _run(rows, source, scorers, how, cut, out, shard_size, as_json, worker, count)
 
 
 @app.command()
-@_with(scorers=_scorers, how=_reflection, as_json=_screen)
+@with_flags(scorers=options.scorers, how=options.reflection, as_json=options.as_json)
 def score(
     dataset: DatasetName,
     out: Annotated[Path, typer.Option(help="A .parquet or .jsonl file, or a folder to save to.")],
@@ -278,21 +112,21 @@ def score(
         datasets.enable_progress_bars()
     for scorer in scorers:
         scorer = replace(scorer, alpha=how.alpha, variant=how.variant)
-        rows = rows.map(scorer, batched=True, features=scorer.features(rows), desc=scorer.slug)
+        rows = mapping.score(rows, scorer)
     if len(scorers) > 1:
         combine = ModelScore(weights=how.weights, alpha=how.alpha, variant=how.variant)
-        rows = rows.map(combine, batched=True, features=combine.features(rows))
+        rows = mapping.score(rows, combine)
     elif how.weights is not None:
         raise SettingError("--weights combine several models, and there is one.")
     write(rows)
     statuses = {s.slug: dict(Counter(rows[f"status__{s.slug}"])) for s in scorers}
-    counted = "; ".join(f"{slug}: {_counts(found)}" for slug, found in statuses.items())
+    counted = "; ".join(f"{slug}: {screen.counts(found)}" for slug, found in statuses.items())
     facts = {"rows": len(rows), "statuses": statuses, "out": str(out)}
-    _say(facts, as_json, f"{len(rows)} rows with score columns are in {out} ({counted}).")
+    screen.say(facts, as_json, f"{len(rows)} rows with score columns are in {out} ({counted}).")
 
 
 @app.command(name="select")
-@_with(how=_reflection, cut=_cut, as_json=_screen)
+@with_flags(how=options.reflection, cut=options.cut, as_json=options.as_json)
 def select_command(
     scored: Annotated[
         str, typer.Argument(metavar="SCORED", help="Run folder, or a dataset with score columns.")
@@ -303,21 +137,22 @@ def select_command(
     how: Reflection,
     cut: Cut,
     as_json: bool,
-    data: Annotated[
-        str | None, typer.Option(help="For a run over a local file: that file again.")
-    ] = None,
+    data: Data = None,
     split: Split = None,
+    reader: Reader = None,
+    seed: Seed = 0,
 ) -> None:
     """Select again, from a run's stored ratings or from a scored dataset; no model is loaded.
 
     From a run, level, alpha, variant and weights may change; a scored dataset is taken as it is.
+    A run's --by also takes the selectors of 'selectit compare', some of which load a model.
     """
     if (Path(scored) / "plan.json").is_file():
         if out.suffix in (".parquet", ".jsonl"):
             raise SettingError("A run's selection is several files; name a folder with --out.")
         run_ = Run.open(Path(scored))
-        rows = _rows_of(run_, data, split)
-        _show(*run_.finish(rows, how, cut, out), out, as_json)
+        rows, how = analysis.rank_by(run_, rows_of(run_, data, split), how, cut, reader, seed)
+        screen.show_summary(run_.finish(rows, how, cut, out)[1], out, as_json)
         return
     if how != Reflection(variant=how.variant, by=how.by):
         raise SettingError(
@@ -339,13 +174,13 @@ def select_command(
         "reasons": selection.reasons,
         "out": str(out),
     }
-    _say(facts, as_json, f"{len(selection.selected)} of {len(rows)} rows are in {out}.")
+    screen.say(facts, as_json, f"{len(selection.selected)} of {len(rows)} rows are in {out}.")
 
 
 @app.command()
-@_with(card=_card, settings=_push, as_json=_screen)
+@with_flags(card=options.card, settings=options.push, as_json=options.as_json)
 def push(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: RunFolder,
     repo: Annotated[str, typer.Argument(help="As in user/selective-alpaca.")],
     card: CardSettings,
     settings: PushSettings,
@@ -359,18 +194,18 @@ def push(
     Without --yes it prints what would be pushed. One commit, private unless --public, read back
     and compared. The login is that of 'hf auth login', or HF_TOKEN.
     """
-    tell = screen.out if as_json else print
+    tell = screen.tell if as_json else print
     done = push_run(run, repo, yes=yes, card=card, settings=settings, tell=tell)
     if as_json:
         facts = asdict(done) if isinstance(done, Pushed) else {"repo": repo, "new": False}
-        print(json.dumps(facts, ensure_ascii=False))
+        screen.say(facts, True, "")
 
 
 @app.command()
-@_with(as_json=_screen)
+@with_flags(as_json=options.as_json)
 def demo(
     as_json: bool,
-    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("selectit-demo"),
+    out: Out = Path("selectit-demo"),
 ) -> None:
     """See it work in a minute: rate a bundled sample dataset with a bundled tiny model.
 
@@ -380,8 +215,72 @@ def demo(
     sample = files("selectit_hf").joinpath("data", "sample.jsonl")
     rows, source = sources.load(str(sample))
     scorers = [SentenceScore(TINY_RATER)]
-    selection = _run(rows, source, scorers, Reflection(), Cut(), out, None, as_json)
-    screen.print(_demo_words(rows, selection, out))
+    _run(rows, source, scorers, Reflection(), Cut(), out, None, as_json, Worker(), 1)
+    screen.show_demo(rows, pq.read_table(out / "selected.parquet", columns=["defect"]))
+
+
+@app.command(name="status")
+@with_flags(as_json=options.as_json)
+def status_command(run: RunFolder, as_json: bool) -> None:
+    """Show how far a run is, how fast it goes, and what is wrong; also while it runs."""
+    screen.show_status(status(run), as_json)
+
+
+@app.command()
+@with_flags(how=options.reflection, cut=options.cut, judge=options.judge, as_json=options.as_json)
+def compare(
+    run: RunFolder,
+    by: Annotated[
+        list[str],
+        typer.Option(
+            help="Repeatable: token, sentence or model, expected, random, random-rest, length, "
+            "ifd, perplexity, judge, diverse\\[:NAME], hub:DATASET, or a column."
+        ),
+    ],
+    how: Reflection,
+    cut: Cut,
+    judge: JudgeSettings,
+    as_json: bool,
+    data: Data = None,
+    split: Split = None,
+    reader: Reader = None,
+    seed: Seed = 0,
+    embeddings: Annotated[
+        str | None, typer.Option(help="Column of embeddings; default: of the rows' words.")
+    ] = None,
+) -> None:
+    """Compare what selectors keep of a run's rows: overlap, rank correlation, contents, costs.
+
+    What a selector measures is kept in the run folder and never paid for twice. For example:
+    selectit compare RUN --by sentence --by ifd --by length --by random
+    """
+    opened = Run.open(run)
+    rows = rows_of(opened, data, split)
+    found = analysis.compare_run(
+        opened, rows, by, cut, how, reader, seed, judge, embeddings, screen.tell
+    )
+    screen.show_comparison(found.to_dict(), as_json)
+
+
+@app.command()
+@with_flags(as_json=options.as_json)
+def report(
+    run: RunFolder,
+    as_json: bool,
+    data: Data = None,
+    split: Split = None,
+    out: Annotated[Path | None, typer.Option(help="Folder. Default: report in the run.")] = None,
+    embeddings: Annotated[
+        str | None, typer.Option(help="Column of embeddings for the map; default: words.")
+    ] = None,
+) -> None:
+    """Write a page that shows what was kept and why: report.html, which needs no network."""
+    opened = Run.open(run)
+    page = analysis.report_run(opened, rows_of(opened, data, split), out, embeddings)
+    screen.say({"report": str(page)}, as_json, f"The report is {page}.")
+
+
+# How a run runs
 
 
 def _run(
@@ -393,136 +292,59 @@ def _run(
     out: Path,
     shard_size: int | None,
     as_json: bool,
-) -> Selection:
+    worker: Worker,
+    count: int,
+) -> None:
     reader = scorers[0].reader
     layout, columns = reader.layout_name(rows.column_names), reader.columns(rows.column_names)
-    words = f"{len(rows)} rows of {source.name}, read as {layout}: {', '.join(columns)}"
-    screen.print(Text(words))
+    screen.tell(f"{len(rows)} rows of {source.name}, read as {layout}: {', '.join(columns)}")
     started = Run.start(out, rows, source, scorers, shard_size)
-    started.check(how, rows.column_names)
-    with _progress(started, quiet=as_json) as progress:
-        try:
-            started.rate(rows, scorers, progress)
-        except KeyboardInterrupt:
-            screen.print(f"Stopped. The same command goes on from the last full shard in {out}.")
-            raise
-    selection, summary = started.finish(rows, how, cut)
-    _show(selection, summary, out, as_json)
-    return selection
-
-
-def _rows_of(run_: Run, data: str | None, split: str | None) -> Dataset:
-    source = run_.plan["input"]
-    if data is None and source["revision"].startswith("sha256:"):
-        raise RunError(
-            f"The run rated the local file {source['name']!r}; give it again with --data, so that "
-            "the selected rows can be written with all their columns."
+    later = analysis.is_selector(started, rows, how.by)
+    if later and worker.world > 1:
+        raise SettingError(
+            f"--by {how.by} is measured by one process: leave it away under a launcher, and run "
+            f"'selectit select {out} --by {how.by}' afterwards."
         )
-    config = f":{source['config']}" if source["config"] else ""
-    name = data or f"{source['name']}{config}@{source['revision']}"
-    several = data is None or (Path(data) / "dataset_dict.json").is_file()
-    rows, found = sources.load(name, split or (source["split"] if several else None))
-    if found.revision != source["revision"]:
-        raise RunError(
-            f"{found.name!r} has changed since it was rated: {found.revision}, not "
-            f"{source['revision']}. Give the file the run was made from."
-        )
-    return rows
+    started.check(replace(how, by=None) if later else how, rows.column_names)
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        with screen.progress(started, quiet=as_json) as progress:
+            if count > 1:
+                supervisor.rate(started, rows, scorers, count, progress)
+            else:
+                started.rate(rows, scorers, progress, worker)
+        asks = scorers[0].model
+        rows, how = analysis.rank_by(started, rows, how, cut, asks) if later else (rows, how)
+        summary = started.settle(rows, scorers, how, cut, worker)
+    except KeyboardInterrupt:
+        screen.tell(f"Stopped. The same command goes on from the last full shard in {out}.")
+        raise
+    screen.show_summary(summary, out, as_json)
 
 
-# What is shown
+def _leave(number: int, frame: Any) -> None:
+    """Give back what is claimed, as a scheduler that takes a machine away allows."""
+    raise SystemExit(128 + number)
 
 
-def _show(selection: Selection, summary: dict[str, Any], out: Path, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(summary, ensure_ascii=False))
-        return
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in _summary_lines(summary):
-        table.add_row(name, Text(value))
-    console = Console()
-    console.print(table)
-    for title, key in (("best", "best"), ("worst", "worst")):
-        console.print(f"\n[bold]{title}[/bold]")
-        for row in summary[key]:
-            console.print(Text(f"  {row['score']:.4f}  row {row['row']}: {row['instruction']}"))
-            console.print(Text(f"          → {row['response']}", style="dim"))
-    for slug, facts in summary["models"].items():
-        if facts["rating_mass"] is not None and facts["rating_mass"] < LOW_RATING_MASS:
-            words = (
-                f"Warning: {slug} gives all ratings together a probability of "
-                f"{facts['rating_mass']:.4f} on average (under {LOW_RATING_MASS}): it hardly "
-                "understood the question, and its scores mean little. Try a stronger base model, "
-                "or other rating prompts."
+def _count(worker: Worker, workers: int | None, scorers: Sequence[SentenceScore]) -> int:
+    """How many worker processes to start; 1 for none but this."""
+    if worker.world > 1:
+        if workers not in (None, 1):
+            raise SettingError(
+                f"--workers {workers} and a launcher of {worker.world} processes contradict each "
+                "other; leave --workers away."
             )
-            screen.print(Text(words, style="yellow"))
-    screen.print(f"\n{len(selection.selected)} selected rows are in {out / 'selected.parquet'}.")
+        return 1
+    return workers or (1 if scorers[0].device else max(1, mapping.device_count()))
 
 
-def _summary_lines(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "rows", f"{summary['rows']}"
-    yield "selected", f"{summary['selected']}, by {summary['by']}"
-    if summary["threshold"] is not None:
-        yield "threshold", f"{summary['threshold']:.6f}"
-    names = ("min", "25 %", "median", "75 %", "max")
-    quantiles = zip(names, summary["score_quantiles"], strict=False)
-    yield "scores", ", ".join(f"{name} {value:.4f}" for name, value in quantiles)
-    lengths = summary["mean_response_characters"]
-    yield "mean response", f"{lengths['selected']} characters selected, {lengths['all']} in all"
-    for slug, facts in summary["models"].items():
-        statuses = _counts(facts["statuses"])
-        mass = facts["rating_mass"]
-        said = "" if mass is None else f"; rating mass {mass:.4f}"
-        yield f"model {slug}", f"{facts['parameters']:,} parameters; {statuses}{said}"
-
-
-def _counts(statuses: dict[str, int]) -> str:
-    return ", ".join(f"{count} {status}" for status, count in statuses.items())
-
-
-def _demo_words(rows: Dataset, selection: Selection, out: Path) -> Text:
-    broken, kept = (
-        sum(defect != "none" for defect in part["defect"]) for part in (rows, selection.selected)
-    )
-    return Text(
-        f"{kept} of the {len(selection.selected)} selected rows are broken on purpose "
-        f"({kept / len(selection.selected):.1%}), against {broken} of all {len(rows)} "
-        f"({broken / len(rows):.1%}).\n\n"
-        "The tiny model was trained to tell this sample's rows apart, and knows nothing else. For "
-        "your own data take a real base model, on a GPU:\n\n"
-        "  selectit run vicgalle/alpaca-gpt4 --model Qwen/Qwen3-0.6B-Base --out RUN\n"
-    )
-
-
-def _say(facts: dict[str, Any], as_json: bool, words: str) -> None:
-    if as_json:
-        print(json.dumps(facts, ensure_ascii=False))
-    else:
-        screen.print(Text(words))
-
-
-@contextmanager
-def _progress(run_: Run, quiet: bool) -> Iterator[Callable[[str, int], None]]:
-    """Rows done, rows a second and time left, for each model."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[rows]}"),
-        TimeRemainingColumn(),
-        console=screen,
-        disable=quiet,
-    )
-    with bar:
-        k = run_.plan["rating"]["k"]
-        tasks = {slug: bar.add_task(slug, total=run_.rows * k, rows="") for slug in run_.slugs}
-
-        def advance(slug: str, prompts: int) -> None:
-            bar.advance(tasks[slug], prompts)
-            task = bar.tasks[tasks[slug]]
-            speed = "" if task.speed is None else f", {task.speed / k:.1f} rows/s"
-            bar.update(task.id, rows=f"{task.completed / k:.0f}/{run_.rows} rows{speed}")
-
-        yield advance
+def _spooled(dataset: str, split: str | None, out: Path) -> tuple[Dataset, Source]:
+    """A stream's rows, put into the run folder by one worker for all."""
+    stream, source = sources.stream(dataset, split)
+    check_folder(out)
+    with claims.wait(out / "rows.claim"):
+        return spool(stream, out / "rows", source)
 
 
 def _writer(out: Path) -> Callable[[Dataset], Any]:
@@ -538,37 +360,6 @@ def _writer(out: Path) -> Callable[[Dataset], Any]:
     return lambda rows: rows.save_to_disk(out)
 
 
-# Flags to values
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The template file {path} cannot be read: {error}.") from error
-
-
-def _numbers(text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise SettingError(f"--weights {text!r} must be numbers, as in 7,13,70.") from error
-
-
-def _quieten(debug: bool) -> None:
-    """Our own log lines, on stderr; the libraries' only with ``--debug``."""
-    handler = RichHandler(console=screen, show_time=False, show_path=False, show_level=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
-    logging.getLogger("selectit_hf").setLevel(logging.DEBUG if debug else logging.INFO)
-    if not debug:
-        for library in (datasets, transformers):
-            cast(Any, library.utils.logging).set_verbosity_error()
-        cast(Any, transformers.utils.logging).disable_progress_bar()
-        datasets.disable_progress_bars()
-
-
 def main() -> None:
     """Run the command; errors are a paragraph on stderr, with a traceback under ``--debug``."""
     try:
@@ -577,17 +368,19 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         if isinstance(error, SelectItError):
-            screen.print(Text(f"Error: {error}", style="red"))
+            screen.complain(f"Error: {error}{_notes(error)}")
             sys.exit(1)
         if isinstance(error, OSError):
-            words = f"Error: {error}. Check the path, its permissions, and the room on the disk."
-            screen.print(Text(words, style="red"))
+            words = "Check the path, its permissions, and the room on the disk."
+            screen.complain(f"Error: {error}. {words}{_notes(error)}")
             sys.exit(1)
-        screen.print(
-            Text(
-                f"Unexpected {type(error).__name__}: {error}\nThis is a fault of selectit; run the "
-                "command again with --debug and report what it shows.",
-                style="red",
-            )
+        screen.complain(
+            f"Unexpected {type(error).__name__}: {error}{_notes(error)}\nThis is a fault of "
+            "selectit; run the command again with --debug and report what it shows."
         )
         sys.exit(70)
+
+
+def _notes(error: Exception) -> str:
+    """Where it happened, as far as it was noted."""
+    return "".join(f" {note}" for note in getattr(error, "__notes__", ()))

@@ -46,12 +46,12 @@ def word_embeddings(texts: Sequence[str]) -> NDArray[np.float32]:
         SettingError: scikit-learn is not installed.
     """
     try:
-        from sklearn.decomposition import TruncatedSVD  # type: ignore[import-untyped]
-        from sklearn.feature_extraction.text import (  # type: ignore[import-untyped]
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.feature_extraction.text import (
             HashingVectorizer,
             TfidfTransformer,
         )
-        from sklearn.preprocessing import normalize  # type: ignore[import-untyped]
+        from sklearn.preprocessing import normalize
     except ImportError as error:
         raise _missing() from error
     hashed = HashingVectorizer(n_features=FEATURES, alternate_sign=False, norm=None)

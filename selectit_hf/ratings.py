@@ -16,6 +16,7 @@ __all__ = [
     "Batch",
     "Ratings",
     "TypedColumn",
+    "nested_lists",
     "nulled",
     "read_ratings",
     "typed",
@@ -119,6 +120,18 @@ def nulled(values: NDArray[np.float32], rated: NDArray[np.bool_]) -> list[Any]:
     """
     rows = values if values.ndim < 3 else map(list, values)
     return [row if ok else None for row, ok in zip(rows, rated.tolist(), strict=True)]
+
+
+def nested_lists(values: NDArray[np.float32], rated: NDArray[np.bool_]) -> pa.Array:
+    """``(n, prompts, k)`` values as Arrow lists of lists, null in the rows that are not rated."""
+    _, prompts, k = values.shape
+    counts = np.where(rated, prompts, 0)
+    lists = int(counts.sum())
+    inner = pa.ListArray.from_arrays(
+        pa.array(np.arange(lists + 1) * k, pa.int32()), pa.array(values[rated].reshape(-1))
+    )
+    outer = np.concatenate([[0], np.cumsum(counts)])
+    return pa.ListArray.from_arrays(pa.array(outer, pa.int32()), inner, mask=pa.array(~rated))
 
 
 def typed(values: dict[str, list[Any]], types: dict[str, Any]) -> dict[str, list[Any]]:

@@ -6,39 +6,74 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from numpy.typing import NDArray
 
-from selectit_hf.contrast import contrast
+from selectit_hf.contrast import contrast, measure
 from selectit_hf.ratings import Ratings
 from selectit_hf.reflection import rating_mass
 from selectit_hf.rows import Pair, RowReader
 from selectit_hf.selection import Selection
 
-__all__ = ["LOW_RATING_MASS", "summarise"]
+__all__ = ["LOW_RATING_MASS", "ModelFacts", "summarise"]
 
 LOW_RATING_MASS = 0.1
 """Below this mean probability of any rating at all, the scores mean little."""
 
 EXAMPLES = 3
 EXAMPLE_CHARACTERS = 160
-LENGTH_ROWS = 1000
+
+
+class ModelFacts:
+    """What is said of one model's ratings, counted part by part."""
+
+    def __init__(self) -> None:
+        self._rater: dict[str, Any] = {}
+        self._statuses: Counter[str] = Counter()
+        self._mass = 0.0
+        self._asked = 0
+        self._splits = 0
+
+    def add(self, ratings: Ratings) -> None:
+        """Count the ratings of some more rows."""
+        self._rater = self._rater or ratings.rater
+        self._statuses.update(ratings.statuses)
+        masses = rating_mass(ratings.logprobs[ratings.rated])
+        self._mass += float(masses.sum())
+        self._asked += masses.size
+        self._splits += ratings.splits
+
+    def facts(self) -> dict[str, Any]:
+        """Model, statuses, mean rating mass and batches halved, JSON-able."""
+        return {
+            "model": self._rater["model"],
+            "revision": self._rater["revision"],
+            "parameters": self._rater["parameters"],
+            "statuses": dict(sorted(self._statuses.items())),
+            "rating_mass": self._mass / self._asked if self._asked else None,
+            "oom_splits": self._splits,
+        }
 
 
 def summarise(
-    scored: Dataset, selection: Selection, ratings: Mapping[str, Ratings], reader: RowReader
+    dataset: Dataset,
+    selection: Selection,
+    models: Mapping[str, Ratings | ModelFacts],
+    reader: RowReader,
 ) -> dict[str, Any]:
     """The summary of a selection, as JSON-able facts.
 
     Rows, statuses and rating mass for each model, score quantiles (minimum, quarter, median, three
     quarters, maximum), the threshold, the mean response length in characters of kept and of all
-    rated rows, and the best and worst rows, shortened.
+    rated rows, and the best and worst rows, shortened. Rows are read a thousand at a time.
     """
     assert selection.decisions is not None
+    dataset = dataset.with_format(None)
     scores = selection.decisions["score"].to_numpy()
-    kept = np.array(selection.decisions["reason"].to_pylist()) == "selected"
     finite = scores[np.isfinite(scores)]
-    lengths = _response_lengths(scored, reader)
+    kept = selection.kept
+    measured = measure(dataset, reader)
     return {
-        "rows": len(scored),
+        "rows": len(dataset),
         "selected": int(kept.sum()),
         "by": selection.by,
         "threshold": selection.threshold,
@@ -46,59 +81,47 @@ def summarise(
         if finite.size
         else [],
         "mean_response_characters": {
-            "selected": _mean(lengths[kept]),
-            "all": _mean(lengths),
+            "selected": _mean(measured.response[kept & measured.readable]),
+            "all": _mean(measured.response[measured.readable]),
         },
-        "contrast": contrast(scored, kept, reader),
+        "contrast": contrast(measured, kept),
         "reasons": selection.reasons,
-        "models": {slug: _model_facts(rated) for slug, rated in ratings.items()},
-        "best": _examples(scored, selection, reader, best=True),
-        "worst": _examples(scored, selection, reader, best=False),
+        "models": {slug: _counted(one).facts() for slug, one in models.items()},
+        "best": _examples(dataset, selection, reader, best=True),
+        "worst": _examples(dataset, selection, reader, best=False),
     }
 
 
-def _model_facts(ratings: Ratings) -> dict[str, Any]:
-    rated = ratings.logprobs[ratings.rated]
-    return {
-        "model": ratings.rater["model"],
-        "revision": ratings.rater["revision"],
-        "parameters": ratings.rater["parameters"],
-        "statuses": dict(sorted(Counter(ratings.statuses).items())),
-        "rating_mass": float(rating_mass(rated).mean()) if len(rated) else None,
-        "oom_splits": ratings.splits,
-    }
+def _counted(model: Ratings | ModelFacts) -> ModelFacts:
+    if isinstance(model, ModelFacts):
+        return model
+    facts = ModelFacts()
+    facts.add(model)
+    return facts
 
 
-def _response_lengths(scored: Dataset, reader: RowReader) -> Any:
-    """(n) response lengths in characters, NaN for rows that are no pair."""
-    lengths: list[float] = []
-    for start in range(0, len(scored), LENGTH_ROWS):
-        pairs = reader.pairs(scored[start : start + LENGTH_ROWS])
-        lengths += [len(p.response) if isinstance(p, Pair) else np.nan for p in pairs]
-    return np.array(lengths)
-
-
-def _mean(values: Any) -> float | None:
-    finite = values[np.isfinite(values)]
-    return round(float(finite.mean()), 1) if finite.size else None
+def _mean(values: NDArray[np.int32]) -> float | None:
+    return round(float(values.mean()), 1) if values.size else None
 
 
 def _examples(
-    scored: Dataset, selection: Selection, reader: RowReader, best: bool
+    dataset: Dataset, selection: Selection, reader: RowReader, best: bool
 ) -> list[dict[str, Any]]:
     assert selection.decisions is not None
-    order = "ascending" if best else "descending"
-    decisions = selection.decisions.filter(selection.decisions["rank"].is_valid())
-    chosen = decisions.sort_by([("rank", order)]).slice(0, EXAMPLES).to_pylist()
-    pairs = reader.pairs(scored[[row["row"] for row in chosen]]) if chosen else []
+    ranks = selection.decisions["rank"].fill_null(-1).to_numpy()
+    last = int(ranks.max(initial=-1))
+    wanted = range(min(EXAMPLES, last + 1)) if best else range(last, max(last - EXAMPLES, -1), -1)
+    rows = [int(np.flatnonzero(ranks == rank)[0]) for rank in wanted]
+    columns = list(reader.columns(dataset.column_names))
+    pairs = reader.pairs(dataset.select_columns(columns)[rows]) if rows else []
     return [
         {
-            "row": row["row"],
-            "score": row["score"],
+            "row": row,
+            "score": selection.decisions["score"][row].as_py(),
             "instruction": _shortened(pair.instruction),
             "response": _shortened(pair.response),
         }
-        for row, pair in zip(chosen, pairs, strict=True)
+        for row, pair in zip(rows, pairs, strict=True)
         if isinstance(pair, Pair)
     ]
 

@@ -5,25 +5,37 @@ Rows without a score are never kept, and always counted. Every row gets a decisi
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from numpy.typing import NDArray
 
 from selectit_hf.errors import InputError, SettingError
 from selectit_hf.reflection import Variant, check_variant
 
-__all__ = ["Cut", "Selection", "decide", "score_column", "select"]
+__all__ = [
+    "Cut",
+    "Selection",
+    "decide",
+    "kept_rows",
+    "score_column",
+    "select",
+    "status_column",
+    "stored_scores",
+    "stored_statuses",
+]
 
 logger = logging.getLogger(__name__)
 
 LEVELS = ("token", "sentence", "model")
+Statuses: TypeAlias = Sequence[str | None] | pa.Array | pa.ChunkedArray
+SELECTED, BELOW, NO_SCORE = "selected", "below the threshold", "no score"
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,12 @@ class Cut:
             return int(rows * float(self.proportion or 0))
         return int(Decimal(str(self.proportion)) * rows)
 
+    def lowest(self, scores: NDArray[np.float64], kept: NDArray[np.bool_]) -> float | None:
+        """The threshold that was asked for, else the lowest kept score; ``None`` if none is."""
+        if self.threshold is not None:
+            return self.threshold
+        return float(scores[kept].min()) if kept.any() else None
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -94,11 +112,19 @@ class Selection:
     decisions: pa.Table | None = None
 
     @property
+    def kept(self) -> NDArray[np.bool_]:
+        """(n) whether each input row is kept."""
+        if self.decisions is None:
+            raise SettingError("A lazy selection is not known before it is read.")
+        return kept_rows(self.decisions)
+
+    @property
     def reasons(self) -> dict[str, int]:
-        """How many rows there are for each reason."""
+        """How many rows there are for each reason, in the order of their first row."""
         if self.decisions is None:
             raise SettingError("A lazy selection is not counted before it is read.")
-        return dict(Counter(self.decisions["reason"].to_pylist()))
+        counts = self.decisions["reason"].value_counts()
+        return {count["values"]: count["counts"] for count in counts.to_pylist()}
 
 
 def select(
@@ -137,33 +163,33 @@ def select(
     if isinstance(dataset, IterableDataset):
         return _select_lazily(dataset, by, cut)
     column = score_column(dataset.column_names, by)
-    scores = _scores(dataset, column)
-    decisions = decide(scores, cut, _reasons(dataset, column))
-    kept = np.asarray(decisions["reason"].to_numpy(zero_copy_only=False) == "selected")
+    scores = stored_scores(dataset, column)
+    decisions = decide(scores, cut, stored_statuses(dataset, column))
+    kept = kept_rows(decisions)
     return Selection(
         selected=dataset.select(np.flatnonzero(kept)),
         rejected=dataset.select(np.flatnonzero(~kept)),
-        threshold=cut.threshold if cut.threshold is not None else _lowest(scores, kept),
+        threshold=cut.lowest(scores, kept),
         by=column,
         cut=cut,
         decisions=decisions,
     )
 
 
-def _lowest(scores: NDArray[np.float64], kept: NDArray[np.bool_]) -> float | None:
-    return float(scores[kept].min()) if kept.any() else None
-
-
 def decide(
-    scores: NDArray[np.float64], cut: Cut, statuses: Sequence[str | None] | None = None
+    scores: NDArray[np.float64],
+    cut: Cut,
+    statuses: Statuses | None = None,
 ) -> pa.Table:
-    """Rank ``(n)`` scores, NaN for none, and decide on each row; see `Selection.decisions`."""
+    """Rank ``(n)`` scores, NaN for none, and decide on each row; see `Selection.decisions`.
+
+    ``statuses`` are the reasons of rows without a score. Nothing is made for each row but numbers,
+    so ten million rows take seconds and a few hundred MB.
+    """
     scored = np.isfinite(scores)
-    rows = np.flatnonzero(scored)
-    tie = -rows if cut.variant == "released" else rows
-    order = rows[np.lexsort((tie, -scores[rows]))]
+    order = _best_first(scores, scored, cut.variant)
     if cut.threshold is not None:
-        count = int((scores[rows] >= cut.threshold).sum())
+        count = int((scores[scored] >= cut.threshold).sum())
     else:
         count = cut.count(len(scores))
         if count > len(order):
@@ -172,18 +198,56 @@ def decide(
         logger.warning("No row is selected out of %d.", len(scores))
     ranks = np.full(len(scores), -1)
     ranks[order] = np.arange(len(order))
-    reasons = np.full(len(scores), "below the threshold", dtype=object)
-    reasons[order[:count]] = "selected"
-    for i in np.flatnonzero(~scored).tolist():
-        reasons[i] = (statuses[i] if statuses is not None else None) or "no score"
     return pa.table(
         {
             "row": pa.array(np.arange(len(scores)), pa.int64()),
             "score": pa.array(scores, pa.float64(), mask=~scored),
             "rank": pa.array(ranks, pa.int64(), mask=~scored),
-            "reason": pa.array(reasons, pa.string()),
+            "reason": _reasons(scored, order[:count], statuses),
         }
     )
+
+
+def kept_rows(decisions: pa.Table) -> NDArray[np.bool_]:
+    """(n) whether each row of `decide`'s table is kept."""
+    return np.asarray(pc.equal(decisions["reason"], SELECTED).to_numpy())
+
+
+def _best_first(
+    scores: NDArray[np.float64], scored: NDArray[np.bool_], variant: Variant
+) -> NDArray[np.int64]:
+    """The rows with a score; of equal ones the earlier first, ``"released"``: the later."""
+    rows = np.flatnonzero(scored)
+    if variant == "released":
+        return np.asarray(rows[np.argsort(scores[rows], kind="stable")[::-1]])
+    return np.asarray(rows[np.argsort(-scores[rows], kind="stable")])
+
+
+def _reasons(
+    scored: NDArray[np.bool_], best: NDArray[np.int64], statuses: Statuses | None
+) -> pa.DictionaryArray:
+    """(n) reasons, as codes into the words that occur."""
+    codes = np.full(len(scored), 1, dtype=np.int32)
+    codes[best] = 0
+    words = [SELECTED, BELOW]
+    missing = np.flatnonzero(~scored)
+    found = _words(statuses, missing).dictionary_encode()
+    here = found.dictionary.to_pylist()
+    words += [word for word in here if word not in words]
+    places = np.array([words.index(word) for word in here], dtype=np.int32)
+    codes[missing] = places[found.indices.to_numpy()]
+    return pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(words, pa.string()))
+
+
+def _words(statuses: Statuses | None, rows: NDArray[np.int64]) -> pa.Array:
+    """The statuses of some rows, a word for each."""
+    if statuses is None:
+        return pa.repeat(NO_SCORE, len(rows))
+    words: Any = pa.array(statuses) if isinstance(statuses, Sequence) else statuses
+    found = words.take(pa.array(rows)).cast(pa.string())
+    if isinstance(found, pa.ChunkedArray):
+        found = found.combine_chunks()
+    return pc.if_else(pc.equal(found, ""), None, found).fill_null(NO_SCORE)
 
 
 def score_column(columns: Sequence[str], by: str | None = None) -> str:
@@ -211,6 +275,12 @@ def score_column(columns: Sequence[str], by: str | None = None) -> str:
     )
 
 
+def status_column(column: str) -> str:
+    """The column that says why a row has no score in ``column``."""
+    name = column.partition("__")[2]
+    return f"status__{name}" if name else "selectit_status"
+
+
 def _select_lazily(dataset: IterableDataset, by: str | None, cut: Cut) -> Selection:
     if cut.threshold is None:
         raise SettingError(
@@ -230,7 +300,12 @@ def _select_lazily(dataset: IterableDataset, by: str | None, cut: Cut) -> Select
     return Selection(dataset.filter(keep), dataset.filter(drop), threshold, column, cut)
 
 
-def _scores(dataset: Dataset, column: str) -> NDArray[np.float64]:
+def stored_scores(dataset: Dataset, column: str) -> NDArray[np.float64]:
+    """(n) scores of a column, NaN for none.
+
+    Raises:
+        InputError: the column holds something else than numbers.
+    """
     values = _column(dataset, column)
     if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
         if pa.types.is_null(values.type):
@@ -239,14 +314,10 @@ def _scores(dataset: Dataset, column: str) -> NDArray[np.float64]:
     return np.asarray(values.cast(pa.float64()).to_numpy(), dtype=np.float64)
 
 
-def _reasons(dataset: Dataset, column: str) -> list[str | None] | None:
-    """The statuses beside a score column."""
-    name = column.partition("__")[2]
-    status = f"status__{name}" if name else "selectit_status"
-    if status not in dataset.column_names:
-        return None
-    statuses: list[str | None] = _column(dataset, status).to_pylist()
-    return statuses
+def stored_statuses(dataset: Dataset, column: str) -> pa.ChunkedArray | None:
+    """The statuses beside a score column; ``None`` where the dataset has none."""
+    status = status_column(column)
+    return _column(dataset, status) if status in dataset.column_names else None
 
 
 def _column(dataset: Dataset, name: str) -> pa.ChunkedArray:

@@ -15,6 +15,8 @@ from datasets import (
     Dataset,
     DatasetDict,
     Features,
+    IterableDataset,
+    IterableDatasetDict,
     Value,
     load_dataset,
     load_dataset_builder,
@@ -33,20 +35,20 @@ from huggingface_hub.errors import (
 
 from selectit_hf.errors import InputError
 
-__all__ = ["Source", "load"]
+__all__ = ["Source", "load", "readable", "stream", "without_rows"]
 
 NO_ROWS = ("corresponds to no data", "No columns to parse", "BatchSize must be greater than 0")
 """How the readers say that a file has no rows."""
 
 
-def _read_csv(path: str) -> Dataset:
+def _read_csv(path: str, streaming: bool) -> Dataset:
     """Every cell a text as it stands: 007 is no number, and NA no missing value."""
     names = pandas.read_csv(path, nrows=0).columns
     types = Features({name: Value("string") for name in names})
-    return Dataset.from_csv(path, features=types, keep_default_na=False)
+    return Dataset.from_csv(path, features=types, keep_default_na=False, streaming=streaming)
 
 
-READERS: dict[str, Callable[[str], Dataset]] = {
+READERS: dict[str, Callable[..., Any]] = {
     ".json": Dataset.from_json,
     ".jsonl": Dataset.from_json,
     ".parquet": Dataset.from_parquet,
@@ -80,23 +82,42 @@ def load(dataset: str, split: str | None = None) -> tuple[Dataset, Source]:
     Raises:
         InputError: it is not there, cannot be read, is empty, or has several splits and none named.
     """
+    rows, source = _open(dataset, split, streaming=False)
+    if not len(rows):
+        raise without_rows(source.name)
+    return rows, source
+
+
+def stream(dataset: str, split: str | None = None) -> tuple[IterableDataset, Source]:
+    """As `load`, one row after the other: nothing is downloaded or converted beforehand.
+
+    `selectit_hf.spool.spool` puts the rows on the disk, where they can be read in any order.
+
+    Raises:
+        InputError: it is not there, or has several splits and none named. What cannot be read, or
+            has no rows, is found while it is read.
+    """
+    rows, source = _open(dataset, split, streaming=True)
+    return rows, source
+
+
+def _open(dataset: str, split: str | None, streaming: bool) -> tuple[Any, Source]:
     path = Path(dataset).expanduser()
     looks_local = path.suffix in READERS or dataset.startswith((".", "/", "~"))
+    if path.is_dir():
+        rows, source = _load_folder(path, split)
+        return rows.to_iterable_dataset() if streaming else rows, source
     if path.exists():
-        rows, source = _load_folder(path, split) if path.is_dir() else _load_file(path, split)
-    elif looks_local:
+        return _load_file(path, split, streaming)
+    if looks_local:
         raise InputError(f"There is no file {dataset!r}; check the path.")
-    else:
-        rows, source = _load_hub(dataset, split)
-    if not len(rows):
-        raise _without_rows(source.name)
-    return rows, source
+    return _load_hub(dataset, split, streaming)
 
 
 # Local
 
 
-def _load_file(path: Path, split: str | None) -> tuple[Dataset, Source]:
+def _load_file(path: Path, split: str | None, streaming: bool) -> tuple[Any, Source]:
     if path.suffix not in READERS:
         raise InputError(
             f"The file {path.name!r} is not one of {', '.join(READERS)}; convert it, or name a "
@@ -105,9 +126,9 @@ def _load_file(path: Path, split: str | None) -> tuple[Dataset, Source]:
     if split not in (None, "train"):
         raise InputError(f"A single file has no split {split!r}; leave --split away.")
     if path.stat().st_size == 0:
-        raise _without_rows(path.name)
-    with _readable(path.name):
-        rows = READERS[path.suffix](str(_by_content(path)))
+        raise without_rows(path.name)
+    with readable(path.name):
+        rows = READERS[path.suffix](str(_by_content(path)), streaming=streaming)
         return rows, Source(path.name, None, "train", _content_hash([path], path.parent))
 
 
@@ -127,11 +148,11 @@ def _by_content(path: Path) -> Path:
 
 
 def _load_folder(path: Path, split: str | None) -> tuple[Dataset, Source]:
-    with _readable(path.name):
+    with readable(path.name):
         try:
             loaded = load_from_disk(str(path))
         except IndexError as error:  # what it says of a dataset saved without rows
-            raise _without_rows(path.name) from error
+            raise without_rows(path.name) from error
     rows, chosen = _one_split(loaded, split, path.name)
     files = sorted(p for p in path.rglob("*") if p.is_file() and not _is_cache(p))
     return rows, Source(path.name, None, chosen, _content_hash(files, path))
@@ -142,8 +163,8 @@ def _is_cache(path: Path) -> bool:
     return path.name.startswith(("cache-", "tmp"))
 
 
-def _one_split(loaded: Any, split: str | None, name: str) -> tuple[Dataset, str]:
-    if not isinstance(loaded, DatasetDict):
+def _one_split(loaded: Any, split: str | None, name: str) -> tuple[Any, str]:
+    if not isinstance(loaded, (DatasetDict, IterableDatasetDict)):
         if split is not None:
             raise InputError(f"{name!r} is a single split; leave --split away.")
         return loaded, "train"
@@ -178,7 +199,7 @@ def _file_hash(path: Path) -> str:
 # The Hub
 
 
-def _load_hub(dataset: str, split: str | None) -> tuple[Dataset, Source]:
+def _load_hub(dataset: str, split: str | None, streaming: bool) -> tuple[Any, Source]:
     match = HUB_NAME.fullmatch(dataset)
     if match is None:
         raise InputError(
@@ -186,15 +207,14 @@ def _load_hub(dataset: str, split: str | None) -> tuple[Dataset, Source]:
         )
     name, config, revision = match["name"], match["config"], match["revision"]
     sha = _commit(name, revision)
-    with _readable(name):
+    with readable(name):
         builder = load_dataset_builder(name, config, revision=sha)
         known = list(builder.info.splits or {})
         if known:
             split = _choose_split(known, split, name)
-        loaded = load_dataset(name, config, split=split, revision=sha)
-    rows, chosen = (
-        _one_split(loaded, split, name) if isinstance(loaded, DatasetDict) else (loaded, str(split))
-    )
+        loaded = load_dataset(name, config, split=split, revision=sha, streaming=streaming)
+    several = isinstance(loaded, (DatasetDict, IterableDatasetDict))
+    rows, chosen = _one_split(loaded, split, name) if several else (loaded, str(split))
     return rows, Source(name, config, chosen, sha)
 
 
@@ -228,7 +248,8 @@ def _gated(name: str) -> InputError:
 
 
 @contextmanager
-def _readable(name: str) -> Iterator[None]:
+def readable(name: str) -> Iterator[None]:
+    """Turn what the libraries raise while a dataset is read into an `InputError`."""
     try:
         yield
     except GatedRepoError as error:
@@ -237,12 +258,13 @@ def _readable(name: str) -> Iterator[None]:
         cause = error.__cause__ or error
         detail = str(cause).strip().split("\n", 1)[0]
         if any(text in detail for text in NO_ROWS):
-            raise _without_rows(name) from error
+            raise without_rows(name) from error
         raise InputError(
             f"The dataset {name!r} cannot be read: {detail} Check that every row has the same "
             "columns and types, and that the file is what its ending says."
         ) from error
 
 
-def _without_rows(name: str) -> InputError:
+def without_rows(name: str) -> InputError:
+    """The error for a dataset with nothing in it."""
     return InputError(f"The dataset {name!r} has no rows; there is nothing to rate.")

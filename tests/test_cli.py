@@ -16,6 +16,7 @@ from datasets import Dataset, DatasetDict
 
 from selectit_hf import cli
 from selectit_hf.engine import Engine
+from selectit_hf.errors import InputError
 
 ROWS = [
     {"instruction": f"Say {i}.", "input": "", "output": f"{i} " * (i % 7 + 1)} for i in range(30)
@@ -206,6 +207,10 @@ ERRORS: dict[str, tuple[list[Any], str]] = {
     "turns of score": (["score", "talk.jsonl", "--model", MODEL, "--out", "r"], "--turns first"),
     "out is a file": (["run", "DATA", "--model", MODEL, "--out", "two.txt"], "is a file"),
     "out in a file": (["run", "DATA", "--model", MODEL, "--out", "two.txt/r"], "Check the path"),
+    "out in the cloud": (
+        ["run", "DATA", "--model", MODEL, "--out", "s3://bucket/run"],
+        "no folder of a file system",
+    ),
     "no scores": (["select", "DATA", "--out", "r.parquet"], "score the dataset first"),
 }
 
@@ -273,7 +278,7 @@ def test_a_fault_of_ours_says_so(
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["selectit", "run", "no.json", "--out", "r", "--debug"])
-    with pytest.raises(cli.InputError):
+    with pytest.raises(InputError):
         cli.main()
 
 
@@ -282,11 +287,147 @@ def test_wrong_usage_is_code_2(selectit: Callable[..., Outcome]) -> None:
     assert selectit("run", "x.json", "--out", "r", "--k", "five").code == 2
 
 
-@pytest.mark.parametrize("command", ["", "run", "score", "select", "demo"])
+def test_status_of_a_run_and_of_a_damaged_one(
+    selectit: Callable[..., Outcome], data: Path, checkpoint: Path
+) -> None:
+    selectit("run", data, "--model", checkpoint, "--out", "run", "--shard-size", 12)
+    done = selectit("status", "run")
+    assert "30 of 30 rows, 3 of 3 shards done, 0 in progress, 0 bad" in done.out
+    assert "written" in done.out
+    Path("run/ratings/random_llama/00001.parquet").write_bytes(b"")
+    done = selectit("status", "run", "--json")
+    facts = json.loads(done.out)
+    assert facts["models"]["random_llama"]["bad"] == [1]
+    assert "rows 12 to 23" in facts["wrong"][0]
+    assert "wrong: the shard of the rows 12 to 23" in selectit("status", "run").out
+    plan = json.loads(Path("run/plan.json").read_text())
+    del plan["input"]["rows"]
+    Path("run/plan.json").write_text(json.dumps(plan))
+    refused = selectit("status", "run")
+    assert refused.code == 1
+    assert "plan.json is no plan of a run: input.rows is missing" in refused.err
+
+
+def test_a_stream_is_put_into_the_run_folder_once(
+    selectit: Callable[..., Outcome], data: Path, checkpoint: Path
+) -> None:
+    flags = ("run", data, "--model", checkpoint, "--n", 3)
+    assert selectit(*flags, "--out", "plain").code == 0
+    done = selectit(*flags, "--out", "run", "--streaming")
+    assert done.code == 0, done.err
+    assert Path("run/rows/rows.arrow").is_file()
+    for name in ("scores.parquet", "selected.parquet", "selection.json", "summary.json"):
+        assert Path("run", name).read_bytes() == Path("plain", name).read_bytes(), name
+    again = selectit("select", "run", "--out", "run", "--n", 4)  # its rows are there
+    assert again.code == 0, again.err
+    Path("other").mkdir()
+    Path("other/notes.txt").write_text("mine")
+    refused = selectit(*flags, "--out", "other", "--streaming")
+    assert "no plan.json" in refused.err
+    assert [path.name for path in Path("other").iterdir()] == ["notes.txt"]
+
+
+# Launchers, by the environment they set; the processes are forked here, which is quick
+
+
+def launched(environment: dict[str, str], arguments: list[object], out: Path) -> int:
+    """Run the command in a child process; its pid."""
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        os.environ.update(environment)
+        sys.stdout = sys.stderr = out.open("w")
+        sys.argv = ["selectit", *map(str, arguments)]
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def torchrun(rank: int) -> dict[str, str]:
+    return {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+
+
+def array(task: int) -> dict[str, str]:
+    return {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_COUNT": "3"}
+
+
+def run_of(folder: Path) -> dict[str, bytes]:
+    paths = [*folder.rglob("*.parquet"), folder / "selection.json", folder / "summary.json"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def exit_codes(children: list[int]) -> list[int]:
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+@pytest.fixture
+def straight(selectit: Callable[..., Outcome], data: Path, checkpoint: Path) -> dict[str, bytes]:
+    flags = ("--model", checkpoint, "--shard-size", 2, "--out", "straight")
+    assert selectit("run", data, *flags).code == 0
+    return run_of(Path("straight"))
+
+
+def test_ranks_of_which_one_is_killed_and_comes_back(
+    straight: dict[str, bytes], data: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    arguments = ["run", data, "--model", checkpoint, "--shard-size", 2, "--out", "many"]
+    logs = [tmp_path / f"{name}.log" for name in ("zero", "one", "again")]
+    zero = launched(torchrun(0), arguments, logs[0])
+    one = launched(torchrun(1), arguments, logs[1])
+    deadline = time.monotonic() + 60
+    while not list(Path("many").rglob("0000[1357].json")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    os.kill(one, signal.SIGKILL)
+    again = launched(torchrun(1), arguments, logs[2])
+    assert exit_codes([zero, one, again]) == [0, -signal.SIGKILL, 0], logs[0].read_text()
+    assert run_of(Path("many")) == straight
+    assert "6 selected rows are in" in logs[0].read_text()
+    assert logs[1].read_text() == logs[2].read_text() == ""
+    assert not list(Path("many").rglob("*.claim"))
+
+
+def test_an_array_of_which_one_task_never_comes(
+    straight: dict[str, bytes], data: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    arguments = ["run", data, "--model", checkpoint, "--shard-size", 2, "--out", "many"]
+    logs = [tmp_path / f"{task}.log" for task in range(3)]
+    children = [launched(array(task), arguments, logs[task]) for task in (1, 2)]
+    assert exit_codes(children) == [0, 0], logs[1].read_text()
+    assert run_of(Path("many")) == straight
+
+
+def test_a_second_driver_joins(
+    straight: dict[str, bytes], data: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    arguments = ["run", data, "--model", checkpoint, "--shard-size", 2, "--out", "many"]
+    logs = [tmp_path / f"{driver}.log" for driver in range(2)]
+    children = [launched({}, arguments, log) for log in logs]
+    assert exit_codes(children) == [0, 0], logs[1].read_text()
+    assert run_of(Path("many")) == straight
+    for log in logs:
+        assert "30/30 rows" in log.read_text()
+
+
+def test_an_error_of_any_rank_is_shown(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    arguments = ["run", data, "--model", checkpoint, "--out", tmp_path / "r", "--workers", 4]
+    assert exit_codes([launched(torchrun(1), arguments, log)]) == [1]
+    text = " ".join(log.read_text().split())
+    assert "--workers 4 and a launcher of 2 processes contradict each other" in text
+
+
+@pytest.mark.parametrize("command", ["", "run", "score", "select", "demo", "status"])
 def test_help_teaches(selectit: Callable[..., Outcome], command: str) -> None:
     done = selectit(*command.split(), "--help")
     assert done.code == 0
-    for word in ("run", "score", "select", "demo") if not command else ("--out", "--debug"):
+    words = ("--debug",) if command == "status" else ("--out", "--debug")
+    for word in ("run", "score", "select", "demo", "status") if not command else words:
         assert word in done.out
 
 

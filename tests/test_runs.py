@@ -1,5 +1,6 @@
 """A run folder: whole, resumable, and the same ratings reflected on in many ways."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,9 @@ from datasets import Dataset
 from selectit_hf import SentenceScore, select
 from selectit_hf.engine import Engine
 from selectit_hf.errors import InputError, ModelError, RunError, SettingError
-from selectit_hf.runs import Reflection, Run, survey
+from selectit_hf.fingerprint import survey
+from selectit_hf.finishing import Reflection
+from selectit_hf.runs import Run
 from selectit_hf.selection import Cut
 from selectit_hf.sources import Source
 
@@ -51,6 +54,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*.parquet"))
+        if not path.name.startswith(".bad-")
     }
 
 
@@ -136,7 +140,9 @@ def test_a_shard_of_another_rater_is_rated_again(
     before = contents(run.folder)
     sidecar = run.folder / "ratings" / "second" / "00001.json"
     facts = json.loads(sidecar.read_text())
-    facts["rater"]["rating_key"] = "another"
+    del facts["facts_sha256"]
+    facts["key"] = "another"
+    facts["facts_sha256"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     sidecar.write_text(json.dumps(facts))
     with pytest.raises(RunError, match="rows 4 to 7"):
         run.ratings("second")

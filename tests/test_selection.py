@@ -1,18 +1,20 @@
 """The selection, against a loop that takes the best row left until enough are taken."""
 
 import math
+import tracemalloc
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from selectit_hf.errors import InputError, SettingError
-from selectit_hf.selection import Cut, decide, score_column, select
+from selectit_hf.selection import Cut, decide, kept_rows, score_column, select
 
 NAN = math.nan
 SCORES = st.lists(
@@ -162,6 +164,30 @@ def test_reasons_are_the_statuses_of_rows_without_a_score():
     assert selection.by == "model_score"
 
 
+def test_a_status_that_names_a_reason_is_that_reason_and_no_code_of_its_own():
+    statuses = ["", "below the threshold", None, "oom", "ok"]
+    dataset = scored([None, None, None, None, 1.0], selectit_status=statuses)
+    selection = select(dataset, threshold=2.0)
+    assert selection.reasons == {"no score": 2, "below the threshold": 2, "oom": 1}
+    assert not selection.kept.any()
+    assert pa.types.is_dictionary(selection.decisions.schema.field("reason").type)
+
+
+def test_a_million_rows_make_no_object_each():
+    """One value for each row and a handful of words: the peak stays near the arrays' own size."""
+    scores = np.random.default_rng(0).random(1_000_000)
+    scores[::7] = np.nan
+    statuses = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(scores), np.int8)), ["empty"])
+    tracemalloc.start()
+    decisions = decide(scores, Cut(), statuses)
+    peak = tracemalloc.get_traced_memory()[1]  # NumPy's arrays and Python's objects
+    tracemalloc.stop()
+    assert peak < 80 * len(scores)
+    kept = kept_rows(decisions)
+    assert kept.sum() == 200_000
+    assert scores[kept].min() > np.nanmax(np.where(kept, np.nan, scores))
+
+
 @pytest.mark.parametrize("format_type", ["numpy", "torch", "pandas", "arrow"])
 @pytest.mark.parametrize("columns", [None, ["id"]])
 def test_a_format_changes_nothing(format_type, columns):
@@ -263,6 +289,8 @@ def test_a_threshold_of_a_stream_is_that_of_the_dataset(known_features, threshol
     assert lazy.threshold == threshold
     with pytest.raises(SettingError, match="lazy"):
         lazy.reasons  # noqa: B018
+    with pytest.raises(SettingError, match="lazy"):
+        lazy.kept  # noqa: B018
 
 
 @pytest.mark.parametrize("cut", [{}, {"proportion": 0.2}, {"n": 1}])

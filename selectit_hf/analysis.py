@@ -1,0 +1,195 @@
+"""What a rated run can tell: other selectors beside SelectIT, and the report.
+
+The parts of ``selectit compare``, ``selectit report`` and ``selectit select --by`` that are more
+than flags.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from selectit_hf import storage
+from selectit_hf.ablation import ablate
+from selectit_hf.candidates import Candidates
+from selectit_hf.compare import Comparison, compare
+from selectit_hf.endpoint import Endpoint
+from selectit_hf.errors import InputError, SettingError
+from selectit_hf.finishing import Reflection
+from selectit_hf.judge import Judge
+from selectit_hf.measures import Measures
+from selectit_hf.page import write_report
+from selectit_hf.runs import Run
+from selectit_hf.selection import Cut
+from selectit_hf.selectors import to_columns
+
+__all__ = ["JudgeSettings", "compare_run", "is_selector", "rank_by", "report_run"]
+
+LEVELS = ("token", "sentence", "model")
+JOURNAL = "answers.jsonl"
+ROWS = 1000
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """Who judges, and what it costs.
+
+    Attributes:
+        model, url, provider, per_minute, concurrency: see `selectit_hf.endpoint.Endpoint`.
+        prices: of a million prompt tokens and of a million answer tokens.
+        yes: begin to pay.
+    """
+
+    model: str | None = None
+    url: str | None = None
+    provider: str | None = None
+    per_minute: float | None = None
+    concurrency: int = 4
+    prices: tuple[float, ...] | None = None
+    yes: bool = False
+
+
+def compare_run(
+    run: Run,
+    rows: Dataset,
+    names: Sequence[str],
+    cut: Cut,
+    how: Reflection,
+    reader: str | None = None,
+    seed: int = 0,
+    judge: JudgeSettings | None = None,
+    embeddings: str | None = None,
+    tell: Callable[[str], None] = print,
+) -> Comparison:
+    """Score a run's rows by each selector and compare what they keep.
+
+    Args:
+        run: the run; what is measured is kept in its folder.
+        rows: its rows; see `selectit_hf.inputs.rows_of`.
+        names: selectors, as `selectit_hf.candidates` names them.
+        cut: how much each keeps.
+        how: what is made of the ratings.
+        reader: the model that reads responses, for ``ifd``, ``perplexity`` and ``length``.
+        seed: of ``random``.
+        judge: for ``judge``.
+        embeddings: a column of vectors, instead of the rows' words.
+        tell: told what the judge will cost.
+
+    Raises:
+        SettingError: a selector that is not known or lacks its settings.
+    """
+    made = _candidates(run, rows, cut, how, reader, seed, judge, embeddings)
+    if "judge" in names:
+        _agree_to_pay(made, judge or JudgeSettings(), tell)
+    found = [made.score(name) for name in names]
+    return compare(found, made.pairs, cut, made.lengths(), made.vectors)
+
+
+def is_selector(run: Run, rows: Dataset, by: str | None) -> bool:
+    """Whether ``by`` is neither a level of SelectIT nor a column."""
+    ours = {f"{level}_score__{slug}" for level in LEVELS[:2] for slug in run.slugs}
+    known = {None, "model_score", *LEVELS, *ours, *rows.column_names}
+    return by not in known
+
+
+def rank_by(
+    run: Run, rows: Dataset, how: Reflection, cut: Cut, reader: str | None = None, seed: int = 0
+) -> tuple[Dataset, Reflection]:
+    """Rows and reflection for ``how.by``: a selector's scores become a column of the rows.
+
+    A level or a column is left as it is.
+    """
+    if how.by is None or not is_selector(run, rows, how.by):
+        return rows, how
+    made = _candidates(run, rows, cut, how, reader, seed, None, None)
+    name = "".join(c if c.isalnum() else "_" for c in how.by)
+    scores = made.score(how.by).scores
+    for column, values in to_columns(name, scores).items():
+        rows = rows.add_column(column, values)
+    return rows, replace(how, by=f"score__{name}")
+
+
+def report_run(
+    run: Run, rows: Dataset, out: Path | None = None, embeddings: str | None = None
+) -> Path:
+    """Write the report of a finished run, with its ablations; see `selectit_hf.page`."""
+    how, cut = _as_selected(run)
+    ratings = {slug: run.ratings(slug) for slug in run.slugs}
+    ablation = ablate(ratings, cut, how.alpha, how.variant, how.weights).to_dict()
+    return write_report(run.folder, rows, out, embeddings=embeddings, ablation=ablation)
+
+
+def _as_selected(run: Run) -> tuple[Reflection, Cut]:
+    facts = storage.read_json(run.folder / "selection.json")
+    reflection = dict(facts["reflection"])
+    weights = reflection.pop("weights")
+    how = Reflection(**reflection, weights=None if weights is None else tuple(weights))
+    return how, Cut(**facts["cut"])
+
+
+def _candidates(
+    run: Run,
+    rows: Dataset,
+    cut: Cut,
+    how: Reflection,
+    reader: str | None,
+    seed: int,
+    judge: JudgeSettings | None,
+    embeddings: str | None,
+) -> Candidates:
+    return Candidates(
+        Measures(run, rows),
+        model=reader,
+        cut=cut,
+        alpha=how.alpha,
+        variant=how.variant,
+        weights=how.weights,
+        seed=seed,
+        judge=_judge(run, judge) if judge is not None and judge.model else None,
+        embeddings=None if embeddings is None else _vectors(rows, embeddings),
+    )
+
+
+def _judge(run: Run, settings: JudgeSettings) -> Judge:
+    endpoint = Endpoint(
+        settings.model or "",
+        settings.url,
+        settings.provider,
+        concurrency=settings.concurrency,
+        per_minute=settings.per_minute,
+    )
+    journal = run.folder / "measures" / JOURNAL
+    journal.parent.mkdir(exist_ok=True)
+    return Judge(endpoint, journal, reader=run.reader)
+
+
+def _agree_to_pay(made: Candidates, settings: JudgeSettings, tell: Callable[[str], None]) -> None:
+    if made.judge is None:
+        raise SettingError("'judge' needs --judge-model, and --judge-url or --judge-provider.")
+    rows = made.measures.dataset
+    batches = (rows[i : i + ROWS] for i in range(0, len(rows), ROWS))
+    prices = settings.prices or (None, None)
+    if len(prices) != 2:
+        raise SettingError("--judge-prices takes two numbers: of prompt and of answer tokens.")
+    found = made.judge.estimate(batches, *prices)
+    cost = "" if found.cost is None else f", at most {found.cost:,.2f} in the unit of the prices"
+    tell(
+        f"The judge will be asked {found.requests:,} times ({found.stored:,} answers are stored): "
+        f"about {found.prompt_tokens:,} tokens sent, at most {found.answer_tokens:,} back{cost}."
+    )
+    if found.requests and not settings.yes:
+        raise SettingError("Nothing was asked. Add --yes to begin.")
+
+
+def _vectors(rows: Dataset, column: str) -> NDArray[np.float32]:
+    """(n, d) of length 1."""
+    if column not in rows.column_names:
+        raise InputError(f"There is no column {column!r} of embeddings.")
+    vectors = np.asarray(rows[column], dtype=np.float32)
+    if vectors.ndim != 2 or not np.isfinite(vectors).all():
+        raise InputError(f"The column {column!r} must hold vectors of one length, without nulls.")
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(lengths > 0, lengths, 1), dtype=np.float32)

@@ -1,0 +1,106 @@
+"""`Dataset.map` over several devices, without its traps.
+
+Workers of ``map`` must be spawned where CUDA is used, are told their rank only if it is asked for,
+get neither ``device`` nor ``token_budget`` of a pickled scorer, and reuse the cached files of an
+earlier call with another number of workers, whose count then decides. `score` minds all of this.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import multiprocess
+from datasets import Dataset
+from datasets.fingerprint import Hasher
+
+from selectit_hf.engine import choose_device
+from selectit_hf.errors import SettingError
+from selectit_hf.scorers import ModelScore, RatingScorer
+
+__all__ = ["device_count", "score"]
+
+
+def device_count() -> int:
+    """How many CUDA devices are visible."""
+    count = 0
+    while _is_there(f"cuda:{count}"):
+        count += 1
+    return count
+
+
+def _is_there(device: str) -> bool:
+    try:
+        choose_device(device)
+    except SettingError:
+        return False
+    return True
+
+
+def score(
+    dataset: Dataset, scorer: RatingScorer | ModelScore, num_proc: int | None = None
+) -> Dataset:
+    """``dataset`` with the columns of ``scorer``, from as many processes as there are GPUs.
+
+    The same columns as ``dataset.map(scorer, batched=True)`` gives, whatever ``num_proc`` is.
+
+    Args:
+        dataset: rows; see `RatingScorer`.
+        scorer: what scores them.
+        num_proc: worker processes; by default one for each visible GPU, else none.
+
+    Raises:
+        SettingError: ``num_proc`` is less than 1.
+        What the scorer raises; see `RatingScorer.__call__`.
+
+    Example:
+        >>> ds = score(ds, SentenceScore("meta-llama/Llama-2-7b-hf"))  # doctest: +SKIP
+    """
+    if num_proc is not None and num_proc < 1:
+        raise SettingError(f"num_proc={num_proc} must be at least 1.")
+    rates = isinstance(scorer, RatingScorer)
+    devices = device_count() if isinstance(scorer, RatingScorer) and not scorer.device else 1
+    count = min(num_proc or max(devices, 1), max(len(dataset), 1))
+    features = scorer.features(dataset)
+    desc = scorer.slug if isinstance(scorer, RatingScorer) else "model_score"
+    if count == 1:
+        return dataset.map(scorer, batched=True, features=features, desc=desc)
+    with _environment(scorer), _spawned():
+        return dataset.map(
+            scorer,
+            batched=True,
+            features=features,
+            desc=desc,
+            num_proc=count,
+            with_rank=rates,
+            new_fingerprint=Hasher.hash([dataset._fingerprint, scorer, count]),
+        )
+
+
+@contextmanager
+def _environment(scorer: RatingScorer | ModelScore) -> Iterator[None]:
+    """What does not travel with a pickled scorer, in the environment of the workers."""
+    given = {
+        "SELECTIT_DEVICE": getattr(scorer, "device", None),
+        "SELECTIT_TOKEN_BUDGET": getattr(scorer, "token_budget", None),
+    }
+    before = dict(os.environ)
+    os.environ.update({name: str(value) for name, value in given.items() if value is not None})
+    try:
+        yield
+    finally:
+        for name in given:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                os.environ.pop(name, None)
+
+
+@contextmanager
+def _spawned() -> Iterator[None]:
+    """Let `datasets` start its workers anew, since CUDA does not survive a fork."""
+    before = multiprocess.get_start_method(allow_none=True)
+    multiprocess.set_start_method("spawn", force=True)
+    try:
+        yield
+    finally:
+        multiprocess.set_start_method(before, force=True)

@@ -1,0 +1,270 @@
+"""Flags that several commands share: the parameters of these functions, and what they build."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from selectit_hf import screen
+from selectit_hf.analysis import JudgeSettings
+from selectit_hf.card import CardSettings
+from selectit_hf.checkpoints import DEFAULT_MODEL
+from selectit_hf.errors import InputError, SettingError
+from selectit_hf.finishing import Reflection
+from selectit_hf.hub import PushSettings
+from selectit_hf.prompts import RELEASED_TEMPLATE
+from selectit_hf.scorers import SentenceScore
+from selectit_hf.selection import Cut
+
+__all__ = [
+    "Data",
+    "DatasetName",
+    "Out",
+    "Reader",
+    "RunFolder",
+    "Seed",
+    "Split",
+    "as_json",
+    "card",
+    "cut",
+    "judge",
+    "push",
+    "reflection",
+    "scorers",
+    "with_flags",
+]
+
+DatasetName = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATASET",
+        help="Hub name (name\\[:config]\\[@revision]), a json, jsonl, parquet or csv file, or a "
+        "folder written by save_to_disk.",
+    ),
+]
+Out = Annotated[Path, typer.Option(help="Run folder.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+Data = Annotated[str | None, typer.Option(help="For a run over a local file: that file again.")]
+Reader = Annotated[
+    str | None,
+    typer.Option(help="Reads responses for ifd, perplexity, length. Default: the run's first."),
+]
+Seed = Annotated[int, typer.Option(help="Of --by random.")]
+Split = Annotated[str | None, typer.Option(help="Which split, where there are several.")]
+
+
+def scorers(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A base LLM: Hub name (name\\[@revision]), folder, or tiny-rater. Repeat it for "
+            "the model level (the paper: Llama-2 7B, 13B and 70B). Default: SELECTIT_MODEL, else "
+            f"{DEFAULT_MODEL}."
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option("--k", help="Top of the scale; number of rating prompts.")] = 5,
+    rating_prompts: Annotated[
+        Path | None,
+        typer.Option(help="Text file, one rating prompt a line; {k} stands for the scale's top."),
+    ] = None,
+    template: Annotated[
+        Path | None,
+        typer.Option(help="Text file with {rating_prompt}, {instruction} and {response}."),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Ask through the chat template (instruct models).")
+    ] = False,
+    instruction_column: Annotated[str | None, typer.Option(help="Instead of detection.")] = None,
+    response_column: Annotated[str | None, typer.Option(help="Instead of detection.")] = None,
+    turns: Annotated[
+        str | None, typer.Option(help="Rows with several turns: rate 'first' or 'all'.")
+    ] = None,
+    translation: Annotated[
+        str | None, typer.Option(help="Languages of a translation column, as in de:en.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Longest prompt in tokens. Default: the model's context.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16. Default: bfloat16 on CUDA, else float32."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda:0, ... Default: a GPU if there is one.")
+    ] = None,
+    token_budget: Annotated[
+        int | None, typer.Option(help="Padded tokens in a forward pass.")
+    ] = None,
+) -> list[SentenceScore]:
+    """One scorer for each model."""
+
+    def scorer(name: str | None) -> SentenceScore:
+        is_folder = name is not None and Path(name).expanduser().is_dir()
+        path, _, revision = (name or "", "", "") if is_folder else (name or "").partition("@")
+        return SentenceScore(
+            model=path or None,
+            revision=revision or None,
+            k=k,
+            rating_prompts=rating_prompts,
+            template=RELEASED_TEMPLATE if template is None else _text(template),
+            chat=chat,
+            instruction_column=instruction_column,
+            response_column=response_column,
+            turns=cast(Any, turns),
+            translation=translation,
+            max_length=max_length,
+            dtype=dtype,
+            device=device,
+            token_budget=token_budget,
+        )
+
+    return [scorer(name) for name in model] if model else [scorer(None)]
+
+
+def reflection(
+    alpha: Annotated[
+        float, typer.Option(help="Weight of the disagreement between rating prompts.")
+    ] = 0.2,
+    variant: Annotated[
+        str, typer.Option(help="paper, or released: the arithmetic of the authors' code.")
+    ] = "paper",
+    weights: Annotated[
+        str | None, typer.Option(help="Of the models, as in 7,13,70. Default: parameter counts.")
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(help="token, sentence, model, or a column. Default: the highest level."),
+    ] = None,
+) -> Reflection:
+    """What is made of the ratings."""
+    return Reflection(alpha, cast(Any, variant), _numbers(weights), by)
+
+
+def cut(
+    proportion: Annotated[
+        float | None, typer.Option(help="Share of all rows to keep. Default: 0.2.")
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Number of rows to keep.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Keep every row with at least this score.")
+    ] = None,
+    variant: str = "paper",
+) -> Cut:
+    """How much is kept."""
+    return Cut(proportion, n, threshold, cast(Any, variant))
+
+
+def card(
+    license: Annotated[
+        str | None, typer.Option(help="Instead of the source's, as in cc-by-nc-4.0.")
+    ] = None,
+    language: Annotated[
+        list[str] | None, typer.Option(help="Code of the rows' language, as in en. Repeatable.")
+    ] = None,
+    pretty_name: Annotated[str | None, typer.Option(help="Title of the card.")] = None,
+    examples: Annotated[
+        bool, typer.Option("--examples", help="Show the best and worst rows.")
+    ] = False,
+) -> CardSettings:
+    """What the card of a push says beside the facts."""
+    return CardSettings(license, tuple(language or ()), pretty_name, examples)
+
+
+def push(
+    public: Annotated[bool, typer.Option("--public", help="To a public repository.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Replace an earlier push.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace whatever is there.")
+    ] = False,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="As one pull request.")] = False,
+) -> PushSettings:
+    """Where and how a push goes."""
+    return PushSettings(public, update, overwrite, create_pr)
+
+
+def judge(
+    judge_model: Annotated[str | None, typer.Option(help="For --by judge: who judges.")] = None,
+    judge_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible base URL; token: SELECTIT_JUDGE_TOKEN.")
+    ] = None,
+    judge_provider: Annotated[
+        str | None, typer.Option(help="Inference provider of the Hub, instead of a URL.")
+    ] = None,
+    judge_per_minute: Annotated[float | None, typer.Option(help="Requests a minute.")] = None,
+    judge_concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 4,
+    judge_prices: Annotated[
+        str | None, typer.Option(help="Of a million prompt and answer tokens, as in 0.15,0.6.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Begin to ask the judge.")] = False,
+) -> JudgeSettings:
+    """Who judges."""
+    prices = _numbers(judge_prices, "--judge-prices")
+    return JudgeSettings(
+        judge_model, judge_url, judge_provider, judge_per_minute, judge_concurrency, prices, yes
+    )
+
+
+def as_json(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks and the libraries' logs.")
+    ] = False,
+) -> bool:
+    """Whether the last line is for machines; settles what is logged."""
+    screen.quieten(debug)
+    return as_json
+
+
+def with_flags(
+    **builders: Callable[..., Any],
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the flags of ``builders``, and call it with what they build."""
+    flags = {name: inspect.signature(build).parameters for name, build in builders.items()}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = {
+            name: parameter
+            for name, parameter in inspect.signature(command).parameters.items()
+            if name not in builders
+        }
+
+        @functools.wraps(command)
+        def command_with_flags(**given: Any) -> None:
+            built = {
+                name: build(**{flag: given[flag] for flag in flags[name]})
+                for name, build in builders.items()
+            }
+            command(**{name: given[name] for name in own}, **built)
+
+        merged = {**{k: v for taken in reversed(flags.values()) for k, v in taken.items()}, **own}
+        ordered = sorted(merged.values(), key=lambda p: p.name not in own)
+        keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in ordered]
+        cast(Any, command_with_flags).__signature__ = inspect.Signature(keywords)
+        command_with_flags.__annotations__ = {p.name: p.annotation for p in keywords}
+        return command_with_flags
+
+    return decorate
+
+
+# Flags to values
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The template file {path} cannot be read: {error}.") from error
+
+
+def _numbers(text: str | None, flag: str = "--weights") -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise SettingError(
+            f"{flag} {text!r} must be numbers with commas, as in 7,13,70."
+        ) from error

@@ -1,0 +1,16 @@
+"""Libraries that speak only of errors, so that our own words can be read."""
+
+from typing import Any, cast
+
+import datasets
+import transformers
+
+__all__ = ["quiet_libraries"]
+
+
+def quiet_libraries() -> None:
+    """Turn off the progress bars and the lesser log lines of `datasets` and `transformers`."""
+    for library in (datasets, transformers):
+        cast(Any, library.utils.logging).set_verbosity_error()
+    cast(Any, transformers.utils.logging).disable_progress_bar()
+    datasets.disable_progress_bars()

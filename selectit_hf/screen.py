@@ -1,0 +1,255 @@
+"""What is shown: progress and words on stderr, results on stdout."""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from selectit_hf.quiet import quiet_libraries
+from selectit_hf.report import LOW_RATING_MASS
+from selectit_hf.runs import Progress, Run
+
+__all__ = [
+    "complain",
+    "counts",
+    "hush",
+    "progress",
+    "quieten",
+    "say",
+    "show_comparison",
+    "show_demo",
+    "show_status",
+    "show_summary",
+    "tell",
+]
+
+CONTENTS = {
+    "rows": "kept",
+    "characters": "mean_response_characters",
+    "tokens": "mean_response_tokens",
+    "digits": "digit_share",
+    "code": "code_share",
+    "duplicates": "duplicate_share",
+    "diversity": "diversity",
+}
+
+_words = Console(stderr=True)
+_log = Console(stderr=True)
+
+
+def quieten(debug: bool) -> None:
+    """Show our own log lines; the libraries' only for ``debug``."""
+    _words.quiet = False
+    handler = RichHandler(console=_log, show_time=False, show_path=False, show_level=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.getLogger("selectit_hf").setLevel(logging.DEBUG if debug else logging.INFO)
+    if not debug:
+        quiet_libraries()
+
+
+def hush() -> None:
+    """Show warnings and errors only: another process speaks for all."""
+    _words.quiet = True
+    logging.getLogger("selectit_hf").setLevel(logging.WARNING)
+
+
+def tell(words: str | Text) -> None:
+    """A paragraph for a person."""
+    _words.print(Text(words) if isinstance(words, str) else words)
+
+
+def complain(words: str) -> None:
+    """An error, in red."""
+    _log.print(Text(words, style="red"))
+
+
+def say(facts: dict[str, Any], as_json: bool, words: str) -> None:
+    """What came out: as JSON on stdout, or in words."""
+    if as_json:
+        _print_json(facts)
+    else:
+        tell(words)
+
+
+def _print_json(facts: dict[str, Any]) -> None:
+    if not _words.quiet:
+        print(json.dumps(facts, ensure_ascii=False))
+
+
+def counts(statuses: dict[str, int]) -> str:
+    """As in ``30 ok, 2 empty``."""
+    return ", ".join(f"{count} {status}" for status, count in statuses.items())
+
+
+# Progress
+
+
+@contextmanager
+def progress(run: Run, quiet: bool) -> Iterator[Progress]:
+    """Rows done, rows a second and time left, for each model."""
+    bar = Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[rows]}"),
+        TimeRemainingColumn(),
+        console=_words,
+        disable=quiet or _words.quiet,
+    )
+    with bar:
+        k = run.plan["rating"]["k"]
+        tasks = {slug: bar.add_task(slug, total=run.rows * k, rows="") for slug in run.slugs}
+
+        def advance(slug: str, prompts: int) -> None:
+            bar.advance(tasks[slug], prompts)
+            task = bar.tasks[tasks[slug]]
+            speed = "" if task.speed is None else f", {task.speed / k:.1f} rows/s"
+            bar.update(task.id, rows=f"{task.completed / k:.0f}/{run.rows} rows{speed}")
+
+        yield advance
+
+
+# Results
+
+
+def show_summary(summary: dict[str, Any], out: Path, as_json: bool) -> None:
+    """A finished run: its counts, its best and worst rows, and what is doubtful."""
+    if as_json:
+        _print_json(summary)
+        return
+    console = Console(quiet=_words.quiet)
+    console.print(_table(_summary_lines(summary)))
+    for title, key in (("best", "best"), ("worst", "worst")):
+        console.print(f"\n[bold]{title}[/bold]")
+        for row in summary[key]:
+            console.print(Text(f"  {row['score']:.4f}  row {row['row']}: {row['instruction']}"))
+            console.print(Text(f"          → {row['response']}", style="dim"))
+    for slug, facts in summary["models"].items():
+        if facts["rating_mass"] is not None and facts["rating_mass"] < LOW_RATING_MASS:
+            words = (
+                f"Warning: {slug} gives all ratings together a probability of "
+                f"{facts['rating_mass']:.4f} on average (under {LOW_RATING_MASS}): it hardly "
+                "understood the question, and its scores mean little. Try a stronger base model, "
+                "or other rating prompts."
+            )
+            tell(Text(words, style="yellow"))
+    tell(f"\n{summary['selected']} selected rows are in {out / 'selected.parquet'}.")
+
+
+def show_comparison(found: dict[str, Any], as_json: bool) -> None:
+    """Selectors side by side, then how alike they are."""
+    if as_json:
+        _print_json(found)
+        return
+    console = Console(quiet=_words.quiet)
+    names = [one["name"] for one in found["selectors"]]
+    contents = Table("kept", *CONTENTS, "seconds", "passes, new", box=None, pad_edge=False)
+    for one in found["selectors"]:
+        spent = (f"{one['cost']['seconds']:.1f}", _passes(one))
+        contents.add_row(one["name"], *_cells(one), *spent)
+    contents.add_row("all rows", *_cells(found["everything"]))
+    console.print(contents)
+    titles = {"jaccard": "kept by both, of kept by either", "spearman": "rank correlation"}
+    for key, title in titles.items():
+        console.print(f"\n[bold]{title}[/bold]")
+        matrix = Table("", *names, box=None, pad_edge=False)
+        for name, row in zip(names, found[key], strict=True):
+            matrix.add_row(name, *map(_number, row))
+        console.print(matrix)
+    for one in found["selectors"]:
+        if one["note"]:
+            console.print(Text(f"{one['name']}: {one['note']}"))
+
+
+def _cells(facts: dict[str, Any]) -> Iterator[str]:
+    return (_number(facts[key]) for key in CONTENTS.values())
+
+
+def _passes(facts: dict[str, Any]) -> str:
+    return f"{facts['cost']['sequences']}, {facts['paid']['sequences']}"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.3f}"
+
+
+def _table(lines: Iterator[tuple[str, str]]) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in lines:
+        table.add_row(name, Text(value))
+    return table
+
+
+def _summary_lines(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "rows", f"{summary['rows']}"
+    yield "selected", f"{summary['selected']}, by {summary['by']}"
+    if summary["threshold"] is not None:
+        yield "threshold", f"{summary['threshold']:.6f}"
+    names = ("min", "25 %", "median", "75 %", "max")
+    quantiles = zip(names, summary["score_quantiles"], strict=False)
+    yield "scores", ", ".join(f"{name} {value:.4f}" for name, value in quantiles)
+    lengths = summary["mean_response_characters"]
+    yield "mean response", f"{lengths['selected']} characters selected, {lengths['all']} in all"
+    for slug, facts in summary["models"].items():
+        statuses = counts(facts["statuses"])
+        mass = facts["rating_mass"]
+        said = "" if mass is None else f"; rating mass {mass:.4f}"
+        yield f"model {slug}", f"{facts['parameters']:,} parameters; {statuses}{said}"
+
+
+def show_demo(rows: Dataset, selected: pa.Table) -> None:
+    """How many of the sample's broken rows were kept."""
+    kept = sum(defect != "none" for defect in selected["defect"].to_pylist())
+    broken = sum(defect != "none" for defect in rows["defect"])
+    tell(
+        f"{kept} of the {len(selected)} selected rows are broken on purpose "
+        f"({kept / len(selected):.1%}), against {broken} of all {len(rows)} "
+        f"({broken / len(rows):.1%}).\n\n"
+        "The tiny model was trained to tell this sample's rows apart, and knows nothing else. For "
+        "your own data take a real base model, on a GPU:\n\n"
+        "  selectit run vicgalle/alpaca-gpt4 --model Qwen/Qwen3-0.6B-Base --out RUN\n"
+    )
+
+
+def show_status(facts: dict[str, Any], as_json: bool) -> None:
+    """A run in progress: its shards, its speed, and what is wrong."""
+    if as_json:
+        _print_json(facts)
+        return
+    console = Console()
+    console.print(_table(_status_lines(facts)))
+    for words in facts["wrong"]:
+        console.print(Text(f"wrong: {words}", style="yellow"))
+
+
+def _status_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for slug, model in facts["models"].items():
+        parts = [
+            f"{model['rows_done']} of {facts['rows']} rows",
+            f"{model['done']} of {model['shards']} shards done",
+            f"{len(model['in_progress'])} in progress",
+            f"{len(model['bad'])} bad",
+        ]
+        if model["rows_per_second"] is not None:
+            parts.append(f"{model['rows_per_second']:.1f} rows/s")
+        if model["seconds_left"] is not None:
+            parts.append(f"{_duration(model['seconds_left'])} left")
+        yield f"model {slug}", ", ".join(parts)
+    yield "results", "written" if facts["finished"] else "not written yet"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes else f"{seconds:.0f} s"

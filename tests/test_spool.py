@@ -1,0 +1,151 @@
+"""Streams put on the disk: every row, in order, with the types of all rows, or nothing."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, Features, IterableDataset, List, Value
+
+from selectit_hf import sources
+from selectit_hf.errors import InputError, RunError
+from selectit_hf.fingerprint import fingerprint
+from selectit_hf.sources import Source
+from selectit_hf.spool import spool, spooled
+
+SOURCE = Source("org/rows", None, "train", "0")
+
+
+def streamed(rows: list[dict[str, Any]], features: Features | None = None) -> IterableDataset:
+    return IterableDataset.from_generator(rows.__iter__, features=features)
+
+
+def plain(count: int) -> list[dict[str, Any]]:
+    return [{"instruction": f"Say {i}.", "output": f"{i}" * (i % 7)} for i in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 999, 1000, 2001])
+@pytest.mark.parametrize("typed", [True, False])
+def test_every_row_in_order(tmp_path, count, typed):
+    rows = plain(count)
+    features = Features({name: Value("string") for name in rows[0]}) if typed else None
+    dataset, source = spool(streamed(rows, features), tmp_path / "rows")
+    assert dataset.to_list() == rows
+    assert dataset.features == Dataset.from_list(rows).features
+    assert source == Source("stream", None, "train", fingerprint(Dataset.from_list(rows)))
+    assert {path.name for path in (tmp_path / "rows").iterdir()} == {"rows.arrow", "source.json"}
+
+
+def test_types_that_become_clear_late(tmp_path):
+    """Nulls before texts, whole numbers before fractions, fields that come later."""
+    rows = [
+        {
+            "late": None if i < 1500 else f"text {i}",
+            "number": i if i < 2200 else i + 0.5,
+            "nested": {"a": [i]} if i < 1200 else {"a": None, "b": "x"},
+        }
+        for i in range(3100)
+    ]
+    dataset, _ = spool(streamed(rows), tmp_path / "rows")
+    expected = [{**row, "nested": {"b": None, **row["nested"]}} for row in rows]
+    assert dataset.to_list() == expected
+    assert dataset.features == Features(
+        {
+            "late": Value("string"),
+            "number": Value("float64"),
+            "nested": {"a": List(Value("int64")), "b": Value("string")},
+        }
+    )
+
+
+def test_types_that_do_not_go_together(tmp_path):
+    rows = [{"a": {"b": 1} if i < 1000 else "text"} for i in range(1500)]
+    with pytest.raises(InputError, match=r"types that do not go together.*stream\.cast"):
+        spool(streamed(rows), tmp_path / "rows")
+    assert not list((tmp_path / "rows").iterdir())
+
+
+def test_a_stream_that_breaks_leaves_nothing_and_is_read_again(tmp_path):
+    def breaks() -> Iterator[dict[str, Any]]:
+        yield from plain(1500)
+        raise OSError("the line went dead")
+
+    with pytest.raises(InputError, match="the line went dead"):
+        spool(IterableDataset.from_generator(breaks), tmp_path / "rows", SOURCE)
+    assert spooled(tmp_path / "rows") is None
+    assert not list((tmp_path / "rows").iterdir())
+    assert spool(streamed(plain(7)), tmp_path / "rows", SOURCE)[0].to_list() == plain(7)
+
+
+def test_an_empty_stream_is_refused(tmp_path):
+    with pytest.raises(InputError, match="'org/rows' has no rows"):
+        spool(streamed([]), tmp_path / "rows", SOURCE)
+
+
+def test_the_same_source_is_not_read_twice(tmp_path):
+    def never() -> Iterator[dict[str, Any]]:
+        raise AssertionError
+        yield
+
+    spool(streamed(plain(9)), tmp_path / "rows", SOURCE)
+    again, source = spool(IterableDataset.from_generator(never), tmp_path / "rows", SOURCE)
+    assert again.to_list() == plain(9)
+    assert source == SOURCE
+    other = Source("org/rows", None, "train", "1")
+    with pytest.raises(RunError, match=r"'org/rows' at 0, not of 'org/rows' at 1"):
+        spool(streamed(plain(9)), tmp_path / "rows", other)
+
+
+@pytest.mark.parametrize("damage", ["no sidecar", "no json", "a row less", "garbage"])
+def test_half_a_spool_is_none(tmp_path, damage):
+    folder = tmp_path / "rows"
+    spool(streamed(plain(9)), folder, SOURCE)
+    if damage == "no sidecar":
+        (folder / "source.json").unlink()
+    elif damage == "no json":
+        (folder / "source.json").write_text("{")
+    elif damage == "garbage":
+        (folder / "rows.arrow").write_bytes(b"garbage")
+    else:
+        facts = json.loads((folder / "source.json").read_text())
+        (folder / "source.json").write_text(json.dumps(facts | {"rows": 8}))
+    assert spooled(folder) is None
+    assert spool(streamed(plain(9)), folder, SOURCE)[0].to_list() == plain(9)
+
+
+# Local files
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.parquet", "rows.csv", "saved"])
+def test_files_stream_as_they_load(tmp_path, name):
+    path, rows = tmp_path / name, Dataset.from_list(plain(30)[1:])
+    if name == "rows.parquet":
+        pq.write_table(rows.data.table, path)
+    elif name == "rows.csv":
+        rows.to_csv(path)
+    elif name == "saved":
+        rows.save_to_disk(path)
+    else:
+        rows.to_json(path, lines=name.endswith("l"))
+    loaded, expected = sources.load(str(path))
+    stream, source = sources.stream(str(path))
+    assert isinstance(stream, IterableDataset)
+    assert source == expected
+    dataset, _ = spool(stream, tmp_path / "spooled", source)
+    assert dataset.to_list() == loaded.to_list()
+    assert fingerprint(dataset) == fingerprint(loaded)
+    assert dataset.features == loaded.features
+
+
+def test_what_cannot_be_read_says_so_when_it_is_read(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"a": "b"}\n{"a": ')
+    with pytest.raises(InputError, match=r"'rows\.jsonl' cannot be read"):
+        spool(*_reordered(tmp_path, *sources.stream(str(tmp_path / "rows.jsonl"))))
+    with pytest.raises(InputError, match="no file"):
+        sources.stream(str(tmp_path / "none.jsonl"))
+
+
+def _reordered(folder: Path, stream: IterableDataset, source: Source) -> tuple[Any, ...]:
+    return stream, folder / "spooled", source
