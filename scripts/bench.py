@@ -162,7 +162,8 @@ def steps(
             "prompts_per_second": round(medians[name], 2),
             "spread": [round(min(speed[name]), 2), round(max(speed[name]), 2)],
             "samples_per_second": round(medians[name] / K, 2),
-            "ratio": round(medians[name] / medians[base], 3),
+            "ratio": paired(speed[name], speed[base]),
+            "ratio_to_last_position": paired(speed[name], speed.get("last position", [])),
             "executed_over_released_tokens": round(last.executed / last.released, 4),
             "padding": round(1 - last.needed / last.executed, 4),
             "peak_megabytes": last.peak_megabytes,
@@ -170,6 +171,12 @@ def steps(
             **differences(runs[base][-1].values, last.values),
         }
     return found
+
+
+def paired(speeds: list[float], others: list[float]) -> float | None:
+    """The median over the repeats of the ratio within a repeat: what slows both cancels."""
+    ratios = [a / b for a, b in zip(speeds, others, strict=False)]
+    return round(statistics.median(ratios), 3) if ratios else None
 
 
 def differences(literal: Any, values: Any) -> dict[str, Any]:

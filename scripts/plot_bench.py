@@ -21,6 +21,7 @@ COLUMNS = {
     "least to most": lambda step: "{:.2f} to {:.2f}".format(*step["spread"]),
     "samples/s": lambda step: f"{step['samples_per_second']:.2f}",
     "ratio": lambda step: f"{step['ratio']:.2f}",
+    "to last position": lambda step: f"{step['ratio_to_last_position']:.2f}",
     "tokens": lambda step: f"{step['executed_over_released_tokens']:.3f}",
     "padding": lambda step: f"{step['padding']:.1%}",
     "peak MB": lambda step: f"{step['peak_megabytes']:.0f}",

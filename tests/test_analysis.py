@@ -1,0 +1,132 @@
+"""Compare, report and other selectors from the command, on a run made by it."""
+
+# ruff: noqa: F811  (fixtures of another module are arguments here)
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from test_cli import ROWS, Outcome, data, selectit  # noqa: F401
+from transformers import AutoTokenizer
+
+from selectit_hf.engine import Engine
+
+COUNT = 6
+
+
+@pytest.fixture
+def run(selectit: Callable[..., Outcome], data: Path, checkpoint: Path) -> Path:
+    done = selectit("run", data, "--model", checkpoint, "--out", "run")
+    assert done.code == 0, done.err
+    return Path("run")
+
+
+def longest(checkpoint: Path) -> list[int]:
+    """The rows with the longest responses, in tokens, earlier ones first; by hand."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    lengths = [len(tokenizer(row["output"], add_special_tokens=False).input_ids) for row in ROWS]
+    return sorted(range(len(ROWS)), key=lambda i: (-lengths[i], i))[:COUNT]
+
+
+def test_select_by_another_selector(
+    run: Path,
+    selectit: Callable[..., Outcome],
+    data: Path,
+    checkpoint: Path,
+) -> None:
+    flags = ("--data", data, "--by", "length", "--reader", checkpoint, "--out", "long")
+    done = selectit("select", run, *flags)
+    assert done.code == 0, done.err
+    kept = pq.read_table("long/selected.parquet")["instruction"].to_pylist()
+    assert kept == [ROWS[i]["instruction"] for i in sorted(longest(checkpoint))]
+    assert "by score__length" in done.out
+
+
+def test_run_by_another_selector(
+    selectit: Callable[..., Outcome],
+    data: Path,
+    checkpoint: Path,
+) -> None:
+    done = selectit("run", data, "--model", checkpoint, "--out", "run", "--by", "length")
+    assert done.code == 0, done.err
+    kept = pq.read_table("run/selected.parquet")["instruction"].to_pylist()
+    assert kept == [ROWS[i]["instruction"] for i in sorted(longest(checkpoint))]
+
+
+def test_compare_asks_no_model_twice(
+    run: Path,
+    selectit: Callable[..., Outcome],
+    data: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ("sentence", "expected", "ifd", "perplexity", "length", "random")
+    flags = [flag for name in names for flag in ("--by", name)]
+    ask = ("compare", run, "--data", data, "--reader", checkpoint, *flags)
+    first = selectit(*ask, "--json")
+    assert first.code == 0, first.err
+    found = json.loads(first.out)
+    assert [one["name"] for one in found["selectors"]] == list(names)
+    by_name = {one["name"]: one for one in found["selectors"]}
+    assert by_name["ifd"]["paid"]["sequences"] == 2 * len(ROWS)
+    assert by_name["perplexity"]["paid"]["sequences"] == 0
+    sentence = set(pq.read_table("run/selected.parquet")["instruction"].to_pylist())
+    long = {ROWS[i]["instruction"] for i in longest(checkpoint)}
+    at = names.index("sentence"), names.index("length")
+    assert found["jaccard"][at[0]][at[1]] == len(sentence & long) / len(sentence | long)
+
+    def never(*arguments: object) -> None:
+        raise AssertionError("a model was asked again")
+
+    monkeypatch.setattr(Engine, "next_token_logprobs", never)
+    monkeypatch.setattr(Engine, "span_logprobs", never)
+    again = selectit(*ask)
+    assert again.code == 0, again.err
+    for word in (*names, "all rows", "rank correlation"):
+        assert word in again.out
+
+
+def test_a_judge_is_paid_only_when_told(
+    run: Path,
+    selectit: Callable[..., Outcome],
+    data: Path,
+) -> None:
+    url = ("--judge-model", "m", "--judge-url", "http://127.0.0.1:9/v1", "--judge-prices", "1,2")
+    done = selectit("compare", run, "--data", data, "--by", "judge", *url)
+    assert done.code == 1
+    assert "asked 30 times" in done.err
+    assert "in the unit of the prices" in done.err
+    assert "--yes" in done.err
+
+
+def test_an_unknown_selector_is_named(
+    run: Path,
+    selectit: Callable[..., Outcome],
+    data: Path,
+) -> None:
+    done = selectit("compare", run, "--data", data, "--by", "stars")
+    assert done.code == 1
+    assert "'stars' is no selector and no column" in done.err
+
+
+def test_the_report_holds_the_ablations(
+    run: Path,
+    selectit: Callable[..., Outcome],
+    data: Path,
+) -> None:
+    done = selectit("report", run, "--data", data)
+    assert done.code == 0, done.err
+    page = Path("run/report/report.html").read_text("utf-8")
+    assert "Ablations" in page
+    assert (Path("run/report/images") / "scores.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_local_run_needs_its_file_again(
+    run: Path,
+    selectit: Callable[..., Outcome],
+) -> None:
+    done = selectit("report", run)
+    assert done.code == 1
+    assert "--data" in done.err
