@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from selectit_hf import storage
 from selectit_hf.ablation import ablate
-from selectit_hf.candidates import Candidates
+from selectit_hf.candidates import NAMES, Candidates
 from selectit_hf.compare import Comparison, compare
 from selectit_hf.endpoint import Endpoint
 from selectit_hf.errors import InputError, SettingError
@@ -88,11 +88,14 @@ def compare_run(
     return compare(found, made.pairs, cut, made.lengths(), made.vectors)
 
 
-def is_selector(run: Run, rows: Dataset, by: str | None) -> bool:
-    """Whether ``by`` is neither a level of SelectIT nor a column."""
-    ours = {f"{level}_score__{slug}" for level in LEVELS[:2] for slug in run.slugs}
-    known = {None, "model_score", *LEVELS, *ours, *rows.column_names}
-    return by not in known
+def is_selector(rows: Dataset, by: str | None) -> bool:
+    """Whether ``by`` is a selector that has to be measured: no level of SelectIT, and no column.
+
+    A judge needs settings of its own, so only `compare_run` takes it.
+    """
+    if by is None or by in (*LEVELS, "judge", *rows.column_names):
+        return False
+    return by.partition(":")[0] in {name.partition(":")[0] for name in NAMES}
 
 
 def rank_by(
@@ -102,7 +105,7 @@ def rank_by(
 
     A level or a column is left as it is.
     """
-    if how.by is None or not is_selector(run, rows, how.by):
+    if how.by is None or not is_selector(rows, how.by):
         return rows, how
     made = _candidates(run, rows, cut, how, reader, seed, None, None)
     name = "".join(c if c.isalnum() else "_" for c in how.by)

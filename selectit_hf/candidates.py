@@ -37,7 +37,7 @@ from selectit_hf.rows import Pair, RowReader, worst
 from selectit_hf.selection import Cut, decide, kept_rows
 from selectit_hf.selectors import Progress, Scores, Selector, numbers
 
-__all__ = ["Candidates"]
+__all__ = ["NAMES", "Candidates"]
 
 ROWS = 1000
 NAMES = (
@@ -54,6 +54,7 @@ NAMES = (
     "diverse",
     "hub:DATASET",
 )
+"""What `Candidates.score` takes, beside columns."""
 
 
 @dataclass(frozen=True)

@@ -299,7 +299,7 @@ def _run(
     layout, columns = reader.layout_name(rows.column_names), reader.columns(rows.column_names)
     screen.tell(f"{len(rows)} rows of {source.name}, read as {layout}: {', '.join(columns)}")
     started = Run.start(out, rows, source, scorers, shard_size)
-    later = analysis.is_selector(started, rows, how.by)
+    later = analysis.is_selector(rows, how.by)
     if later and worker.world > 1:
         raise SettingError(
             f"--by {how.by} is measured by one process: leave it away under a launcher, and run "

@@ -31,7 +31,7 @@ from selectit_hf.scorers import SentenceScore
 from selectit_hf.shapes import misfit
 from selectit_hf.sources import Source
 
-__all__ = ["SHARD_SIZE", "check_plan", "compare", "make_plan", "read_plan"]
+__all__ = ["SHARD_SIZE", "check_plan", "compare", "make_plan", "read_plan", "write_plan"]
 
 FORMAT = 2
 LARGEST = 2**53
@@ -183,8 +183,27 @@ def read_plan(path: Path) -> dict[str, Any]:
         RunError: it cannot be read, or is no plan; the message names the key.
     """
     plan = storage.read_json(path)
+    written = plan.pop("plan_sha256", None)
     check_plan(plan)
+    if written not in (None, _hash(plan)):
+        raise RunError(
+            "plan.json is not what was written: its hash does not fit. Restore it, or start "
+            "another run."
+        )
     return plan
+
+
+def write_plan(path: Path, plan: dict[str, Any]) -> None:
+    """Write a plan with its hash, unless another worker was quicker.
+
+    Raises:
+        OSError: the disk is full or failing.
+    """
+    storage.create_json(path, {**plan, "plan_sha256": _hash(plan)})
+
+
+def _hash(plan: dict[str, Any]) -> str:
+    return storage.sha256(json.dumps(plan, sort_keys=True).encode())
 
 
 def check_plan(plan: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from selectit_hf import claims, engine, finishing, storage
 from selectit_hf.errors import InputError, RunError
 from selectit_hf.fingerprint import survey
 from selectit_hf.finishing import Reflection
-from selectit_hf.plans import compare, make_plan, read_plan
+from selectit_hf.plans import compare, make_plan, read_plan, write_plan
 from selectit_hf.ratings import Ratings
 from selectit_hf.rows import RowReader
 from selectit_hf.scorers import ModelScore, SentenceScore
@@ -95,7 +95,7 @@ class Run:
 
         if old is None:
             folder.mkdir(parents=True, exist_ok=True)
-            storage.create_json(path, plan({}))  # unless another worker was quicker
+            write_plan(path, plan({}))
             old = read_plan(path)
         compare(old, plan(old), folder.name)
         storage.sweep(folder)

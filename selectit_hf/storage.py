@@ -72,17 +72,28 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the disk is full or failing; ``path`` is what it was.
     """
     partial = _partial(path)
+    with _named(path):
+        try:
+            yield partial
+            _sync(partial)
+            partial.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+        reached("file renamed")
+        _sync(path.parent)
+        reached("folder synced")
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let an error of the disk say which file it was about."""
     try:
-        yield partial
-        _sync(partial)
-        partial.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        error.add_note(f"This was while {path.name} was written.")
         raise
-    reached("file renamed")
-    _sync(path.parent)
-    reached("folder synced")
 
 
 def write(path: Path, data: bytes) -> None:
@@ -120,20 +131,25 @@ def create(path: Path, data: bytes) -> bool:
         OSError: the disk is full or failing.
     """
     partial = _partial(path)
-    try:
-        partial.write_bytes(data)
-        _sync(partial)
+    with _named(path):
         try:
-            os.link(partial, path)
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without hard links
-            return _create_by_name(path, data)
-        _sync(path.parent)
-        return True
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+            partial.write_bytes(data)
+            _sync(partial)
+            try:
+                os.link(partial, path)
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without hard links
+                return _create_by_name(path, data)
+            try:
+                _sync(path.parent)
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
+            return True
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
 
 def create_json(path: Path, facts: dict[str, Any]) -> bool:
@@ -145,8 +161,13 @@ def _create_by_name(path: Path, data: bytes) -> bool:
     try:
         with path.open("xb") as file:
             file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
     except FileExistsError:
         return False
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
     return True
 
 

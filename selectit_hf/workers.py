@@ -142,6 +142,8 @@ def work(
                 if there and seen is not None:
                     seen(job, number)
         if not left:
+            for job in jobs:
+                _clear(job)
             return
         if not made:
             time.sleep(POLL)
@@ -169,6 +171,15 @@ def _tidy(job: Job) -> None:
     if job.shards.folder.is_dir():
         storage.sweep(job.shards.folder)
         job.shards.set_strays_aside()
+
+
+def _clear(job: Job) -> None:
+    """Remove what the killed left beside shards, which are all there now."""
+    for path in job.shards.folder.glob("*.retry"):
+        path.unlink(missing_ok=True)
+    for path in job.shards.folder.glob("*.claim"):
+        if not claims.is_live(path):
+            path.unlink(missing_ok=True)
 
 
 def _make(job: Job, number: int, worker: Worker) -> bool:

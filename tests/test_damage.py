@@ -1,0 +1,472 @@
+"""Damaged folders, failing disks, memory that runs out: found or survived, never believed."""
+
+import errno
+import json
+import os
+import random
+import resource
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import chaos
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import LlamaForCausalLM
+
+from selectit_hf import SentenceScore, plans, storage
+from selectit_hf.errors import RunError, SelectItError
+from selectit_hf.finishing import Reflection
+from selectit_hf.ratings import Ratings
+from selectit_hf.runs import Run
+from selectit_hf.selection import Cut
+from selectit_hf.workers import Worker
+
+MODEL = "small"
+SHARDS = -(-chaos.ROWS // chaos.SHARD_SIZE)
+RESULTS = ("scores.parquet", "selected.parquet", "selection.json", "summary.json")
+OF_A_SHARD = [f"ratings/{MODEL}/00001.parquet", f"ratings/{MODEL}/00001.json"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_model() -> Iterator[None]:
+    """A run of `chaos` in this process, by one model and at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chaos, "MODELS", (MODEL,))
+        patch.setattr(chaos, "PAUSE", 0)
+        patch.setattr(plans, "version", chaos.VERSIONS.__getitem__)
+        patch.setattr(chaos.Stub, "begun", lambda model, number: None, raising=False)
+        yield
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=chaos.in_memory()) as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def rows() -> Dataset:
+    return chaos.make_rows()
+
+
+@pytest.fixture(scope="module")
+def whole(rows: Dataset) -> Iterator[Path]:
+    """A finished run."""
+    with tempfile.TemporaryDirectory(dir=chaos.in_memory()) as name:
+        chaos.drive(Path(name) / "run", rows, Worker())
+        yield Path(name) / "run"
+
+
+def select(folder: Path, rows: Dataset) -> dict[str, bytes]:
+    """What 'selectit select' writes."""
+    out = folder.with_name("out")
+    Run.open(folder).finish(rows, Reflection(), Cut(proportion=0.4), out)
+    return chaos.contents(out)
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in RESULTS}
+
+
+def go_on(folder: Path, rows: Dataset) -> dict[str, bytes]:
+    chaos.drive(folder, rows, Worker())
+    return chaos.contents(folder)
+
+
+def rate(folder: Path, rows: Dataset) -> dict[str, bytes]:
+    """Go on up to the results."""
+    run, scorers = chaos.start(folder, rows)
+    run.rate(rows, scorers)
+    return chaos.contents(folder)
+
+
+def said(do: Callable[[Path, Dataset], Any], folder: Path, rows: Dataset, expected: Any) -> str:
+    """The right bytes, or an error, which is returned."""
+    try:
+        assert do(folder, rows) == expected
+    except SelectItError as error:
+        return str(error)
+    return ""
+
+
+def check_damage(folder: Path, name: str, rows: Dataset, whole: Path) -> None:
+    """Select from a run with one damaged file, and go on with it."""
+    refused = said(select, folder, rows, results(whole)) if name not in RESULTS else ""
+    if name == "plan.json":
+        resumed = said(go_on, folder, rows, chaos.contents(whole))
+        assert resumed
+    elif name in RESULTS:
+        assert not said(go_on, folder, rows, chaos.contents(whole))
+    else:
+        assert "run the same 'selectit run' command again" in refused
+        assert not said(rate, folder, rows, chaos.contents(whole))
+
+
+# Files
+
+
+def test_a_bit_flipped_at_a_hundred_places(folder: Path, rows: Dataset, whole: Path) -> None:
+    draw = random.Random(0)
+    names = sorted(chaos.contents(whole))
+    for number in range(100):
+        run, name = folder / str(number), names[number % len(names)]
+        shutil.copytree(whole, run)
+        data = bytearray((run / name).read_bytes())
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        (run / name).write_bytes(data)
+        check_damage(run, name, rows, whole)
+
+
+@pytest.mark.parametrize("name", [*OF_A_SHARD, "plan.json", *RESULTS])
+def test_a_file_cut_off(name: str, folder: Path, rows: Dataset, whole: Path) -> None:
+    size = (whole / name).stat().st_size
+    for length in (0, size // 2, size - 2):
+        run = folder / str(length)
+        shutil.copytree(whole, run)
+        os.truncate(run / name, length)
+        check_damage(run, name, rows, whole)
+
+
+@pytest.mark.parametrize("key", ["shard_size", "token_budget", "threads"])
+def test_a_number_of_the_plan_that_no_flag_repeats(
+    key: str, folder: Path, rows: Dataset, whole: Path
+) -> None:
+    """Not given again, they are taken from the plan, so that nothing else tells what they were."""
+    run = folder / "run"
+    shutil.copytree(whole, run)
+    plan = json.loads((run / "plan.json").read_text())
+    plan[key] += 1
+    (run / "plan.json").write_text(json.dumps(plan))
+    scorers = [chaos.Stub("tiny-rater", name=MODEL)]
+    with pytest.raises(RunError, match=r"plan\.json"):
+        Run.start(run, rows, chaos.SOURCE, scorers)
+    with pytest.raises(RunError, match=r"plan\.json"):
+        Run.open(run)
+
+
+# Shards
+
+
+def stretch(run: Path) -> None:
+    """A shard that says, with the right hashes, that it has two rows of the next."""
+    path = run / "ratings" / MODEL / "00001.json"
+    facts = json.loads(path.read_text())
+    del facts["facts_sha256"]
+    facts["rows"] = [4, 10]
+    digest = storage.sha256(json.dumps(facts, sort_keys=True).encode())
+    path.write_text(json.dumps(facts | {"facts_sha256": digest}))
+
+
+def double(run: Path) -> None:
+    for ending in (".parquet", ".json"):
+        shards = run / "ratings" / MODEL
+        shutil.copy(shards / f"00000{ending}", shards / f"00001{ending}")
+
+
+def lose(*names: str) -> Callable[[Path], None]:
+    return lambda run: [(run / "ratings" / MODEL / name).unlink() for name in names] and None
+
+
+def add(*names: str) -> Callable[[Path], None]:
+    def copy(run: Path) -> None:
+        shards = run / "ratings" / MODEL
+        for name in names:
+            shutil.copy(shards / f"00000{Path(name).suffix}", shards / name)
+
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lose("00001.json"), "rows 4 to 7 are not rated"),
+        (lose("00001.parquet"), "rows 4 to 7 are not rated"),
+        (lose("00001.parquet", "00001.json"), "rows 4 to 7 are not rated"),
+        (lose(*(f"{n:05d}.json" for n in range(SHARDS))), "rows 0 to 3 are not rated"),
+        (add("00006.parquet", "00006.json"), "'00006.json' and 1 more, which is no shard"),
+        (add("000001.parquet", "000001.json"), "'000001.json' and 1 more, which is no shard"),
+        (stretch, "rows 4 to 7 are not rated"),
+        (double, "rows 4 to 7 are not rated"),
+    ],
+    ids=["no sidecar", "no table", "neither", "no sidecars", "extra", "extra name", "overlap",
+         "doubled"],
+)  # fmt: skip
+def test_shards_that_do_not_cover_the_rows_once(
+    damage: Callable[[Path], None], words: str, folder: Path, rows: Dataset, whole: Path
+) -> None:
+    run = folder / "run"
+    shutil.copytree(whole, run)
+    damage(run)
+    assert words in said(select, run, rows, None)
+    assert go_on(run, rows) == chaos.contents(whole)
+
+
+def test_a_whole_shard_of_other_rows(folder: Path, rows: Dataset, whole: Path) -> None:
+    """Hashes fit, rows do not: it is refused by name, and made again once it is gone."""
+    run = folder / "run"
+    shutil.copytree(whole, run)
+    path = run / "ratings" / MODEL / "00001.json"
+    shutil.copy(path.with_name("00000.parquet"), path.with_suffix(".parquet"))
+    facts = json.loads(path.read_text())
+    del facts["facts_sha256"]
+    facts["sha256"] = storage.sha256(path.with_suffix(".parquet").read_bytes())
+    digest = storage.sha256(json.dumps(facts, sort_keys=True).encode())
+    path.write_text(json.dumps(facts | {"facts_sha256": digest}))
+    for do in (select, go_on):
+        assert "rows 4 to 7 of 'small' holds other rows; remove it" in said(do, run, rows, None)
+    path.unlink()
+    assert go_on(run, rows) == chaos.contents(whole)
+
+
+# Disks that fail
+
+
+@pytest.fixture
+def few(rows: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """What a run of two shards leaves, which has fewer calls that can fail."""
+    monkeypatch.setattr(chaos, "SHARD_SIZE", 11)
+    return go_on(folder / "few", rows)
+
+
+class Fault:
+    """What comes once, at the ``at``-th call."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.calls = at, 0
+        self.code = errno.EIO if at % 2 else errno.ENOSPC
+
+    def strike(self) -> None:
+        self.calls += 1
+        if self.calls == self.at:
+            raise OSError(self.code, os.strerror(self.code))
+
+
+def failing_call(name: str, fault: Fault, patch: pytest.MonkeyPatch) -> None:
+    original = getattr(os, name)
+
+    def call(*args: Any) -> Any:
+        fault.strike()
+        return original(*args)
+
+    patch.setattr(os, name, call)
+
+
+def failing_write(fault: Fault, patch: pytest.MonkeyPatch) -> None:
+    """Half of the bytes are written before the disk is full."""
+    original = Path.open
+
+    def opened(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        file: Any = original(path, mode, *args, **kwargs)
+        whole = file.write
+
+        def write(data: bytes) -> Any:
+            try:
+                fault.strike()
+            except OSError:
+                whole(data[: len(data) // 2])
+                raise
+            return whole(data)
+
+        if set(mode) & {"w", "x"}:
+            file.write = write
+        return file
+
+    patch.setattr(Path, "open", opened)
+
+
+FAULTS: dict[str, Callable[[Fault, pytest.MonkeyPatch], None]] = {
+    "fsync": lambda fault, patch: failing_call("fsync", fault, patch),
+    "replace": lambda fault, patch: failing_call("replace", fault, patch),
+    "write": failing_write,
+}
+
+
+def stopped_by(do: Callable[[], None]) -> OSError | None:
+    try:
+        do()
+    except OSError as error:
+        return error
+    return None
+
+
+def check_failed(run: Path, error: OSError, few: dict[str, bytes]) -> None:
+    """The error names a file, and nothing that bears a final name is half there."""
+    words = " ".join([str(error), *getattr(error, "__notes__", ())])
+    names = {Path(name).name for name in few}
+    assert any(name in words for name in names) or ".claim" in words, words
+    assert chaos.contents(run).items() <= few.items()
+
+
+@pytest.mark.parametrize("call", FAULTS)
+def test_a_disk_that_fails_at_any_call(
+    call: str,
+    folder: Path,
+    rows: Dataset,
+    few: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fault = Fault(1)
+    while True:
+        run = folder / f"run-{fault.at}"
+        with monkeypatch.context() as patch:
+            FAULTS[call](fault, patch)
+            error = stopped_by(lambda run=run: chaos.drive(run, rows, Worker()))  # type: ignore[misc]
+        if error is None:
+            assert fault.calls == fault.at - 1  # there is no such call any more
+            break
+        assert os.strerror(fault.code) in str(error)
+        check_failed(run, error, few)
+        assert go_on(run, rows) == few
+        assert not [*run.rglob(".*"), *run.rglob("*.claim")]
+        fault = Fault(fault.at + 1)
+    assert fault.at > 6
+
+
+@pytest.mark.parametrize(
+    "name", ["plan.json", "00000.parquet", "scores.parquet", "selected.parquet"]
+)
+def test_a_file_that_becomes_too_large(
+    name: str, folder: Path, rows: Dataset, few: dict[str, bytes]
+) -> None:
+    """A limit of the system's own, which Arrow's writers meet as well."""
+    size = min(len(data) for path, data in few.items() if path.endswith(name)) - 1
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            chaos.drive(folder / "run", rows, Worker())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    check_failed(folder / "run", caught.value, few)
+    assert go_on(folder / "run", rows) == few
+
+
+# Memory that runs out, in the engine
+
+
+TEXTS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+]
+Raises = Callable[[int, torch.Tensor], BaseException | None]
+
+
+class Forward:
+    """The model's forward passes, with how many sequences each has; some of them raise."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.sizes: list[int] = []
+        self.widths: set[int] = set()
+        self.raises: Raises = lambda number, ids: None
+        original = LlamaForCausalLM.forward
+
+        def forward(model: Any, input_ids: torch.Tensor, **settings: Any) -> Any:
+            self.sizes.append(len(input_ids))
+            self.widths.add(input_ids.shape[1])
+            error = self.raises(len(self.sizes) - 1, input_ids)
+            if error is not None:
+                raise error
+            return original(model, input_ids=input_ids, **settings)
+
+        patch.setattr(LlamaForCausalLM, "forward", forward)
+
+    def raise_at(self, at: int, error: BaseException) -> None:
+        """From now on, in the pass number ``at``."""
+        self.sizes = []
+        self.raises = lambda number, ids: error if number == at else None
+
+
+@pytest.fixture
+def forward(monkeypatch: pytest.MonkeyPatch) -> Forward:
+    return Forward(monkeypatch)
+
+
+class Rated:
+    """Runs of a tiny random model, in folders of their own."""
+
+    def __init__(self, folder: Path, rows: Dataset, checkpoint: Path) -> None:
+        self.folder, self.rows = folder, rows.select(range(3, 9))
+        self.scorers = [SentenceScore(str(checkpoint), token_budget=350)]
+        self.runs = 0
+
+    def rate(self, name: str = "") -> Run:
+        self.runs += 1
+        name = name or str(self.runs)
+        run = Run.start(self.folder / name, self.rows, chaos.SOURCE, self.scorers, shard_size=3)
+        run.rate(self.rows, self.scorers)
+        return run
+
+
+def splits(run: Run) -> list[int]:
+    shards = run.shards(run.slugs[0])
+    return [facts["oom_splits"] for n in range(len(shards)) if (facts := shards.facts(n))]
+
+
+@pytest.fixture
+def rated(folder: Path, rows: Dataset, checkpoint: Path) -> Rated:
+    return Rated(folder, rows, checkpoint)
+
+
+def check_same(found: Ratings, expected: Ratings, ooms: int) -> None:
+    """All rows but those that do not fit are rated as ever."""
+    fit = np.array([status == "ok" for status in found.statuses])
+    assert sorted(set(found.statuses) - {"ok"}) == ["empty", "oom"][: 1 + bool(ooms)]
+    assert found.statuses.count("oom") == ooms
+    np.testing.assert_allclose(found.logprobs[fit], expected.logprobs[fit], atol=1e-4)
+    assert np.isnan(found.logprobs[~fit]).all()
+
+
+def test_memory_that_runs_out_at_any_batch(rated: Rated, forward: Forward) -> None:
+    """A batch is halved; a single sequence costs its row, which says so. No other row sees it."""
+    rated.rate()  # loads the model and looks at its shortcuts
+    forward.sizes = []
+    expected = rated.rate().ratings("random_llama")
+    sizes = forward.sizes
+    assert len(sizes) >= len(TEXTS)
+    assert {*sizes} == {1, 2}
+    for at, size in enumerate(sizes):
+        forward.raise_at(at, TEXTS[at % len(TEXTS)])
+        run = rated.rate()
+        check_same(run.ratings("random_llama"), expected, ooms=int(size == 1))
+        assert sorted(splits(run)) == [0, int(size > 1)]
+
+
+def test_memory_for_so_many_tokens_only(rated: Rated, forward: Forward) -> None:
+    """What fits is rated, however often a batch is halved for it; the longest row never fits."""
+    expected = rated.rate().ratings("random_llama")
+    longest = max(range(6), key=lambda row: len(rated.rows[row]["output"]))
+    room = sorted(forward.widths)[-2]
+    forward.raises = lambda number, ids: TEXTS[0] if ids.numel() > room else None
+    run = rated.rate()
+    found = run.ratings("random_llama")
+    assert found.statuses[longest] == "oom"
+    check_same(found, expected, found.statuses.count("oom"))
+    assert sum(splits(run)) > 3
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA error: device-side assert triggered"), ValueError("odd")]
+)
+def test_another_error_stops_the_run_with_its_rows(
+    error: Exception, rated: Rated, forward: Forward
+) -> None:
+    whole = rated.rate()
+    forward.sizes = []
+    rated.rate()
+    forward.raise_at(len(forward.sizes) - 1, error)
+    with pytest.raises(type(error), match=str(error)) as caught:
+        rated.rate("stopped")
+    assert "the rows 3 to 5, by 'random_llama'" in caught.value.__notes__[0]
+    shards = Run.open(rated.folder / "stopped").shards("random_llama")
+    assert shards.missing() == [1]
+    forward.raise_at(-1, error)
+    tables = [run.ratings("random_llama").logprobs for run in (whole, rated.rate("stopped"))]
+    np.testing.assert_array_equal(*tables)
