@@ -11,7 +11,7 @@ faster wrong answer is none. Loading and tokenizing are timed apart. The last li
     python scripts/bench.py --rows rows.json --tokenizer FOLDER --size 8x512 --n 80 --short
     python scripts/bench.py --scaling
     python scripts/bench.py --rows rows.json --tokenizer FOLDER --device cuda --size 0.5B,7B,13B \
-        --n 999 --released-n 60
+        --n 250 --released-n 40
 
 Without ``--tokenizer`` the bundled tiny-rater is measured on the bundled sample; with it, Llamas
 with random weights, which measure speed as well as trained ones. On one CPU thread the clock is
