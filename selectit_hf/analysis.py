@@ -26,7 +26,7 @@ from selectit_hf.runs import Run
 from selectit_hf.selection import Cut
 from selectit_hf.selectors import to_columns
 
-__all__ = ["JudgeSettings", "compare_run", "is_selector", "rank_by", "report_run"]
+__all__ = ["JudgeSettings", "compare_run", "is_selector", "rank_by", "report_run", "within"]
 
 LEVELS = ("token", "sentence", "model")
 JOURNAL = "answers.jsonl"
@@ -96,6 +96,14 @@ def is_selector(rows: Dataset, by: str | None) -> bool:
     if by is None or by in (*LEVELS, "judge", *rows.column_names):
         return False
     return by.partition(":")[0] in {name.partition(":")[0] for name in NAMES}
+
+
+def within(how: Reflection, per: str | None) -> Reflection:
+    """``how``, ranking within each group of rows with the same value in the column ``per``."""
+    if per is None:
+        return how
+    base = "" if how.by is None else f":{how.by}"
+    return replace(how, by=f"per:{per}{base}")
 
 
 def rank_by(

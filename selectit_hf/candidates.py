@@ -6,6 +6,7 @@
     length ifd perplexity                 the response's tokens; what a model makes of the response
     judge                                 a language model behind an endpoint
     diverse[:NAME]                        NAME without the rows that repeat a better one
+    per:COLUMN[:NAME]                     NAME within each group of rows with the same COLUMN
     hub:DATASET                           the rows that a published subset holds
     COLUMN                                any column of numbers of the dataset itself
 
@@ -31,6 +32,7 @@ from selectit_hf.errors import InputError, SettingError
 from selectit_hf.judge import Judge
 from selectit_hf.measures import Cost, Measures
 from selectit_hf.perplexity import IFD, Perplexity, ResponseScorer
+from selectit_hf.quotas import standing
 from selectit_hf.ratings import Ratings
 from selectit_hf.reflection import Variant
 from selectit_hf.rows import Pair, RowReader, worst
@@ -52,6 +54,7 @@ NAMES = (
     "perplexity",
     "judge",
     "diverse",
+    "per:COLUMN",
     "hub:DATASET",
 )
 """What `Candidates.score` takes, beside columns."""
@@ -109,6 +112,8 @@ class Candidates:
             made = Candidate(by, Random(self.seed).draw(range(self.measures.run.rows)))
         elif name in ("random-rest", "diverse"):
             made = self._built(by, name, argument)
+        elif name == "per":
+            made = self._within(by, argument)
         elif name == "hub":
             made = self._published(by, argument)
         else:
@@ -217,8 +222,7 @@ class Candidates:
     # Built on others
 
     def _built(self, by: str, name: str, base: str) -> Candidate:
-        levels = len(self.measures.run.slugs)
-        under = self.score(base or ("model" if levels > 1 else "sentence"))
+        under = self.score(base or self._best_level())
         if name == "diverse":
             vectors = self.vectors if self.diverse.cap is not None else None
             made = self.diverse.scores(under.scores, self._texts(), vectors)
@@ -227,6 +231,21 @@ class Candidates:
             return replace(under, name=by, scores=made, note=note)
         kept = kept_rows(decide(under.scores.values, under.cut or self.cut, under.scores.statuses))
         return Candidate(by, Random(self.seed).draw_outside(kept), note=f"not kept by {under.name}")
+
+    def _within(self, by: str, argument: str) -> Candidate:
+        column, _, base = argument.partition(":")
+        if column not in self.measures.dataset.column_names:
+            raise SettingError(f"{by!r}: the dataset has no column {column!r} of groups.")
+        under = self.score(base or self._best_level())
+        groups = list(self.measures.dataset[column])
+        try:
+            made = standing(under.scores, groups)
+        except TypeError as error:
+            raise InputError(f"{by!r}: the column {column!r} holds no groups: {error}.") from error
+        return replace(under, name=by, scores=made, note=f"{len(set(groups))} groups")
+
+    def _best_level(self) -> str:
+        return "model" if len(self.measures.run.slugs) > 1 else "sentence"
 
     def _published(self, by: str, dataset: str) -> Candidate:
         rows, source = sources.load(dataset)

@@ -23,7 +23,17 @@ from selectit_hf.fingerprint import survey
 from selectit_hf.finishing import Reflection
 from selectit_hf.hub import Pushed, PushSettings
 from selectit_hf.inputs import rows_of
-from selectit_hf.options import Data, DatasetName, Out, Reader, RunFolder, Seed, Split, with_flags
+from selectit_hf.options import (
+    Data,
+    DatasetName,
+    Out,
+    Per,
+    Reader,
+    RunFolder,
+    Seed,
+    Split,
+    with_flags,
+)
 from selectit_hf.publishing import push_run
 from selectit_hf.runs import Run, check_folder
 from selectit_hf.scorers import ModelScore, SentenceScore
@@ -72,6 +82,7 @@ def run(
         int | None,
         typer.Option(min=1, help="Worker processes. Default: one for each visible GPU, else one."),
     ] = None,
+    per: Per = None,
 ) -> None:
     """Rate a dataset, score it and select the best rows, into a run folder.
 
@@ -80,6 +91,7 @@ def run(
     The raw ratings stay in the folder, so 'selectit select RUN' with another level, alpha, variant
     or proportion takes seconds.
     """
+    how = analysis.within(how, per)
     worker = Worker.from_environment()
     if worker.rank > 0:
         screen.hush()
@@ -141,6 +153,7 @@ def select_command(
     split: Split = None,
     reader: Reader = None,
     seed: Seed = 0,
+    per: Per = None,
 ) -> None:
     """Select again, from a run's stored ratings or from a scored dataset; no model is loaded.
 
@@ -151,13 +164,14 @@ def select_command(
         if out.suffix in (".parquet", ".jsonl"):
             raise SettingError("A run's selection is several files; name a folder with --out.")
         run_ = Run.open(Path(scored))
+        how = analysis.within(how, per)
         rows, how = analysis.rank_by(run_, rows_of(run_, data, split), how, cut, reader, seed)
         screen.show_summary(run_.finish(rows, how, cut, out)[1], out, as_json)
         return
-    if how != Reflection(variant=how.variant, by=how.by):
+    if how != Reflection(variant=how.variant, by=how.by) or per is not None:
         raise SettingError(
-            "--alpha and --weights need the raw ratings of a run folder; a scored dataset has its "
-            "scores already. Score it again, which rates nothing twice, or leave them away."
+            "--alpha, --weights and --per need the raw ratings of a run folder; a scored dataset has "
+            "its scores already. Score it again, which rates nothing twice, or leave them away."
         )
     write = _writer(out)
     rows, _ = sources.load(scored, split)
@@ -234,7 +248,8 @@ def compare(
         list[str],
         typer.Option(
             help="Repeatable: token, sentence or model, expected, random, random-rest, length, "
-            "ifd, perplexity, judge, diverse\\[:NAME], hub:DATASET, or a column."
+            "ifd, perplexity, judge, diverse\\[:NAME], per:COLUMN\\[:NAME], hub:DATASET, or a "
+            "column."
         ),
     ],
     how: Reflection,

@@ -23,6 +23,7 @@ __all__ = [
     "Data",
     "DatasetName",
     "Out",
+    "Per",
     "Reader",
     "RunFolder",
     "Seed",
@@ -51,6 +52,10 @@ Data = Annotated[str | None, typer.Option(help="For a run over a local file: tha
 Reader = Annotated[
     str | None,
     typer.Option(help="Reads responses for ifd, perplexity, length. Default: the run's first."),
+]
+Per = Annotated[
+    str | None,
+    typer.Option(help="Column of groups: the same share of each, so that none takes all."),
 ]
 Seed = Annotated[int, typer.Option(help="Of --by random.")]
 Split = Annotated[str | None, typer.Option(help="Which split, where there are several.")]

@@ -10,7 +10,7 @@ from selectit_hf.errors import SettingError
 from selectit_hf.selection import Cut, decide
 from selectit_hf.selectors import Scores
 
-__all__ = ["quotas"]
+__all__ = ["quotas", "standing"]
 
 Rows = NDArray[np.int64]
 
@@ -46,6 +46,25 @@ def quotas(scores: Scores, groups: Sequence[Hashable], cut: Cut) -> pa.Table:
             "reason": decided["reason"],
         }
     )
+
+
+def standing(scores: Scores, groups: Sequence[Hashable]) -> Scores:
+    """Where each row stands in its own group, above 0 and below 1 for the best.
+
+    ``1 - (r + 1/2) / g`` for the row with ``r`` better ones in its group of ``g`` rows, those
+    without a score counted; equal scores in row order. Whatever is kept by it, no group loses more
+    than one row of its share. Rows without a score stay without one.
+
+    Raises:
+        SettingError: another number of groups than of scores.
+    """
+    if len(groups) != len(scores.values):
+        raise SettingError(f"{len(groups)} groups for {len(scores.values)} rows; give one each.")
+    codes = _codes(groups)
+    ranks = decide(scores.values, Cut(), scores.statuses)["rank"]
+    within = _ranks_within(ranks.fill_null(len(codes)).to_numpy(), codes)
+    places = 1 - (within + 0.5) / np.bincount(codes)[codes]
+    return Scores(np.where(np.isfinite(scores.values), places, np.nan), scores.statuses)
 
 
 def _codes(groups: Sequence[Hashable]) -> Rows:

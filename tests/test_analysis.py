@@ -55,6 +55,29 @@ def test_run_by_another_selector(
     assert kept == [ROWS[i]["instruction"] for i in sorted(longest(checkpoint))]
 
 
+def test_every_group_keeps_its_share(
+    selectit: Callable[..., Outcome], tmp_path: Path, checkpoint: Path
+) -> None:
+    rows = [{**row, "topic": "abb"[i % 3], "stars": i % 7} for i, row in enumerate(ROWS)]
+    path = tmp_path / "topics.json"
+    path.write_text(json.dumps(rows))
+    done = selectit("run", path, "--model", checkpoint, "--out", "run", "--per", "topic")
+    assert done.code == 0, done.err
+    scores = pq.read_table("run/scores.parquet")["sentence_score__random_llama"].to_pylist()
+    best: set[str] = set()
+    for topic, count in (("a", 2), ("b", 4)):  # a fifth of 10 and of 20
+        group = [i for i, row in enumerate(rows) if row["topic"] == topic]
+        group.sort(key=lambda i: (-scores[i], i))
+        best |= {rows[i]["instruction"] for i in group[:count]}
+    kept = pq.read_table("run/selected.parquet")["instruction"].to_pylist()
+    assert set(kept) == best
+    done = selectit(
+        "select", "run", "--data", path, "--per", "topic", "--by", "stars", "--out", "by-stars"
+    )
+    assert done.code == 0, done.err
+    assert set(pq.read_table("by-stars/selected.parquet")["stars"].to_pylist()) <= {5, 6}
+
+
 def test_compare_asks_no_model_twice(
     run: Path,
     selectit: Callable[..., Outcome],
