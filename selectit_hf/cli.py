@@ -170,7 +170,7 @@ def select_command(
         return
     if how != Reflection(variant=how.variant, by=how.by) or per is not None:
         raise SettingError(
-            "--alpha, --weights and --per need the raw ratings of a run folder; a scored dataset has "
+            "--alpha, --weights and --per need the raw ratings of a run; a scored dataset has "
             "its scores already. Score it again, which rates nothing twice, or leave them away."
         )
     write = _writer(out)
