@@ -453,6 +453,8 @@ def test_ctrl_c_leaves_whole_shards_and_the_same_command_goes_on(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background job ignores the signal, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     shard = tmp_path / "stopped" / "ratings" / "random_llama" / "00000.json"
     deadline = time.monotonic() + 100
