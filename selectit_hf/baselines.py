@@ -25,14 +25,15 @@ from selectit_hf.selectors import (
     Measured,
     Measurement,
     Progress,
+    ResolvedSelector,
     Scores,
-    Selector,
     key_of,
     numbers,
     score_columns,
     texts,
     to_columns,
 )
+from selectit_hf.tokens import text_ids
 
 __all__ = ["Expected", "Length", "Random", "expected_rating"]
 
@@ -169,7 +170,7 @@ class Random:
 
 
 @dataclass(frozen=True)
-class Length(Selector):
+class Length(ResolvedSelector):
     """The number of tokens of the response: the longer the better.
 
     "Long Is More for Alignment" (arXiv 2402.04833) keeps the longest responses. Tokens
@@ -209,12 +210,6 @@ class Length(Selector):
         state = {f.name: rater[f.name] for f in dataclasses.fields(self) if f.name in rater}
         return {**state, "slug": self.slug, "version": LENGTH_VERSION}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for f in dataclasses.fields(self):
-            if f.init:
-                object.__setattr__(self, f.name, state[f.name])
-        self.__post_init__()
-
     @property
     def name(self) -> str:
         """``length_slug``."""
@@ -241,7 +236,7 @@ class Length(Selector):
         """Count the tokens of each response; see `Selector.__call__` for the errors."""
         pairs = self._rater.reader.pairs(batch)
         responses = [pair.response for pair in pairs if isinstance(pair, Pair)]
-        counts = iter(_token_counts(self._rater.checkpoint, responses))
+        counts = map(len, text_ids(_tokenizer(self._rater.checkpoint), responses))
         tokens = [next(counts) if isinstance(pair, Pair) else None for pair in pairs]
         statuses = ["ok" if isinstance(pair, Pair) else pair for pair in pairs]
         if progress is not None:
@@ -257,17 +252,3 @@ class Length(Selector):
 @functools.lru_cache(maxsize=1)
 def _tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     return checkpoint.tokenizer()
-
-
-def _token_counts(checkpoint: Checkpoint, responses: Sequence[str]) -> list[int]:
-    if not responses:
-        return []
-    encoded = _tokenizer(checkpoint)(
-        list(responses),
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    return [len(ids) for ids in encoded["input_ids"]]

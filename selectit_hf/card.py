@@ -35,6 +35,7 @@ __all__ = [
     "inherited",
     "make_card",
     "merged",
+    "templates",
 ]
 
 BEGIN = "<!-- selectit: the text from here to the next such line is generated; write around it -->"
@@ -374,7 +375,7 @@ def _short(revision: str) -> str:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=FunctionLoader(lambda name: _folder().joinpath(name).read_text("utf-8")),
+        loader=FunctionLoader(lambda name: templates().joinpath(name).read_text("utf-8")),
         undefined=StrictUndefined,
         autoescape=True,
         finalize=lambda value: value if isinstance(value, Markup) else escaped(value),
@@ -394,7 +395,7 @@ def _environment() -> Environment:
     return environment
 
 
-def _folder() -> Traversable:
+def templates() -> Traversable:
     """The templates: in the package once it is built, beside it in a checkout."""
     built = files("selectit_hf").joinpath("hub_cards")
     return built if built.is_dir() else Path(__file__).parent.parent / "hub_cards"

@@ -241,7 +241,7 @@ def status_command(run: RunFolder, as_json: bool) -> None:
 
 
 @app.command()
-@with_flags(how=options.reflection, cut=options.cut, judge=options.judge, as_json=options.as_json)
+@with_flags(how=options.formula, cut=options.cut, judge=options.judge, as_json=options.as_json)
 def compare(
     run: RunFolder,
     by: Annotated[

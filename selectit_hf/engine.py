@@ -432,7 +432,7 @@ class Engine:
         def same(name: str, logits: Tensor) -> bool:
             gap = float((logits.log_softmax(-1) - whole).abs().max())
             far = float((without - whole).abs().max())
-            logger.info("%s: within %.1g (without the beginning: %.1g).", name, gap, far)
+            logger.debug("%s: within %.1g (without the beginning: %.1g).", name, gap, far)
             return gap < PROBE_TOLERANCE[self.model.dtype] and gap * 10 < far
 
         try:
@@ -446,6 +446,7 @@ class Engine:
                 "Whole prompts are computed, since %s: %s.", type(self.model).__name__, reason
             )
             return _Shortcuts()
+        logger.info("What the prompts begin with is computed once; checked to be the same.")
         mlp = last_mlp(self.model, list(prefix.layers)[-1])
         if mlp is not None:
             read = self._last_logits(probes, len(probes[0]), mlp=mlp)

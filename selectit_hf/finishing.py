@@ -30,8 +30,7 @@ from selectit_hf.selected import write_selected
 from selectit_hf.selection import (
     Cut,
     Selection,
-    decide,
-    kept_rows,
+    divide,
     score_column,
     status_column,
     stored_scores,
@@ -244,16 +243,7 @@ def _select(
         statuses = pa.DictionaryArray.from_arrays(pa.array(ranked.statuses), words)
     else:
         statuses = stored_statuses(dataset, by)
-    decisions = decide(scores, cut, statuses)
-    kept = kept_rows(decisions)
-    return Selection(
-        selected=dataset.select(np.flatnonzero(kept)),
-        rejected=dataset.select(np.flatnonzero(~kept)),
-        threshold=cut.lowest(scores, kept),
-        by=by,
-        cut=cut,
-        decisions=decisions,
-    )
+    return divide(dataset, by, scores, statuses, cut)
 
 
 def _selection_facts(selection: Selection, how: Reflection) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -20,17 +21,21 @@ from selectit_hf.scorers import SentenceScore
 from selectit_hf.selection import Cut
 
 __all__ = [
+    "Alpha",
     "Data",
     "DatasetName",
+    "Formula",
     "Out",
     "Per",
     "Reader",
     "RunFolder",
     "Seed",
     "Split",
+    "Weights",
     "as_json",
     "card",
     "cut",
+    "formula",
     "judge",
     "push",
     "reflection",
@@ -47,11 +52,20 @@ DatasetName = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Run folder.")]
+Alpha = Annotated[float, typer.Option(help="Weight of the disagreement between rating prompts.")]
+Formula = Annotated[
+    str, typer.Option(help="paper, or released: the arithmetic of the authors' code.")
+]
+Weights = Annotated[
+    str | None, typer.Option(help="Of the models, as in 7,13,70. Default: parameter counts.")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 Data = Annotated[str | None, typer.Option(help="For a run over a local file: that file again.")]
 Reader = Annotated[
     str | None,
-    typer.Option(help="Reads responses for ifd, perplexity, length. Default: the run's first."),
+    typer.Option(
+        "--model", help="Reads responses for ifd, perplexity, length. Default: the first."
+    ),
 ]
 Per = Annotated[
     str | None,
@@ -129,23 +143,22 @@ def scorers(
     return [scorer(name) for name in model] if model else [scorer(None)]
 
 
+def formula(alpha: Alpha = 0.2, variant: Formula = "paper", weights: Weights = None) -> Reflection:
+    """What is made of the ratings, whatever the rows are ranked by."""
+    return Reflection(alpha, cast(Any, variant), _numbers(weights))
+
+
 def reflection(
-    alpha: Annotated[
-        float, typer.Option(help="Weight of the disagreement between rating prompts.")
-    ] = 0.2,
-    variant: Annotated[
-        str, typer.Option(help="paper, or released: the arithmetic of the authors' code.")
-    ] = "paper",
-    weights: Annotated[
-        str | None, typer.Option(help="Of the models, as in 7,13,70. Default: parameter counts.")
-    ] = None,
+    alpha: Alpha = 0.2,
+    variant: Formula = "paper",
+    weights: Weights = None,
     by: Annotated[
         str | None,
         typer.Option(help="token, sentence, model, or a column. Default: the highest level."),
     ] = None,
 ) -> Reflection:
     """What is made of the ratings."""
-    return Reflection(alpha, cast(Any, variant), _numbers(weights), by)
+    return replace(formula(alpha, variant, weights), by=by)
 
 
 def cut(

@@ -13,8 +13,6 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from datasets import Dataset
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from selectit_hf.card import templates
 from selectit_hf.finished import Finished, from_run
 from selectit_hf.page_data import gather
 from selectit_hf.page_plots import ablation_figures, bokeh_script, figures, on_page
@@ -130,7 +129,7 @@ def _hash(script: str) -> str:
 
 @cache
 def _piece(name: str) -> str:
-    return _folder().joinpath(name).read_text("utf-8")
+    return templates().joinpath(name).read_text("utf-8")
 
 
 @cache
@@ -149,9 +148,3 @@ def _environment() -> Environment:
         "decimals": lambda number, digits=4: f"{number:.{digits}f}",
     }
     return environment
-
-
-def _folder() -> Traversable:
-    """The templates: in the package once it is built, beside it in a checkout."""
-    built = files("selectit_hf").joinpath("hub_cards")
-    return built if built.is_dir() else Path(__file__).parent.parent / "hub_cards"

@@ -36,8 +36,8 @@ from selectit_hf.selectors import (
     Measured,
     Measurement,
     Progress,
+    ResolvedSelector,
     Scores,
-    Selector,
     key_of,
     numbers,
     texts,
@@ -57,7 +57,7 @@ Which = Literal["given", "alone"]
 
 
 @dataclass(frozen=True)
-class ResponseScorer(Selector):
+class ResponseScorer(ResolvedSelector):
     """What `IFD` and `Perplexity` share: a model that reads responses.
 
     Attributes:
@@ -100,12 +100,6 @@ class ResponseScorer(Selector):
         rater = self.rater.__getstate__()
         resolved = {name: rater[name] for name in OF_A_RATER if name in rater}
         return {**own, **resolved, "device": None, "token_budget": None, "version": PASS_VERSION}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for f in dataclasses.fields(self):
-            if f.init:
-                object.__setattr__(self, f.name, state[f.name])
-        self.__post_init__()
 
     @property
     def name(self) -> str:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from selectit_hf.errors import SettingError, TokenizerError
 from selectit_hf.rows import Pair
+from selectit_hf.tokens import text_ids
 
 __all__ = ["EncodedResponse", "ResponseEncoder"]
 
@@ -56,7 +57,7 @@ class ResponseEncoder:
         special = (t for t in tokenizer.added_tokens_decoder.items() if t[1].special)
         unknown = tokenizer.unk_token_id
         self._special = {i for i, _ in special if i != unknown} | {self.start}
-        shortest = 1 + len(self._encode([self._before("")])[0])
+        shortest = 1 + len(text_ids(self.tokenizer, [self._before("")])[0])
         if max_length is not None and max_length < 2 * shortest:
             raise SettingError(
                 f"max_length={max_length} tokens leave no room for a response: the context alone "
@@ -70,8 +71,8 @@ class ResponseEncoder:
         ``max_length``; then the end of its instruction. Its status is ``truncated``. Text that
         yields a special token is ``encoding``, a response without any token ``empty``.
         """
-        contexts = self._encode([self._before(pair.instruction) for pair in pairs])
-        responses = self._encode([pair.response for pair in pairs])
+        contexts = text_ids(self.tokenizer, [self._before(pair.instruction) for pair in pairs])
+        responses = text_ids(self.tokenizer, [pair.response for pair in pairs])
         both = zip(pairs, contexts, responses, strict=True)
         return [self._checked(*one) for one in both]
 
@@ -92,24 +93,11 @@ class ResponseEncoder:
             text = pair.instruction
 
             def length(characters: int) -> int:
-                return len(self._encode([self._before(text[:characters])])[0])
+                return len(text_ids(self.tokenizer, [self._before(text[:characters])])[0])
 
             characters = bisect.bisect_right(range(len(text)), room - kept, key=length)
-            context = self._encode([self._before(text[: max(characters - 1, 0)])])[0]
+            context = text_ids(self.tokenizer, [self._before(text[: max(characters - 1, 0)])])[0]
         return context, response[:kept]
 
     def _before(self, instruction: str) -> str:
         return self.context.replace("{instruction}", instruction)
-
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        ids: list[list[int]] = self.tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
-        return ids

@@ -23,6 +23,7 @@ __all__ = [
     "Cut",
     "Selection",
     "decide",
+    "divide",
     "kept_rows",
     "score_column",
     "select",
@@ -163,14 +164,21 @@ def select(
     if isinstance(dataset, IterableDataset):
         return _select_lazily(dataset, by, cut)
     column = score_column(dataset.column_names, by)
-    scores = stored_scores(dataset, column)
-    decisions = decide(scores, cut, stored_statuses(dataset, column))
+    statuses = stored_statuses(dataset, column)
+    return divide(dataset, column, stored_scores(dataset, column), statuses, cut)
+
+
+def divide(
+    dataset: Dataset, by: str, scores: NDArray[np.float64], statuses: Statuses, cut: Cut
+) -> Selection:
+    """``dataset`` divided by its ``scores`` (n), which are called ``by``; see `decide`."""
+    decisions = decide(scores, cut, statuses)
     kept = kept_rows(decisions)
     return Selection(
         selected=dataset.select(np.flatnonzero(kept)),
         rejected=dataset.select(np.flatnonzero(~kept)),
         threshold=cut.lowest(scores, kept),
-        by=column,
+        by=by,
         cut=cut,
         decisions=decisions,
     )

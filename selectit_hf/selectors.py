@@ -6,10 +6,11 @@ struct column of raw values with the key of the settings that made it, so that t
 need the same measurement share it. What a selector makes of its measurements is free.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ __all__ = [
     "Measured",
     "Measurement",
     "Progress",
+    "ResolvedSelector",
     "Scores",
     "Selector",
     "key_of",
@@ -133,6 +135,20 @@ class Selector:
             columns[one.column] = TypedColumn(rows, type)
             tables.append(pa.Table.from_pylist(rows, pa.schema(list(type))))
         return columns | to_columns(self.name, self.scores(tables))
+
+
+class ResolvedSelector(Selector):
+    """A selector, a dataclass, whose pickled state spells out what its settings resolve to."""
+
+    def __post_init__(self) -> None:
+        """Check the settings, and make what follows from them."""
+        raise NotImplementedError
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for one in dataclasses.fields(cast(Any, self)):
+            if one.init:
+                object.__setattr__(self, one.name, state[one.name])
+        self.__post_init__()
 
 
 def _measured_rows(one: Measurement, batch: Batch, rank: int | None) -> list[dict[str, Any]]:

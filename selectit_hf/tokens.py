@@ -15,7 +15,7 @@ from selectit_hf.errors import SettingError, TokenizerError
 from selectit_hf.prompts import Template
 from selectit_hf.rows import Pair
 
-__all__ = ["Encoded", "PromptEncoder", "context_length"]
+__all__ = ["Encoded", "PromptEncoder", "context_length", "text_ids"]
 
 UNLIMITED = 10**9
 BEGINNINGS = ("Name a colour.", "a", " the", "\n\n", "1", "...", "/home", "-", "é", "")
@@ -34,6 +34,21 @@ def context_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     limits = [n for n in (positions, tokenizer.model_max_length) if n is not None and n < UNLIMITED]
     return int(min(limits)) if limits else None
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each text and nothing else: none is added, and a special token in it is text."""
+    if not texts:
+        return []
+    ids: list[list[int]] = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
+    return ids
 
 
 class PromptEncoder:
@@ -136,18 +151,9 @@ class PromptEncoder:
         return [self.template.render(prompt, pair) for prompt in self.rating_prompts]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
         if self.chat:
             return [self._encode_chat(text) for text in texts]
-        ids: list[list[int]] = self.tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
+        ids = text_ids(self.tokenizer, texts)
         return [self._start + row for row in ids] if self._start else ids
 
     def _encode_chat(self, text: str) -> list[int]:

@@ -49,6 +49,8 @@ from transformers import (  # noqa: E402
     PreTrainedTokenizerFast,
 )
 
+from selectit_hf.engine import Engine  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent
 
 torch.set_num_threads(1)
@@ -348,3 +350,17 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder.relative_to(ROOT.parent)} is not beside the repository")
     return folder
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many sequences each call of `Engine.span_logprobs` reads."""
+    counted: list[int] = []
+    span_logprobs = Engine.span_logprobs
+
+    def watched(self: Engine, ids: Any, starts: Any, progress: Any = None) -> Any:
+        counted.append(len(ids))
+        return span_logprobs(self, ids, starts, progress)
+
+    monkeypatch.setattr(Engine, "span_logprobs", watched)
+    return counted

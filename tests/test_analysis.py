@@ -36,7 +36,7 @@ def test_select_by_another_selector(
     data: Path,
     checkpoint: Path,
 ) -> None:
-    flags = ("--data", data, "--by", "length", "--reader", checkpoint, "--out", "long")
+    flags = ("--data", data, "--by", "length", "--model", checkpoint, "--out", "long")
     done = selectit("select", run, *flags)
     assert done.code == 0, done.err
     kept = pq.read_table("long/selected.parquet")["instruction"].to_pylist()
@@ -87,7 +87,7 @@ def test_compare_asks_no_model_twice(
 ) -> None:
     names = ("sentence", "expected", "ifd", "perplexity", "length", "random")
     flags = [flag for name in names for flag in ("--by", name)]
-    ask = ("compare", run, "--data", data, "--reader", checkpoint, *flags)
+    ask = ("compare", run, "--data", data, "--model", checkpoint, *flags)
     first = selectit(*ask, "--json")
     assert first.code == 0, first.err
     found = json.loads(first.out)

@@ -13,7 +13,6 @@ from selectit_hf.candidates import Candidates
 from selectit_hf.compare import CODE, Candidate, compare, spearman
 from selectit_hf.diversity import Diverse
 from selectit_hf.endpoint import Endpoint
-from selectit_hf.engine import Engine
 from selectit_hf.errors import InputError, RunError, SettingError
 from selectit_hf.journal import Answer
 from selectit_hf.judge import Judge
@@ -65,19 +64,6 @@ def finished(make_checkpoint, tmp_path_factory):
 def made(finished) -> Candidates:
     run, model = finished
     return Candidates(Measures(run, ROWS), model=str(model), cut=Cut(n=6))
-
-
-@pytest.fixture
-def passes(monkeypatch):
-    counted = []
-    span_logprobs = Engine.span_logprobs
-
-    def watched(self, ids, starts, progress=None):
-        counted.append(len(ids))
-        return span_logprobs(self, ids, starts, progress)
-
-    monkeypatch.setattr(Engine, "span_logprobs", watched)
-    return counted
 
 
 def test_the_levels_come_from_the_stored_ratings(made):

@@ -10,16 +10,21 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     BertConfig,
     BertLMHeadModel,
     BloomConfig,
     BloomForCausalLM,
+    CohereConfig,
+    DeepseekV3Config,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    GraniteConfig,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
@@ -27,7 +32,15 @@ from transformers import (
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    Olmo2Config,
+    OlmoConfig,
+    OPTConfig,
+    PhiConfig,
+    PretrainedConfig,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
 )
 
 from selectit_hf.engine import (
@@ -337,6 +350,43 @@ def mamba() -> PreTrainedModel:
     """No attention."""
     config = MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2)
     return MambaForCausalLM(config)
+
+
+def smaller(config: type[PretrainedConfig], **more: Any) -> Callable[[], PreTrainedModel]:
+    """A small random model of the architecture of ``config``."""
+    return lambda: AutoModelForCausalLM.from_config(config(**COMMON, **{**SIZES, **more}))
+
+
+SHARING = {
+    "qwen2": smaller(Qwen2Config),
+    "qwen3": smaller(Qwen3Config, head_dim=8),
+    "gemma3": smaller(Gemma3TextConfig, head_dim=8, sliding_window=256),
+    "phi": smaller(PhiConfig),
+    "mixtral": smaller(MixtralConfig, num_local_experts=4),
+    "olmo": smaller(OlmoConfig),
+    "olmo2": smaller(Olmo2Config),
+    "cohere": smaller(CohereConfig),
+    "granite": smaller(GraniteConfig),
+    "opt": smaller(OPTConfig, ffn_dim=64, word_embed_proj_dim=32),
+    "deepseek_v3": smaller(
+        DeepseekV3Config, num_key_value_heads=4, moe_intermediate_size=16, n_routed_experts=4,
+        num_experts_per_tok=2, n_group=1, topk_group=1, kv_lora_rank=8, q_lora_rank=8,
+        qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8, first_k_dense_replace=1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_other_architectures_share_and_stay_the_same(name: str) -> None:
+    torch.manual_seed(5)
+    model = SHARING[name]().eval()
+    ids = begun(9)
+    engine = Engine(model, 333)
+    found = engine.next_token_logprobs(ids, READ, prefixes=PREFIXES)
+    np.testing.assert_allclose(found.values, one_by_one(model, ids, READ), rtol=0, atol=1e-4)
+    again = partial(engine.next_token_logprobs, ids, READ, prefixes=PREFIXES)
+    whole = partial(engine.next_token_logprobs, ids, READ)
+    assert tokens_seen(model, again) < tokens_seen(model, whole)
 
 
 def begun(count: int = 23) -> list[list[int]]:

@@ -124,20 +124,6 @@ def test_200_real_rows_are_the_literal_loops(shared_data, make_checkpoint, tmp_p
             assert row["score__ifd_m"] == pytest.approx(given / alone, abs=1e-4)
 
 
-@pytest.fixture
-def passes(monkeypatch):
-    """How many sequences each call of the engine reads."""
-    counted = []
-    span_logprobs = Engine.span_logprobs
-
-    def watched(self, ids, starts, progress=None):
-        counted.append(len(ids))
-        return span_logprobs(self, ids, starts, progress)
-
-    monkeypatch.setattr(Engine, "span_logprobs", watched)
-    return counted
-
-
 def test_no_pass_is_paid_twice(checkpoint, passes):
     ifd, perplexity = IFD(str(checkpoint), slug="m"), Perplexity(str(checkpoint), slug="m")
     batch = ROWS.to_dict()
