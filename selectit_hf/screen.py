@@ -36,12 +36,12 @@ __all__ = [
 
 CONTENTS = {
     "rows": "kept",
-    "characters": "mean_response_characters",
+    "chars": "mean_response_characters",
     "tokens": "mean_response_tokens",
     "digits": "digit_share",
     "code": "code_share",
-    "duplicates": "duplicate_share",
-    "diversity": "diversity",
+    "dupl.": "duplicate_share",
+    "divers.": "diversity",
 }
 
 _words = Console(stderr=True)
@@ -153,10 +153,10 @@ def show_comparison(found: dict[str, Any], as_json: bool) -> None:
         return
     console = Console(quiet=_words.quiet)
     names = [one["name"] for one in found["selectors"]]
-    contents = Table("kept", *CONTENTS, "seconds", "passes, new", box=None, pad_edge=False)
+    contents = Table("kept", *CONTENTS, "s", "passes", "new", box=None, pad_edge=False)
     for one in found["selectors"]:
-        spent = (f"{one['cost']['seconds']:.1f}", _passes(one))
-        contents.add_row(one["name"], *_cells(one), *spent)
+        asked = (str(one[key]["sequences"]) for key in ("cost", "paid"))
+        contents.add_row(one["name"], *_cells(one), f"{one['cost']['seconds']:.1f}", *asked)
     contents.add_row("all rows", *_cells(found["everything"]))
     console.print(contents)
     titles = {"jaccard": "kept by both, of kept by either", "spearman": "rank correlation"}
@@ -173,10 +173,6 @@ def show_comparison(found: dict[str, Any], as_json: bool) -> None:
 
 def _cells(facts: dict[str, Any]) -> Iterator[str]:
     return (_number(facts[key]) for key in CONTENTS.values())
-
-
-def _passes(facts: dict[str, Any]) -> str:
-    return f"{facts['cost']['sequences']}, {facts['paid']['sequences']}"
 
 
 def _number(value: float | None) -> str:
