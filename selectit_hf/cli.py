@@ -321,13 +321,19 @@ def _run(
             f"'selectit select {out} --by {how.by}' afterwards."
         )
     started.check(replace(how, by=None) if later else how, rows.column_names)
-    signal.signal(signal.SIGTERM, _leave)
+    stop = _Stop()
     try:
-        with screen.progress(started, quiet=as_json) as progress:
+        with screen.progress(started, quiet=as_json) as shown:
+
+            def progress(slug: str, prompts: int) -> None:
+                stop.heed()
+                shown(slug, prompts)
+
             if count > 1:
                 supervisor.rate(started, rows, scorers, count, progress)
             else:
                 started.rate(rows, scorers, progress, worker)
+        stop.heed()
         asks = scorers[0].model
         rows, how = analysis.rank_by(started, rows, how, cut, asks) if later else (rows, how)
         summary = started.settle(rows, scorers, how, cut, worker)
@@ -337,9 +343,27 @@ def _run(
     screen.show_summary(summary, out, as_json)
 
 
-def _leave(number: int, frame: Any) -> None:
-    """Give back what is claimed, as a scheduler that takes a machine away allows."""
-    raise SystemExit(128 + number)
+class _Stop:
+    """Ctrl-C, and SIGTERM from a scheduler: leave in order, and give back what is claimed.
+
+    Raised where the program is, and once more by `heed`: what is raised in a finalizer is dropped.
+    """
+
+    def __init__(self) -> None:
+        self._asked: BaseException | None = None
+        signal.signal(signal.SIGTERM, self._told)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's background job
+            signal.signal(signal.SIGINT, self._told)
+
+    def _told(self, number: int, frame: Any) -> None:
+        is_key = number == signal.SIGINT
+        self._asked = KeyboardInterrupt() if is_key else SystemExit(128 + number)
+        raise self._asked
+
+    def heed(self) -> None:
+        """Leave if that was asked."""
+        if self._asked is not None:
+            raise self._asked
 
 
 def _count(worker: Worker, workers: int | None, scorers: Sequence[SentenceScore]) -> int:

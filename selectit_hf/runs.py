@@ -255,16 +255,19 @@ class Run:
         """Scores, selection and summary once all is rated, by one worker for all.
 
         The first to get here checks every shard and rates bad ones again, whoever's they are; the
-        others wait for it, and do it themselves if it dies. A worker alone always does it.
+        others look at every shard too, wait for it, and do it themselves if it dies or a shard is
+        bad by now. A worker alone always does it.
 
         Returns:
             The summary.
         """
         self.check(how, dataset.column_names)
+        shards = {slug: self.shards(slug) for slug in self.slugs}
+        together = worker is not None and worker.world > 1
+        whole = together and not any(one.missing() for one in shards.values())
         with claims.wait(self.folder / "results.claim"):
-            if worker is not None and worker.world > 1 and self._is_settled(dataset, how, cut):
+            if whole and self._is_settled(dataset, how, cut):
                 return storage.read_json(self.folder / "summary.json")
-            shards = {slug: self.shards(slug) for slug in self.slugs}
             if any(one.missing() for one in shards.values()):
                 here = worker.local_rank if worker is not None else 0
                 self.rate(dataset, scorers, worker=Worker(local_rank=here))

@@ -263,4 +263,13 @@ def owner_is_dead(host: str, pid: int) -> bool:
         return True
     except (PermissionError, OverflowError):
         return False
-    return False
+    return _waits_to_be_buried(pid)
+
+
+def _waits_to_be_buried(pid: int) -> bool:
+    """Whether a process has ended and its parent has not asked how, so that its number lives on."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state in "ZX"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -439,6 +440,34 @@ def test_values_of_rows_are_not_markup(
     done = selectit("run", "markup.json", "--model", checkpoint, "--out", "run")
     assert done.code == 0, done.err
     assert "[bold]x[/bold] [/]" in done.out
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_a_finalizer_dropped_is_heeded_at_the_next_batch(
+    selectit: Callable[..., Outcome],
+    data: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    code: int,
+) -> None:
+    original = Engine.next_token_logprobs
+
+    def dropping(self: Engine, *arguments: Any, **others: Any) -> Any:
+        with suppress(KeyboardInterrupt, SystemExit):
+            signal.raise_signal(number)
+        return original(self, *arguments, **others)
+
+    monkeypatch.setattr(Engine, "next_token_logprobs", dropping)
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        done = selectit("run", data, "--model", checkpoint, "--out", "run")
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    assert done.code == code
+    assert not Path("run/selected.parquet").exists()
+    assert not list(Path("run").rglob("*.claim"))
 
 
 def test_ctrl_c_leaves_whole_shards_and_the_same_command_goes_on(

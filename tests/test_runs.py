@@ -20,6 +20,7 @@ from selectit_hf.finishing import Reflection
 from selectit_hf.runs import Run
 from selectit_hf.selection import Cut
 from selectit_hf.sources import Source
+from selectit_hf.workers import Worker
 
 SOURCE = Source("rows.json", None, "train", "sha256:0")
 
@@ -337,3 +338,17 @@ def test_the_summary_counts_and_warns(run: Run, rows: Dataset) -> None:
     lengths = [len(text) for i, text in enumerate(rows["output"]) if i != 3]
     assert summary["mean_response_characters"]["all"] == round(sum(lengths) / 10, 1)
     assert len(summary["best"]) == len(summary["worst"]) == 3
+
+
+def test_a_rank_that_comes_late_finds_what_broke_in_anothers_shard(
+    run: Run, rows: Dataset, scorers: list[SentenceScore]
+) -> None:
+    run.settle(rows, scorers, Reflection(), Cut(n=5), Worker(0, 2))
+    before = contents(run.folder)
+    broken = run.folder / "ratings" / "second" / "00001.parquet"
+    data = bytearray(broken.read_bytes())
+    data[len(data) // 2] ^= 1
+    broken.write_bytes(data)
+    run.rate(rows, scorers, worker=Worker(0, 2))  # the shard is another's, so it only looks
+    run.settle(rows, scorers, Reflection(), Cut(n=5), Worker(0, 2))
+    assert contents(run.folder) == before

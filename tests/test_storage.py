@@ -166,3 +166,12 @@ def test_a_machine_is_told_apart_and_not_told_of() -> None:
     assert storage.owner_is_dead(storage.machine(), dead_process())
     assert not storage.owner_is_dead(storage.machine(), os.getpid())
     assert not storage.owner_is_dead("another", dead_process())
+
+
+def test_who_has_ended_is_dead_though_nobody_asked_how() -> None:
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # it has ended, and stays as it is
+    assert storage.owner_is_dead(storage.machine(), child)
+    os.waitpid(child, 0)
