@@ -115,9 +115,11 @@ class Endpoint:
                 futures = {key: pool.submit(asking.ask, key, text) for key, text in todo.items()}
                 try:
                     problems = {key: f.result() for key, f in futures.items()}
-                except BaseException:
+                except BaseException as error:
                     asking.stopped.set()
                     pool.shutdown(cancel_futures=True)
+                    if isinstance(error, _Stopped) and asking.cause is not None:
+                        raise asking.cause from None
                     raise
         if progress is not None:
             progress(len(prompts))
@@ -149,6 +151,10 @@ def _is_ours(url: str) -> bool:
     return parts.scheme == "https" and any(host == o or host.endswith(f".{o}") for o in OURS)
 
 
+class _Stopped(Exception):
+    """Another thread knows why."""
+
+
 class _Asking:
     """One round of questions, shared by its threads."""
 
@@ -157,6 +163,7 @@ class _Asking:
         self.journal = journal
         self.client = endpoint.client()
         self.stopped = threading.Event()
+        self.cause: ModelError | None = None
         self._lock = threading.Lock()
         self._free_at = 0.0
         self._failed_in_a_row = 0
@@ -217,7 +224,7 @@ class _Asking:
 
     def _sleep(self, seconds: float) -> None:
         if self.stopped.wait(max(seconds, 0)):
-            raise ModelError("The judge was stopped.")
+            raise _Stopped
 
     def _give_up(self, said: str) -> str:
         logger.warning("A prompt was not answered in %d attempts: %s", self.endpoint.attempts, said)
@@ -228,11 +235,12 @@ class _Asking:
         return "unanswered"
 
     def _stop(self, problem: str) -> ModelError:
-        self.stopped.set()
-        return ModelError(
+        self.cause = ModelError(
             f"The judge {self.endpoint.model!r} {problem} Every answer so far is stored in "
             f"{self.journal.path.name!r}; run the same command to go on when this is solved."
         )
+        self.stopped.set()
+        return self.cause
 
 
 def _said(error: HfHubHTTPError) -> str:

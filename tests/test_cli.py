@@ -109,6 +109,21 @@ def test_select_again_without_a_model(
     assert "has changed since it was rated" in changed.err
 
 
+def test_a_run_with_a_device_map_is_the_same_run(
+    selectit: Callable[..., Outcome], data: Path, checkpoint: Path
+) -> None:
+    """The same plan and bytes as a run that has none, and gone on with without it."""
+    command = ("run", data, "--model", checkpoint, "--shard-size", 20, "--out")
+    assert selectit(*command, "plain").code == 0
+    done = selectit(*command, "spread", "--device-map", "auto")
+    assert done.code == 0, done.err
+    names = ("plan.json", "scores.parquet", "selected.parquet", "selection.json")
+    for name in names:
+        assert Path("spread", name).read_bytes() == Path("plain", name).read_bytes(), name
+    Path("spread/ratings/random_llama/00001.json").unlink()
+    assert selectit(*command, "spread").code == 0
+
+
 @pytest.mark.parametrize("ending", [".parquet", ".jsonl", ""])
 def test_score_then_select(
     selectit: Callable[..., Outcome], data: Path, checkpoint: Path, ending: str
@@ -157,6 +172,14 @@ ERRORS: dict[str, tuple[list[Any], str]] = {
     "proportion": (["run", "DATA", "--proportion", 2, "--out", "r"], "at most 1"),
     "weights": (["run", "DATA", "--weights", "a,b", "--out", "r"], "as in 7,13,70"),
     "device": (["run", "DATA", "--model", MODEL, "--device", "tpu9", "--out", "r"], "tpu9"),
+    "device map": (
+        ["run", "DATA", "--model", MODEL, "--device-map", "all", "--out", "r"],
+        "choose one of auto, balanced",
+    ),
+    "device and map": (
+        ["score", "DATA", "--device", "cpu", "--device-map", "auto", "--out", "r.jsonl"],
+        "contradict each other",
+    ),
     "dtype": (["run", "DATA", "--model", MODEL, "--dtype", "int3", "--out", "r"], "float32"),
     "prompt file": (
         ["run", "DATA", "--model", MODEL, "--rating-prompts", "none.txt", "--out", "r"],
@@ -460,6 +483,7 @@ def test_a_signal_that_a_finalizer_dropped_is_heeded_at_the_next_batch(
 
     monkeypatch.setattr(Engine, "next_token_logprobs", dropping)
     before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
     try:
         done = selectit("run", data, "--model", checkpoint, "--out", "run")
     finally:

@@ -249,6 +249,13 @@ def test_an_endpoint_that_turns_everything_away_stops_at_once(endpoint, tmp_path
     assert len(served.asked) == 1
 
 
+def test_the_cause_is_told_whoever_was_waiting_when_it_came(endpoint, tmp_path):
+    served, url = endpoint
+    served.replies = {"Say 0.": (500, {}, "broken"), "Say 1.": (401, {}, '{"error": "no"}')}
+    with pytest.raises(ModelError, match="answered 401"):
+        judge_at(url, tmp_path, concurrency=2, wait=30)(batch())
+
+
 def test_nobody_there(tmp_path):
     judge = judge_at("http://127.0.0.1:9/v1", tmp_path, attempts=2, wait=0.001)
     with pytest.raises(ModelError, match="did not answer 5 prompts in a row: ConnectError"):
