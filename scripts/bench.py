@@ -37,7 +37,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from selectit_hf import reflection
-from selectit_hf.engine import default_budget
+from selectit_hf.loading import default_budget
 from selectit_hf.prompts import Template, load_rating_prompts
 from selectit_hf.rows import Pair, RowReader
 from selectit_hf.tokens import PromptEncoder
@@ -48,6 +48,7 @@ SIZES = {  # layers, width, width of the MLP, heads
     "13B": (40, 5120, 13824, 40),
 }
 K = 5
+SHARD_ROWS = 8192
 SHORT_TOKENS = 145
 
 
@@ -203,7 +204,7 @@ def differences(literal: Any, values: Any) -> dict[str, Any]:
 
 
 def scaling(arguments: argparse.Namespace, size: str) -> dict[str, Any]:
-    """The engine alone: time and memory against the number of rows, and against the budget."""
+    """The engine alone, shard by shard: time and memory by the number of rows, and the budget."""
     model, tokenizer = make_model(arguments, size)
     encoder = PromptEncoder(tokenizer, Template(), load_rating_prompts(None, K), K, None)
     pairs = chosen_rows(argparse.Namespace(**{**vars(arguments), "n": 10**9}), encoder)
@@ -212,18 +213,21 @@ def scaling(arguments: argparse.Namespace, size: str) -> dict[str, Any]:
     numbers = random.Random(0)
 
     def measured(n: int, budget: int) -> dict[str, Any]:
-        picked = [numbers.randrange(len(pairs)) for _ in range(n)]
-        ids = [many[i * K + j] for i in picked for j in range(K)]
-        bench = bench_steps.Bench(model, ids, encoder, budget, process_clock(arguments))
-        timed = bench.run("last MLP", len(ids))
-        print(f"{size} n={n} budget={budget}: {timed.line}", file=sys.stderr, flush=True)
+        parts = []
+        for start in range(0, n, SHARD_ROWS):  # as a run does, which bounds its memory so
+            picked = [numbers.randrange(len(pairs)) for _ in range(min(SHARD_ROWS, n - start))]
+            ids = [many[i * K + j] for i in picked for j in range(K)]
+            bench = bench_steps.Bench(model, ids, encoder, budget, process_clock(arguments))
+            parts.append(bench.run("last MLP", len(ids)))
+        seconds, executed = sum(p.seconds for p in parts), sum(p.executed for p in parts)
+        print(f"{size} n={n} budget={budget}: {seconds:.2f} s", file=sys.stderr, flush=True)
         return {
             "rows": n,
             "token_budget": budget,
-            "seconds": round(timed.seconds, 2),
-            "tokens_per_second": round(timed.executed / timed.seconds),
-            "padding": round(1 - timed.needed / timed.executed, 4),
-            "peak_megabytes": timed.peak_megabytes,
+            "seconds": round(seconds, 2),
+            "tokens_per_second": round(executed / seconds),
+            "padding": round(1 - sum(p.needed for p in parts) / executed, 4),
+            "peak_megabytes": max(p.peak_megabytes for p in parts),
         }
 
     sizes = [int(n) for n in arguments.sizes.split(",")]

@@ -8,10 +8,13 @@ then all of them are killed at once and one bit of a rated shard is flipped, as 
 
 After every kill: each file that bears its final name is whole. At the end of every run: all its
 files have the bytes of the run left alone, every shard fits its sidecar, nothing of the killed is
-left, and no worker lost more than one shard of work by a kill, or anything without one.
+left, and no worker lost more than one shard of work by a kill, or anything without one. With
+``--mirror`` each worker is on a machine of its own and they meet in storage that only creates files
+exclusively, as object storage does; what is sent there can be torn.
 
     python scripts/chaos.py                               # 40 kills, a few seconds
     python scripts/chaos.py --kills 1000
+    python scripts/chaos.py --mirror                      # each worker in a copy of its own
     python scripts/chaos.py --mutant no-sidecar-check     # must find violations, and exits with 1
     python scripts/chaos.py --mutant no-atomic-rename     # likewise
 
@@ -43,9 +46,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from datasets import Dataset
+from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
-from selectit_hf import claims, plans, storage, workers
+from selectit_hf import claims, mirror, plans, shards, storage, workers
 from selectit_hf.errors import RunError
 from selectit_hf.finishing import Reflection
 from selectit_hf.ratings import Ratings
@@ -80,11 +84,12 @@ def main() -> int:
     )
     flags.add_argument("--kills", type=int, default=40)
     flags.add_argument("--mutant", choices=sorted(MUTANTS), help="break the protocol so")
+    flags.add_argument("--mirror", action="store_true", help="each worker in a copy of its own")
     flags.add_argument("--seed", type=int, default=0, help="of what is drawn; time is not")
     flags.add_argument("--folder", type=Path, help="for the runs; else in memory")
     given = flags.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos-", dir=given.folder or in_memory()) as name:
-        found = chaos(Path(name), given.kills, given.mutant, given.seed, tell=True)
+        found = chaos(Path(name), given.kills, given.mutant, given.seed, given.mirror, tell=True)
     print(json.dumps(found))
     return int(bool(found["violations"]))
 
@@ -176,7 +181,9 @@ def serve(
 ) -> None:
     """What a forked worker does."""
     logging.disable(logging.WARNING)
-    workers.POLL = claims.POLL = 0.005
+    workers.POLL = claims.POLL = mirror.Mirror.poll = 0.005
+    mirror.FRESH = workers.FRESH = shards.FRESH = 0.0
+    LocalFileSystem.pipe_file = pipe_file
     patched: Any = plans
     patched.version = VERSIONS.__getitem__  # to look them up takes longer than all else
     if mutant:
@@ -186,6 +193,20 @@ def serve(
         patched.reached = dying(kill)
     Stub.begun = lambda model, number: note(log, f"{serial} {model}/{number:05d}")
     drive(folder, rows, worker)
+
+
+def pipe_file(self: Any, path: str, value: bytes, mode: str = "overwrite") -> None:
+    """Write a small file at once, exclusively if it is to be created, as object storage does."""
+    partial = Path(f"{path}-{os.getpid()}")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_bytes(value)
+    if mode != "create":
+        partial.replace(path)
+        return
+    try:
+        os.link(partial, path)
+    finally:
+        partial.unlink()
 
 
 def dying(kill: Kill) -> Callable[[str], None]:
@@ -317,9 +338,15 @@ class Struck:
     alone: Alone
     draw: random.Random
     seen: Seen
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         self.log = self.folder.with_suffix(".log")
+        self.there = self.folder / "there" if self.mirrored else self.folder
+        self.copies = [self.folder / str(rank) for rank in range(self.world * self.mirrored)]
+        for copy in self.copies:
+            copy.mkdir(parents=True)
+            storage.create_json(copy / mirror.ORIGIN, {"url": f"file://{self.there}"})
         self.serials = 0
         self.killed: set[int] = set()
         self.flipped: dict[str, bytes] = {}
@@ -344,7 +371,8 @@ class Struck:
         kill = self.seen.next_kill(self.draw, self.alone.seconds) if armed else Kill()
         self.serials += 1
         worker = Worker(rank, self.world, rank)
-        given = (self.folder, self.log, self.rows, self.serials, worker, kill, self.mutant)
+        folder = self.copies[rank] if self.mirrored else self.folder
+        given = (folder, self.log, self.rows, self.serials, worker, kill, self.mutant)
         process = FORK.Process(target=serve, args=given)
         process.start()
         return Slot(rank, self.serials, kill, process, time.monotonic())
@@ -363,7 +391,7 @@ class Struck:
         self.kills -= 1
         self.seen.kills.append(point or slot.kill.point or INSTANT)
         self.seen.workers[self.world] += 1
-        sidecars = len(list(self.folder.glob("ratings/*/[0-9]*.json")))
+        sidecars = len(list(self.there.glob("ratings/*/[0-9]*.json")))
         self.seen.finishing += sidecars == len(MODELS) * -(-ROWS // SHARD_SIZE)
         return True
 
@@ -373,36 +401,38 @@ class Struck:
             slot.process.kill()
             slot.process.join()
             self._bury(slot, INSTANT)
-        tables = sorted(self.folder.glob("ratings/*/[0-9]*.parquet"))
+        folders = self.copies or [self.folder]
+        tables = sorted(one for f in folders for one in f.glob("ratings/*/[0-9]*.parquet"))
         if tables:
             path = self.draw.choice(tables)
             data = bytearray(path.read_bytes())
             data[self.draw.randrange(len(data))] ^= 1 << self.draw.randrange(8)
             path.write_bytes(data)
             note(self.log, f"{FLIPPED} {path.parent.name}/{path.stem}")
-            self.flipped[str(path.relative_to(self.folder))] = bytes(data)
+            self.flipped["/".join(path.parts[-3:])] = bytes(data)
             self.seen.flipped += 1
 
     # What must hold
 
     def _not_whole(self) -> None:
         """After every kill: what bears its final name is what it must be, to the last byte."""
-        for name, data in contents(self.folder).items():
-            if self.alone.files.get(name) != data != self.flipped.get(name):
-                self._violated(f"{name} is not whole")
+        for folder in self.copies or [self.folder]:
+            for name, data in contents(folder).items():
+                if self.alone.files.get(name) != data != self.flipped.get(name):
+                    self._violated(f"{name} is not whole")
 
     def _look(self) -> None:
         """At the end: all files, nothing else, and no more work lost than was killed."""
-        found = contents(self.folder)
+        found = contents(self.there)
         for name in self.alone.files.keys() | found.keys():
             if found.get(name) != self.alone.files.get(name):
                 self._violated(f"{name} is {'missing' if name not in found else 'not the same'}")
         for path in self.folder.rglob("*"):
             if path.suffix in (".partial", ".claim", ".retry"):
                 self._violated(f"{path.name} is left")
-        for serial, shards in self._lost().items():
-            if serial not in self.killed or shards > 1:
-                self._violated(f"{shards} shards of worker {serial} were rated again")
+        for serial, lost in self._lost().items():
+            if serial not in self.killed or lost > 1:
+                self._violated(f"{lost} shards of worker {serial} were rated again")
 
     def _lost(self) -> Counter[int]:
         """For each worker, the shards it began that were begun again; flipped ones do not count."""
@@ -436,6 +466,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     """All files of a run but hidden ones and claims; of sidecars, what another run says again."""
     found = {}
     for path in folder.rglob("*"):
+        if path.name == mirror.ORIGIN:
+            continue
         if path.suffix in (".json", ".parquet") and not path.name.startswith("."):
             with suppress(FileNotFoundError):  # set aside meanwhile, by a worker that is alive
                 found[str(path.relative_to(folder))] = essence(path, path.read_bytes())
@@ -457,7 +489,12 @@ def essence(path: Path, data: bytes) -> bytes:
 
 
 def chaos(
-    folder: Path, kills: int, mutant: str | None = None, seed: int = 0, tell: bool = False
+    folder: Path,
+    kills: int,
+    mutant: str | None = None,
+    seed: int = 0,
+    mirrored: bool = False,
+    tell: bool = False,
 ) -> dict[str, Any]:
     """Kill so many workers, run after run; what was seen, as JSON-able facts.
 
@@ -469,7 +506,7 @@ def chaos(
         world = 1 + seen.runs % 2
         left = min(draw.randint(1, KILLS_A_RUN), kills - len(seen.kills))
         name = folder / f"run-{seen.runs}"
-        Struck(name, rows, world, left, mutant or "", alone, draw, seen).through()
+        Struck(name, rows, world, left, mutant or "", alone, draw, seen, mirrored).through()
         shutil.rmtree(name)
         seen.runs += 1
         if tell:

@@ -13,11 +13,11 @@ went as said, 1 if it was refused, stopped or found wrong, 2 for flags that make
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from selectit_hf.card import CardSettings
 from selectit_hf.errors import SelectItError, SettingError
 from selectit_hf.hub import Pushed, PushSettings
+from selectit_hf.options import run_folder
 from selectit_hf.publishing import push_run
 
 
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    flags.add_argument("run", type=Path, metavar="RUN", help="run folder of 'selectit run'")
+    flags.add_argument("run", metavar="RUN", help="run folder of 'selectit run', or its URL")
     flags.add_argument("repo", help="dataset repository, as in user/selective-alpaca")
     flags.add_argument("--yes", action="store_true", help="push; without it nothing is written")
     flags.add_argument("--public", action="store_true", help="to a public repository")
@@ -43,7 +43,7 @@ def main() -> int:
     given = parser().parse_args()
     try:
         done = push_run(
-            given.run,
+            run_folder(given.run),
             given.repo,
             yes=given.yes,
             card=CardSettings(

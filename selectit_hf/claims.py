@@ -14,6 +14,7 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,16 @@ from typing import Any, Self
 from selectit_hf import storage
 from selectit_hf.errors import RunError
 
-__all__ = ["BEAT", "STALE", "Claim", "holder", "is_live", "take", "wait"]
+__all__ = [
+    "BEAT",
+    "STALE",
+    "Claim",
+    "is_live",
+    "is_of_the_dead",
+    "owner",
+    "take",
+    "wait",
+]
 
 BEAT = 20.0
 STALE = 300.0
@@ -30,10 +40,15 @@ POLL = 1.0
 
 
 class Claim:
-    """A claim that this process holds; a context manager that keeps it fresh and gives it back."""
+    """A claim that this process holds; a context manager that keeps it fresh and gives it back.
 
-    def __init__(self, path: Path, said: bytes) -> None:
-        self.path, self._said = path, said
+    Args:
+        touch: keeps it fresh, if it is still this process's.
+        drop: gives it back, likewise.
+    """
+
+    def __init__(self, touch: Callable[[], None], drop: Callable[[], None]) -> None:
+        self._touch, self._drop = touch, drop
         self._done = threading.Event()
         self._heart = threading.Thread(target=self._beat, daemon=True)
 
@@ -49,26 +64,20 @@ class Claim:
     ) -> None:
         self._done.set()
         self._heart.join()
-        with suppress(OSError):
-            if self._is_ours():
-                self.path.unlink()
+        with suppress(OSError, RunError):
+            self._drop()
         storage.reached("claim released")
 
     def _beat(self) -> None:
         while not self._done.wait(BEAT):
-            with suppress(OSError):  # the disk is away for a while
-                if self._is_ours():
-                    os.utime(self.path)
-
-    def _is_ours(self) -> bool:
-        return self.path.read_bytes() == self._said
+            with suppress(OSError, RunError):  # the disk is away for a while
+                self._touch()
 
 
 def take(path: Path) -> Claim | None:
     """Claim what ``path`` stands for; ``None`` while another holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    owner = {"machine": storage.machine(), "pid": os.getpid(), "claim": uuid.uuid4().hex}
-    said = json.dumps(owner).encode()
+    said = json.dumps(owner()).encode()
     if not storage.create(path, said):
         if is_live(path):
             return None
@@ -76,7 +85,12 @@ def take(path: Path) -> Claim | None:
         if not storage.create(path, said):
             return None
     storage.reached("claim taken")
-    return Claim(path, said)
+
+    def if_ours(do: Callable[[Path], None]) -> None:
+        if path.read_bytes() == said:
+            do(path)
+
+    return Claim(lambda: if_ours(os.utime), lambda: if_ours(Path.unlink))
 
 
 def wait(path: Path) -> Claim:
@@ -86,20 +100,25 @@ def wait(path: Path) -> Claim:
     return claim
 
 
-def holder(path: Path) -> dict[str, Any]:
-    """The machine and process that made a claim; empty if there is none, or it says nothing."""
+def owner() -> dict[str, Any]:
+    """What a claim of this process says, unlike any other claim."""
+    return {"machine": storage.machine(), "pid": os.getpid(), "claim": uuid.uuid4().hex}
+
+
+def is_of_the_dead(said: bytes) -> bool:
+    """Whether a claim is known to be of a process that is gone."""
     try:
-        owner = storage.read_json(path)
-    except RunError:
-        return {}
-    known = isinstance(owner.get("machine"), str) and isinstance(owner.get("pid"), int)
-    return owner if known else {}
+        found = json.loads(said)
+    except (ValueError, RecursionError):
+        return False
+    known = isinstance(found, dict) and (type(found.get("machine")), type(found.get("pid")))
+    return known == (str, int) and storage.owner_is_dead(found["machine"], found["pid"])
 
 
 def is_live(path: Path) -> bool:
     """Whether someone is at what ``path`` stands for."""
-    owner = holder(path)
-    if owner and storage.owner_is_dead(owner["machine"], owner["pid"]):
-        return False
+    with suppress(OSError):
+        if is_of_the_dead(path.read_bytes()):
+            return False
     age = storage.age(path)
     return age is not None and age <= STALE

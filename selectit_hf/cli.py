@@ -23,6 +23,7 @@ from selectit_hf.fingerprint import survey
 from selectit_hf.finishing import Reflection
 from selectit_hf.hub import Pushed, PushSettings
 from selectit_hf.inputs import rows_of
+from selectit_hf.mirror import mirror_of
 from selectit_hf.options import (
     Data,
     DatasetName,
@@ -144,7 +145,12 @@ def select_command(
         str, typer.Argument(metavar="SCORED", help="Run folder, or a dataset with score columns.")
     ],
     out: Annotated[
-        Path, typer.Option(help="Folder, for a run; else a .parquet or .jsonl file or a folder.")
+        Path,
+        typer.Option(
+            parser=options.folder,
+            metavar="OUT",
+            help="Folder or its URL, for a run; else a .parquet or .jsonl file or a folder.",
+        ),
     ],
     how: Reflection,
     cut: Cut,
@@ -160,19 +166,24 @@ def select_command(
     From a run, level, alpha, variant and weights may change; a scored dataset is taken as it is.
     A run's --by also takes the selectors of 'selectit compare', some of which load a model.
     """
-    if (Path(scored) / "plan.json").is_file():
+    mirror = mirror_of(out)
+    folder = options.run_folder(scored)
+    if (folder / "plan.json").is_file():
         if out.suffix in (".parquet", ".jsonl"):
             raise SettingError("A run's selection is several files; name a folder with --out.")
-        run_ = Run.open(Path(scored))
+        run_ = Run.open(folder)
         how = analysis.within(how, per)
         rows, how = analysis.rank_by(run_, rows_of(run_, data, split), how, cut, reader, seed)
-        screen.show_summary(run_.finish(rows, how, cut, out)[1], out, as_json)
+        summary = run_.finish(rows, how, cut, out)[1]
+        screen.show_summary(summary, mirror.url or out, as_json)
         return
     if how != Reflection(variant=how.variant, by=how.by) or per is not None:
         raise SettingError(
             "--alpha, --weights and --per need the raw ratings of a run; a scored dataset has "
             "its scores already. Score it again, which rates nothing twice, or leave them away."
         )
+    if mirror.url:
+        raise SettingError(f"{mirror.url} can take what is selected from a run; give a file.")
     write = _writer(out)
     rows, _ = sources.load(scored, split)
     selection = select(
@@ -274,6 +285,7 @@ def compare(
     found = analysis.compare_run(
         opened, rows, by, cut, how, reader, seed, judge, embeddings, screen.tell
     )
+    opened.mirror.send_rest()
     screen.show_comparison(found.to_dict(), as_json)
 
 
@@ -292,6 +304,7 @@ def report(
     """Write a page that shows what was kept and why: report.html, which needs no network."""
     opened = Run.open(run)
     page = analysis.report_run(opened, rows_of(opened, data, split), out, embeddings)
+    opened.mirror.send_rest()
     screen.say({"report": str(page)}, as_json, f"The report is {page}.")
 
 
@@ -338,9 +351,10 @@ def _run(
         rows, how = analysis.rank_by(started, rows, how, cut, asks) if later else (rows, how)
         summary = started.settle(rows, scorers, how, cut, worker)
     except KeyboardInterrupt:
-        screen.tell(f"Stopped. The same command goes on from the last full shard in {out}.")
+        where = started.mirror.url or out
+        screen.tell(f"Stopped. The same command goes on from the last full shard in {where}.")
         raise
-    screen.show_summary(summary, out, as_json)
+    screen.show_summary(summary, started.mirror.url or out, as_json)
 
 
 class _Stop:
@@ -367,7 +381,8 @@ class _Stop:
 
 
 def _count(worker: Worker, workers: int | None, scorers: Sequence[SentenceScore]) -> int:
-    """How many worker processes to start; 1 for none but this."""
+    """How many worker processes to start; 1 for none but this. Refuses what has no place to run."""
+    scorers[0].place(worker.local_rank)
     if worker.world > 1:
         if workers not in (None, 1):
             raise SettingError(
@@ -375,6 +390,8 @@ def _count(worker: Worker, workers: int | None, scorers: Sequence[SentenceScore]
                 "other; leave --workers away."
             )
         return 1
+    if scorers[0].spread:
+        return len(supervisor.shares(workers or 1))
     return workers or (1 if scorers[0].device else max(1, mapping.device_count()))
 
 

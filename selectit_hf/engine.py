@@ -1,4 +1,4 @@
-"""Token ids in, log-probabilities out. The only module that runs a model.
+"""Token ids in, log-probabilities out. The only module that runs a model; `loading` loads it.
 
 One forward: batches of neighbours in length, padded on the right, without an attention mask (for a
 causal model the padding behind a position cannot reach it), one position read through the model's
@@ -6,22 +6,22 @@ own head, nothing kept for generation.
 """
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from selectit_hf.batching import buckets
-from selectit_hf.errors import ModelError, SettingError
+from selectit_hf.errors import ModelError
+from selectit_hf.loading import default_budget, input_device, tame_fork
 from selectit_hf.shortcuts import (
     SharedPrefix,
     Unshareable,
@@ -31,28 +31,11 @@ from selectit_hf.shortcuts import (
     sharing,
 )
 
-__all__ = [
-    "DTYPES",
-    "Engine",
-    "Read",
-    "budget_in",
-    "choose_device",
-    "choose_dtype",
-    "default_budget",
-    "fitting_budget",
-    "load_model",
-    "set_threads",
-    "thread_count",
-]
+__all__ = ["Engine", "Read", "set_threads", "thread_count"]
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TOKEN_BUDGET = {"cuda": 32768, "cpu": 1024}
-
-SMALLEST_BUDGET = 1024
-HELD_OF_HIDDEN, HELD_OF_INNER = 12, 4
-"""What is held of each token at once, in its width and in its MLP's; generous."""
+T = TypeVar("T")
 
 HEAD_ROWS = 16384
 SPAN_LOGITS = 2**28
@@ -60,7 +43,6 @@ SPAN_LOGITS = 2**28
 PROBE = (3, 5, 4, 7)
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.2}
 NO_LIMIT = 2**62
-_IMPORTED_IN = os.getpid()
 OUT_OF_MEMORY = (
     "out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -76,73 +58,14 @@ Batch = Mapping[int, Sequence[int]]
 class Read(NamedTuple):
     """What was read: ``values`` (n, m) float32, NaN where ``oom`` (n,) is true.
 
-    ``oom`` marks the sequences that did not fit in memory even alone; ``splits`` counts how often
-    a batch had to be halved.
+    ``oom`` marks the sequences that did not fit in memory even alone and without padding;
+    ``splits`` counts how often memory ran out and the work was done in another way: a batch halved,
+    a sequence without its padding, or without its shared prefix.
     """
 
     values: NDArray[np.float32]
     oom: NDArray[np.bool_]
     splits: int
-
-
-def choose_device(device: str | None, rank: int | None = None) -> str:
-    """``device`` itself, else this rank's CUDA GPU, else the CPU.
-
-    Raises:
-        SettingError: a CUDA device that is not there.
-    """
-    count = torch.cuda.device_count()
-    if device is None:
-        return f"cuda:{(rank or 0) % count}" if count else "cpu"
-    try:
-        asked = torch.device(device)
-    except RuntimeError as error:
-        raise SettingError(f"device={device!r} is unknown; use 'cpu' or 'cuda:0'.") from error
-    if asked.type == "cuda" and (asked.index or 0) >= count:
-        raise SettingError(f"device={device!r} is not there: {count} CUDA devices are visible.")
-    return device
-
-
-def choose_dtype(dtype: str | None, device: str) -> str:
-    """``dtype`` itself, else bfloat16 on CUDA and float32 elsewhere.
-
-    Raises:
-        SettingError: a dtype that is not in `DTYPES`.
-    """
-    if dtype is None:
-        return "bfloat16" if device.startswith("cuda") else "float32"
-    if dtype not in DTYPES:
-        raise SettingError(f"dtype={dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
-    return dtype
-
-
-def default_budget(device: str) -> int:
-    """Padded tokens a forward pass on ``device`` may hold, where none are given."""
-    return TOKEN_BUDGET.get(torch.device(device).type, TOKEN_BUDGET["cpu"])
-
-
-def fitting_budget(config: PreTrainedConfig, dtype: str, device: str) -> int:
-    """Padded tokens that a forward pass can hold beside the weights on ``device``.
-
-    On CUDA half of the memory that is free now and not needed by the weights is given to what a
-    layer holds of each token; a power of two, at most `default_budget`, which the CPU has.
-    """
-    if torch.device(device).type != "cuda":
-        return default_budget(device)
-    with torch.device("meta"):
-        model = cast(Any, AutoModelForCausalLM).from_config(config, dtype=DTYPES[dtype])
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    free, _ = torch.cuda.mem_get_info(device)
-    return budget_in(free - weights, config, DTYPES[dtype].itemsize)
-
-
-def budget_in(room: int, config: PreTrainedConfig, itemsize: int) -> int:
-    """Padded tokens for which ``room`` bytes are enough, of ``itemsize`` bytes a number."""
-    text = config.get_text_config()
-    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    each = itemsize * (HELD_OF_HIDDEN * text.hidden_size + HELD_OF_INNER * inner)
-    tokens = max(room // 2 // each, SMALLEST_BUDGET)
-    return min(1 << (int(tokens).bit_length() - 1), TOKEN_BUDGET["cuda"])
 
 
 def thread_count() -> int:
@@ -155,62 +78,11 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def load_model(path: str, dtype: str, device: str, **arguments: Any) -> PreTrainedModel:
-    """Load a causal language model from safetensors, in ``dtype``, onto ``device``.
-
-    Raises:
-        ModelError: no safetensors weights, an unknown architecture, or weights that are missing
-            (they would be drawn at random).
-    """
-    _tame_fork()
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=DTYPES[dtype],
-            use_safetensors=True,
-            output_loading_info=True,
-            **arguments,
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(
-            f"The weights cannot be loaded: {str(error).strip()} Only causal language models with "
-            "safetensors weights are loaded, and code of a model repository is never run."
-        ) from error
-    model, info = loaded
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ModelError(
-            f"The checkpoint lacks {len(missing)} weights, {missing[0]!r} among them, which would "
-            "have been drawn at random; use a complete causal language model."
-        )
-    placed: PreTrainedModel = model.to(torch.device(device)).eval()
-    _check_causal(placed)
-    return placed
-
-
-@torch.inference_mode()
-def _check_causal(model: PreTrainedModel) -> None:
-    """Padding is left unmasked, so what comes later must not reach an earlier position."""
-    ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device)
-    one, other = model(input_ids=ids, use_cache=False).logits[:, :3].float()
-    if not torch.allclose(one, other, rtol=1e-2, atol=1e-2, equal_nan=True):
-        raise ModelError(
-            f"{type(model).__name__} is not causal: what follows a token changes what it predicts "
-            "there. Only causal language models rate."
-        )
-
-
-def _tame_fork() -> None:
-    """In a forked worker, use one thread: the threads of the parent are not there to wait for."""
-    if os.getpid() != _IMPORTED_IN:
-        torch.set_num_threads(1)
-
-
 class Engine:
     """A causal language model that reads log-probabilities of chosen tokens.
 
     Args:
-        model: a causal language model in evaluation mode, on its device.
+        model: a causal language model in evaluation mode, on its device or spread over several.
         token_budget: padded tokens a forward pass may hold; see `default_budget`.
         shortcuts: compute less for the same answer, where a check of this model finds it the same;
             see `selectit_hf.shortcuts`.
@@ -220,7 +92,7 @@ class Engine:
         self, model: PreTrainedModel, token_budget: int | None = None, shortcuts: bool = True
     ) -> None:
         self.model = model
-        self.device = model.device
+        self.device = input_device(model)
         self.token_budget = token_budget or default_budget(str(self.device))
         self._wants_shortcuts = shortcuts
 
@@ -243,13 +115,14 @@ class Engine:
         each sequence alone, up to rounding. ``progress`` is told the number of sequences done.
         ``prefixes`` are beginnings that many of the sequences share; they change the speed only.
         """
-        _tame_fork()
+        tame_fork()
         chosen = torch.tensor(list(token_ids), device=self.device)
         mlp = self._shortcuts.mlp
         tally = _Tally(len(ids), progress)
         for beginning, members in self._by_prefix(ids, prefixes):
-            prefix = self._record(beginning) if beginning else None
-            rest = {i: ids[i][len(beginning) :] for i in members}
+            prefix = self._recorded(beginning, tally) if beginning else None
+            shared = prefix.length if prefix is not None else 0
+            rest = {i: ids[i][shared:] for i in members}
             self._read_all(
                 rest, self.token_budget, partial(self._next_token, chosen, prefix, mlp), tally
             )
@@ -274,7 +147,7 @@ class Engine:
         for i, (row, start) in enumerate(zip(ids, starts, strict=True)):
             if not 1 <= start <= len(row):
                 raise ValueError(f"starts[{i}]={start} must be from 1 to {len(row)}.")
-        _tame_fork()
+        tame_fork()
         vocabulary = int(self.model.config.get_text_config().vocab_size)
         budget = min(self.token_budget, max(SPAN_LOGITS // vocabulary, 1))
         tally = _Tally(len(ids), progress)
@@ -293,7 +166,7 @@ class Engine:
         length: int,
     ) -> Tensor:
         logits = self._last_logits(list(batch.values()), length, prefix, mlp)
-        return logits[:, chosen] - logits.logsumexp(dim=-1, keepdim=True)
+        return logits[:, chosen.to(logits.device)] - logits.logsumexp(dim=-1, keepdim=True)
 
     @torch.inference_mode()
     def _spans(self, starts: Sequence[int], batch: Batch, length: int) -> Tensor:
@@ -368,25 +241,39 @@ class Engine:
     def _read(
         self, batch: Batch, length: int, read: Callable[[Batch, int], Tensor], tally: "_Tally"
     ) -> None:
-        """One batch; halved, at the same padded length, for as long as it is out of memory."""
-        try:
-            tally.add(batch, read(batch, length))
+        """One batch; halved, at the same padded length, for as long as it is out of memory.
+
+        A sequence alone is tried once more without padding before it is given up.
+        """
+        values = self._in_memory(partial(read, batch, length))
+        if values is not None:
+            tally.add(batch, values)
             return
+        rows, own = list(batch.items()), max(map(len, batch.values()))
+        parts = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+        if len(rows) > 1:
+            logger.warning("Out of memory with %d x %d tokens; halving.", len(rows), length)
+        elif own < length:
+            logger.warning("Out of memory with 1 x %d tokens; %d without padding.", length, own)
+            parts, length = [rows], own
+        else:
+            logger.warning("A sequence of %d tokens does not fit in memory.", length)
+            tally.add(batch, None)
+            return
+        tally.splits += 1
+        for part in parts:
+            self._read(dict(part), length, read, tally)
+
+    def _in_memory(self, compute: Callable[[], T]) -> T | None:
+        """What is computed; ``None`` where memory ran out, once what was held of it is let go."""
+        try:
+            return compute()
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        if len(batch) == 1:
-            logger.warning("A sequence padded to %d tokens does not fit in memory.", length)
-            tally.add(batch, None)
-            return
-        logger.warning("Out of memory with %d x %d tokens; halving.", len(batch), length)
-        tally.splits += 1
-        rows = list(batch.items())
-        half = len(rows) // 2
-        self._read(dict(rows[:half]), length, read, tally)
-        self._read(dict(rows[half:]), length, read, tally)
+        return None
 
     # Shortcuts
 
@@ -406,6 +293,14 @@ class Engine:
         worth = [(p, rows) for p, rows in shared.items() if len(rows) > 1]
         others += [i for rows in shared.values() if len(rows) == 1 for i in rows]
         return [*worth, ((), sorted(others))]
+
+    def _recorded(self, ids: Sequence[int], tally: "_Tally") -> SharedPrefix | None:
+        """A prefix to go on from; ``None`` where memory is too short to keep it."""
+        prefix = self._in_memory(partial(self._record, ids))
+        if prefix is None:
+            logger.warning("Out of memory with a shared prefix of %d tokens; not shared.", len(ids))
+            tally.splits += 1
+        return prefix
 
     @torch.inference_mode()
     def _record(self, *parts: Sequence[int]) -> SharedPrefix:
@@ -513,7 +408,8 @@ def _reads_at(model: PreTrainedModel, rows: Tensor, positions: Tensor) -> Iterat
     def in_float32(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         if type(module) is not nn.Linear or module.weight.dtype == torch.float32:
             return None
-        hidden = args[0].float()
+        # Not moved yet where the head, tied to the embeddings, is not with the last layer.
+        hidden = args[0].to(module.weight.device, torch.float32)
         # Again, since the module did it in 16 bits (few positions, so cheap); and by parts, since a
         # float32 copy of a large vocabulary's head would cost gigabytes.
         parts = [F.linear(hidden, part.float()) for part in torch.split(module.weight, HEAD_ROWS)]

@@ -99,6 +99,7 @@ def from_run(folder: Path) -> Finished:
     """
     plan = Run.open(folder).plan
     chosen, summary = (_read_facts(folder / name) for name in ("selection.json", "summary.json"))
+    chosen.pop("sha256", None)
     facts = {
         "input": plan["input"],
         "rating": {key: plan["rating"][key] for key in ASKING},

@@ -6,6 +6,7 @@ status code of every row: nine bytes. They are ranked, and one pass over the row
 many workers made them and in whatever order.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -38,7 +39,7 @@ from selectit_hf.selection import (
 )
 from selectit_hf.shards import Shards
 
-__all__ = ["Reflection", "all_ratings", "finish", "ranking_column"]
+__all__ = ["Reflection", "all_ratings", "finish", "hashes", "ranking_column"]
 
 Plan = Mapping[str, Any]
 
@@ -131,9 +132,18 @@ def finish(
         selection = _select(dataset, by, cut, ranked, _schema(plan).names)
         write_selected(selected, scores, dataset, selection.kept, _ranges(shards))
         summary = summarise(dataset, selection, ranked.models, _reader(plan))
-    storage.write_json(out / "selection.json", _selection_facts(selection, how))
     storage.write_json(out / "summary.json", summary)
+    written = [out / name for name in ("scores.parquet", "selected.parquet", "summary.json")]
+    facts = _selection_facts(selection, how) | {"sha256": hashes(shards, written)}
+    storage.write_json(out / "selection.json", facts)
     return selection, summary
+
+
+def hashes(shards: Mapping[str, Shards], files: Sequence[Path]) -> dict[str, str]:
+    """By what results are known: the SHA-256 of all ratings, and of each file that is there."""
+    ratings = {slug: one.hashes() for slug, one in shards.items()}
+    found = {"ratings": storage.sha256(json.dumps(ratings).encode())}
+    return found | {path.name: storage.file_sha256(path) for path in files if path.exists()}
 
 
 def all_ratings(plan: Plan, shards: Shards) -> Ratings:

@@ -6,18 +6,18 @@ earlier call with another number of workers, whose count then decides. `score` m
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import multiprocess
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 
-from selectit_hf.engine import choose_device
 from selectit_hf.errors import SettingError
+from selectit_hf.loading import choose_device
 from selectit_hf.scorers import ModelScore, RatingScorer
 
-__all__ = ["device_count", "score"]
+__all__ = ["device_count", "environment", "score"]
 
 
 def device_count() -> int:
@@ -46,10 +46,11 @@ def score(
     Args:
         dataset: rows; see `RatingScorer`.
         scorer: what scores them.
-        num_proc: worker processes; by default one for each visible GPU, else none.
+        num_proc: worker processes; by default one for each visible GPU, else none. A scorer with a
+            ``device_map`` takes all GPUs in this process.
 
     Raises:
-        SettingError: ``num_proc`` is less than 1.
+        SettingError: ``num_proc`` is less than 1, or more than 1 with a ``device_map``.
         What the scorer raises; see `RatingScorer.__call__`.
 
     Example:
@@ -58,13 +59,26 @@ def score(
     if num_proc is not None and num_proc < 1:
         raise SettingError(f"num_proc={num_proc} must be at least 1.")
     rates = isinstance(scorer, RatingScorer)
-    devices = device_count() if isinstance(scorer, RatingScorer) and not scorer.device else 1
+    spread = scorer.spread if isinstance(scorer, RatingScorer) else None
+    if spread and num_proc not in (None, 1):
+        raise SettingError(
+            f"num_proc={num_proc} and the device map {spread!r} contradict each other: one process "
+            "takes all GPUs. Leave num_proc away; 'selectit run --workers' shares the GPUs out to "
+            "several."
+        )
+    one = not isinstance(scorer, RatingScorer) or scorer.device or spread
+    devices = 1 if one else device_count()
     count = min(num_proc or max(devices, 1), max(len(dataset), 1))
     features = scorer.features(dataset)
     desc = scorer.slug if isinstance(scorer, RatingScorer) else "model_score"
     if count == 1:
         return dataset.map(scorer, batched=True, features=features, desc=desc)
-    with _environment(scorer), _spawned():
+    # What does not travel with a pickled scorer.
+    given = {
+        "SELECTIT_DEVICE": getattr(scorer, "device", None),
+        "SELECTIT_TOKEN_BUDGET": getattr(scorer, "token_budget", None),
+    }
+    with environment(given), _spawned():
         return dataset.map(
             scorer,
             batched=True,
@@ -77,12 +91,8 @@ def score(
 
 
 @contextmanager
-def _environment(scorer: RatingScorer | ModelScore) -> Iterator[None]:
-    """What does not travel with a pickled scorer, in the environment of the workers."""
-    given = {
-        "SELECTIT_DEVICE": getattr(scorer, "device", None),
-        "SELECTIT_TOKEN_BUDGET": getattr(scorer, "token_budget", None),
-    }
+def environment(given: Mapping[str, object]) -> Iterator[None]:
+    """Set these environment variables for processes started meanwhile; ``None`` leaves one be."""
     before = dict(os.environ)
     os.environ.update({name: str(value) for name, value in given.items() if value is not None})
     try:

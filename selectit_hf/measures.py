@@ -123,4 +123,5 @@ class Measures:
     def _shards(self, one: Measurement) -> Shards:
         key = one.key()
         folder = self.run.folder / "measures" / f"{one.column}.{key[:8]}"
-        return Shards(folder, self.run.rows, int(self.run.plan["shard_size"]), key)
+        size = int(self.run.plan["shard_size"])
+        return Shards(folder, self.run.rows, size, key, mirror=self.run.mirror)

@@ -16,6 +16,7 @@ from selectit_hf.checkpoints import DEFAULT_MODEL
 from selectit_hf.errors import InputError, SettingError
 from selectit_hf.finishing import Reflection
 from selectit_hf.hub import PushSettings
+from selectit_hf.mirror import copy_of, is_url, mirror_of
 from selectit_hf.prompts import RELEASED_TEMPLATE
 from selectit_hf.scorers import SentenceScore
 from selectit_hf.selection import Cut
@@ -35,10 +36,12 @@ __all__ = [
     "as_json",
     "card",
     "cut",
+    "folder",
     "formula",
     "judge",
     "push",
     "reflection",
+    "run_folder",
     "scorers",
     "with_flags",
 ]
@@ -51,7 +54,28 @@ DatasetName = Annotated[
         "folder written by save_to_disk.",
     ),
 ]
-Out = Annotated[Path, typer.Option(help="Run folder.")]
+
+
+def folder(text: str | Path) -> Path:
+    """The folder that a person names, or this machine's copy of it."""
+    return copy_of(str(text)) if is_url(str(text)) else Path(text)
+
+
+def run_folder(text: str | Path) -> Path:
+    """The run folder that a person names; one at a URL is brought here."""
+    found = folder(text)
+    mirror_of(found).fetch_all()
+    return found
+
+
+Out = Annotated[
+    Path,
+    typer.Option(
+        parser=folder,
+        metavar="RUN",
+        help="Run folder, or the URL of one in object storage, as in s3://bucket/run.",
+    ),
+]
 Alpha = Annotated[float, typer.Option(help="Weight of the disagreement between rating prompts.")]
 Formula = Annotated[
     str, typer.Option(help="paper, or released: the arithmetic of the authors' code.")
@@ -59,7 +83,9 @@ Formula = Annotated[
 Weights = Annotated[
     str | None, typer.Option(help="Of the models, as in 7,13,70. Default: parameter counts.")
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+RunFolder = Annotated[
+    Path, typer.Argument(parser=run_folder, metavar="RUN", help="Run folder, or its URL.")
+]
 Data = Annotated[str | None, typer.Option(help="For a run over a local file: that file again.")]
 Reader = Annotated[
     str | None,
@@ -114,6 +140,13 @@ def scorers(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda:0, ... Default: a GPU if there is one.")
     ] = None,
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            help="Spread each model over all visible GPUs, for one larger than a GPU: auto, "
+            "balanced, balanced_low_0 or sequential."
+        ),
+    ] = None,
     token_budget: Annotated[
         int | None, typer.Option(help="Padded tokens in a forward pass.")
     ] = None,
@@ -137,6 +170,7 @@ def scorers(
             max_length=max_length,
             dtype=dtype,
             device=device,
+            device_map=device_map,
             token_budget=token_budget,
         )
 

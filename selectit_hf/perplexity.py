@@ -31,7 +31,7 @@ from selectit_hf.raters import Question, Rater
 from selectit_hf.ratings import RATED, Batch
 from selectit_hf.responses import ResponseEncoder
 from selectit_hf.rows import Pair, Turns
-from selectit_hf.scorers import TokenScore
+from selectit_hf.scorers import OF_A_PLACE, TokenScore
 from selectit_hf.selectors import (
     Measured,
     Measurement,
@@ -61,8 +61,8 @@ class ResponseScorer(ResolvedSelector):
     """What `IFD` and `Perplexity` share: a model that reads responses.
 
     Attributes:
-        model, revision, dtype, device, token_budget: see `selectit_hf.scorers.RatingScorer`; a
-            model that rates and reads is loaded once.
+        model, revision, dtype, device, device_map, token_budget: see
+            `selectit_hf.scorers.RatingScorer`; a model that rates and reads is loaded once.
         context: what stands before a response given its instruction; see `CONTEXT`.
         instruction_column, response_column, turns, translation: see `selectit_hf.rows.RowReader`.
         max_length: longest sequence in tokens; ``None`` for the model's context.
@@ -82,6 +82,7 @@ class ResponseScorer(ResolvedSelector):
     max_length: int | None = None
     dtype: str | None = None
     device: str | None = None
+    device_map: str | None = None
     token_budget: int | None = None
     slug: str | None = None
     rater: TokenScore = field(init=False, repr=False, compare=False, hash=False)
@@ -99,7 +100,7 @@ class ResponseScorer(ResolvedSelector):
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
         rater = self.rater.__getstate__()
         resolved = {name: rater[name] for name in OF_A_RATER if name in rater}
-        return {**own, **resolved, "device": None, "token_budget": None, "version": PASS_VERSION}
+        return {**own, **resolved, **dict.fromkeys(OF_A_PLACE), "version": PASS_VERSION}
 
     @property
     def name(self) -> str:
@@ -149,7 +150,7 @@ class Pass:
         """A hash of all that can change a log-probability."""
         state = self.scorer.__getstate__()
         shared = {name: state[name] for name in (*OF_A_RATER, "context", "version")}
-        del shared["model"]
+        del shared["model"], shared["device_map"]  # which came later than the keys there are
         return key_of({**shared, "which": self.which})
 
     def measure(

@@ -11,7 +11,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from selectit_hf.checkpoints import Checkpoint
-from selectit_hf.engine import Engine, load_model
+from selectit_hf.engine import Engine
+from selectit_hf.loading import load_model
 from selectit_hf.prompts import Template
 from selectit_hf.ratings import Ratings
 from selectit_hf.rows import Pair
@@ -42,6 +43,7 @@ class Place:
     dtype: str
     device: str
     token_budget: int
+    device_map: str | None = None
 
 
 class _Slot(Generic[T]):
@@ -138,8 +140,13 @@ class Rater:
 
     def _load_engine(self) -> Engine:
         place = self.place
-        logger.info("Loading %s on %s in %s.", self.checkpoint.name, place.device, place.dtype)
+        where = place.device if place.device_map is None else f"all GPUs ({place.device_map})"
+        logger.info("Loading %s on %s in %s.", self.checkpoint.name, where, place.dtype)
         model = load_model(
-            self.checkpoint.path, place.dtype, place.device, **self.checkpoint.load_arguments
+            self.checkpoint.path,
+            place.dtype,
+            place.device,
+            place.device_map,
+            **self.checkpoint.load_arguments,
         )
         return Engine(model, place.token_budget)

@@ -4,8 +4,8 @@
     RUN/ratings/<slug>/NNNNN.parquet raw ratings of one shard of rows; NNNNN.json commits it
     RUN/scores.parquet               every row's ratings, scores and statuses
     RUN/selected.parquet             the kept rows with all their columns and scores
-    RUN/selection.json               how they were chosen, and every count
     RUN/summary.json                 what a person wants to know about the run
+    RUN/selection.json               how they were chosen, every count, and the hashes of all that
 
 Ratings cost hours and are never thrown away; all that follows from them is computed anew.
 """
@@ -13,8 +13,9 @@ Ratings cost hours and are never thrown away; all that follows from them is comp
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from selectit_hf import claims, engine, finishing, storage
 from selectit_hf.errors import InputError, RunError
 from selectit_hf.fingerprint import survey
 from selectit_hf.finishing import Reflection
+from selectit_hf.mirror import ORIGIN, Alone, Mirror, mirror_of
 from selectit_hf.plans import compare, make_plan, read_plan, write_plan
 from selectit_hf.ratings import Ratings
 from selectit_hf.rows import RowReader
@@ -37,11 +39,10 @@ from selectit_hf.workers import Job, Worker, work
 
 __all__ = ["RESULTS", "Progress", "Run", "check_folder"]
 
-TABLES, FACTS = ("scores.parquet", "selected.parquet"), ("selection.json", "summary.json")
-"""The results; facts are written after the tables, in this order."""
-RESULTS = (*TABLES, *FACTS)
-BEFORE_A_PLAN = ("rows", "rows.claim")
-"""What a run over a stream begins with."""
+RESULTS = ("scores.parquet", "selected.parquet", "summary.json", "selection.json")
+"""In the order they are written; the last one says of which ratings the others are, and vouches."""
+BEFORE_A_PLAN = ("rows", "rows.claim", ORIGIN)
+"""What a run over a stream begins with, and a copy of one elsewhere."""
 RATING_FACTS = {
     "rater": {"model": str, "revision": str, "parameters": int, "rating_key": str},
     "oom_splits": int,
@@ -83,9 +84,10 @@ class Run:
             InputError: see `survey`.
             RunError: the folder holds another plan, or something that is no run.
         """
-        path = folder / "plan.json"
+        path, mirror = folder / "plan.json", mirror_of(folder)
         check_folder(folder)
         _check_columns(dataset, scorers)
+        _meet(path, mirror)
         old = read_plan(path) if path.exists() else None
         surveyed = survey(dataset, scorers[0].reader)
 
@@ -96,6 +98,7 @@ class Run:
         if old is None:
             folder.mkdir(parents=True, exist_ok=True)
             write_plan(path, plan({}))
+            _meet(path, mirror)
             old = read_plan(path)
         compare(old, plan(old), folder.name)
         storage.sweep(folder)
@@ -114,6 +117,16 @@ class Run:
                 f"{folder.name!r} is no run folder: it has no plan.json. 'selectit run' makes one."
             )
         return cls(folder, read_plan(path))
+
+    @cached_property
+    def mirror(self) -> Alone:
+        """The storage that the folder is a copy of, or none."""
+        return mirror_of(self.folder)
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether workers meet elsewhere than in the folder."""
+        return isinstance(self.mirror, Mirror)
 
     @property
     def rows(self) -> int:
@@ -136,7 +149,8 @@ class Run:
         """The raw ratings of one model, as they lie in the folder."""
         (key,) = (m["rating_key"] for m in self.plan["models"] if m["name"] == slug)
         folder = self.folder / "ratings" / slug
-        return Shards(folder, self.rows, self.plan["shard_size"], key, RATING_FACTS)
+        size = self.plan["shard_size"]
+        return Shards(folder, self.rows, size, key, RATING_FACTS, self.mirror)
 
     # Rating
 
@@ -242,7 +256,10 @@ class Run:
             InputError, SettingError: ``how`` or ``cut`` does not fit the scores.
         """
         shards = {slug: self.shards(slug) for slug in self.slugs}
-        return finishing.finish(self.plan, shards, dataset, how, cut, out or self.folder)
+        out = out or self.folder
+        done = finishing.finish(self.plan, shards, dataset, how, cut, out)
+        mirror_of(out).send(*(out / name for name in RESULTS))
+        return done
 
     def settle(
         self,
@@ -263,32 +280,66 @@ class Run:
         """
         self.check(how, dataset.column_names)
         shards = {slug: self.shards(slug) for slug in self.slugs}
-        together = worker is not None and worker.world > 1
+        together = self.is_mirrored or (worker is not None and worker.world > 1)
         whole = together and not any(one.missing() for one in shards.values())
-        with claims.wait(self.folder / "results.claim"):
-            if whole and self._is_settled(dataset, how, cut):
+        claim = self.folder / "results.claim"
+        with claims.wait(claim), self.mirror.wait(claim):
+            if whole and self._is_settled(shards, dataset, how, cut):
                 return storage.read_json(self.folder / "summary.json")
+            if self.is_mirrored:
+                _meet(self.folder / "plan.json", self.mirror)
+                for one in shards.values():
+                    one.fetch()
             if any(one.missing() for one in shards.values()):
                 here = worker.local_rank if worker is not None else 0
                 self.rate(dataset, scorers, worker=Worker(local_rank=here))
-            return finishing.finish(self.plan, shards, dataset, how, cut, self.folder)[1]
+            elif self.is_mirrored and self._is_settled(shards, dataset, how, cut):
+                return storage.read_json(self.folder / "summary.json")
+            return self.finish(dataset, how, cut)[1]
 
-    def _is_settled(self, dataset: Dataset, how: Reflection, cut: Cut) -> bool:
-        """Whether the results are there, in these settings, and newer than every rating."""
-        tables, facts = ([self.folder / name for name in names] for names in (TABLES, FACTS))
-        if not all(path.exists() for path in (*tables, *facts)):
+    def _is_settled(
+        self, shards: Mapping[str, Shards], dataset: Dataset, how: Reflection, cut: Cut
+    ) -> bool:
+        """Whether the results are there, in these settings, of these ratings, as written."""
+        facts = [self.folder / name for name in RESULTS if name.endswith(".json")]
+        there = [self.mirror.fetch(path) if self.is_mirrored else path.exists() for path in facts]
+        if not all(there):
             return False
-        chosen = storage.read_json(facts[0])
+        chosen = storage.read_json(facts[-1])
         reflected = {name: value for name, value in asdict(how).items() if name != "by"}
         by = self.check(how, dataset.column_names)
         wanted = {"by": by, "cut": asdict(cut), "reflection": reflected}
         if {name: chosen.get(name) for name in wanted} != json.loads(json.dumps(wanted)):
             return False
-        shards = [self.shards(slug) for slug in self.slugs]
-        rated = max(one.committed_at(number) for one in shards for number in range(len(one)))
-        times = sorted(path.stat().st_mtime_ns for path in tables)
-        times = [rated, *times, *(path.stat().st_mtime_ns for path in facts)]
-        return times == sorted(times)
+        files = ["summary.json"] if self.is_mirrored else RESULTS[:-1]
+        found = finishing.hashes(shards, [self.folder / name for name in files])
+        said = chosen.get("sha256")
+        return isinstance(said, dict) and {name: said.get(name) for name in found} == found
+
+
+def _meet(path: Path, mirror: Alone) -> None:
+    """Have the same plan here and at the mirror: the one that was written there first.
+
+    Raises:
+        RunError: the mirror has the plan of another run, or holds something that is no run.
+    """
+    here = path.read_bytes() if path.exists() else None
+    if here is not None:
+        mirror.create(path, here)
+    there = mirror.read(path)
+    if there is None and not mirror.is_empty():
+        raise RunError(
+            f"{mirror.url} holds something and has no plan.json, so it is no run; name another "
+            "with --out."
+        )
+    if there is None or there == here:
+        return
+    if here is not None and (path.parent / "ratings").exists():
+        raise RunError(
+            f"{mirror.url} has another plan than it had when this machine's copy of it was made; "
+            f"remove the copy, {str(path.parent)!r}, to work at the run that is there now."
+        )
+    storage.write(path, there)
 
 
 def check_folder(folder: Path) -> None:
@@ -299,8 +350,8 @@ def check_folder(folder: Path) -> None:
     """
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(folder)):
         raise RunError(
-            f"{str(folder)!r} is no folder of a file system. Workers meet in a run folder that "
-            "can rename files: mount the storage, or copy the finished run there."
+            f"{str(folder)!r} is a URL and was given as a path, which it is not; see "
+            "'selectit_hf.mirror.copy_of'."
         )
     if folder.is_file():
         raise RunError(f"{folder.name!r} is a file; name a folder with --out.")

@@ -21,14 +21,15 @@ from numpy.typing import NDArray
 
 from selectit_hf import reflection
 from selectit_hf.checkpoints import Checkpoint, model_name, resolve, slug
-from selectit_hf.engine import (
+from selectit_hf.errors import RatingsError, SettingError
+from selectit_hf.loading import (
+    DEVICE_MAPS,
     DTYPES,
     choose_device,
     choose_dtype,
     default_budget,
     fitting_budget,
 )
-from selectit_hf.errors import RatingsError, SettingError
 from selectit_hf.prompts import RELEASED_TEMPLATE, Template, check_scale, load_rating_prompts
 from selectit_hf.raters import Place, Question, Rater
 from selectit_hf.ratings import (
@@ -44,6 +45,7 @@ from selectit_hf.reflection import Variant, check_variant
 from selectit_hf.rows import STATUSES, Pair, RowReader, Turns, check_batch, worst
 
 __all__ = [
+    "OF_A_PLACE",
     "ModelScore",
     "RatingScorer",
     "SentenceScore",
@@ -54,6 +56,8 @@ __all__ = [
 ]
 
 
+OF_A_PLACE = ("device", "device_map", "token_budget")
+"""The fields that say where a model runs, and can change no rating."""
 RATING_VERSION = 2
 """Raised whenever a change to rows, prompts, tokens or engine changes a rating."""
 
@@ -78,10 +82,13 @@ class RatingScorer:
             float32.
         device: ``"cpu"``, ``"cuda:0"``, ...; ``None``: ``SELECTIT_DEVICE``, else the GPU of this
             worker's rank, else the CPU.
+        device_map: ``"auto"`` (the same as ``"balanced"``), ``"balanced_low_0"`` or
+            ``"sequential"``: spread the model over all GPUs that are visible, for a model larger
+            than one; ``None``: ``SELECTIT_DEVICE_MAP`` where no device is named, else not.
         token_budget: padded tokens in a forward pass; ``None``: ``SELECTIT_TOKEN_BUDGET``, else
-            32768 on CUDA and 1024 on the CPU. Neither ``device`` nor ``token_budget`` is part of
-            what is hashed and pickled, so they do not reach the workers of ``num_proc``; the
-            environment variables do.
+            32768 on CUDA and 1024 on the CPU. Neither ``device`` nor ``device_map`` nor
+            ``token_budget`` is part of what is hashed and pickled, so they do not reach the workers
+            of ``num_proc``; the environment variables do.
         name: the ``slug`` in the column names, in place of the model's name.
 
     Raises:
@@ -103,6 +110,7 @@ class RatingScorer:
     max_length: int | None = None
     dtype: str | None = None
     device: str | None = None
+    device_map: str | None = None
     token_budget: int | None = None
     name: str | None = None
     _pinned: dict[tuple[str, str | None], Checkpoint] = field(
@@ -117,6 +125,12 @@ class RatingScorer:
         _check_alpha(self.alpha)
         Template(self.template)
         self.reader  # noqa: B018  (checks the row settings)
+        _check_device_map(self.device_map)
+        if self.device is not None and self.device_map is not None:
+            raise SettingError(
+                f"device={self.device!r} and device_map={self.device_map!r} contradict each other: "
+                "name one device, or spread the model over all of them."
+            )
         for name in ("max_length", "token_budget"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -182,11 +196,12 @@ class RatingScorer:
         rating prompts, and the formula versions are in; weights, device and token budget are not.
         """
         state = _settings(self.resolved())
-        del state["device"], state["token_budget"]
+        for name in OF_A_PLACE:
+            del state[name]
         return {**state, "versions": (RATING_VERSION, reflection.FORMULA_VERSION)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        settings = {**state, "device": None, "token_budget": None, "_pinned": {}}
+        settings = {**state, **dict.fromkeys(OF_A_PLACE), "_pinned": {}}
         del settings["versions"]
         for name, value in settings.items():
             object.__setattr__(self, name, value)
@@ -309,21 +324,46 @@ class RatingScorer:
         texts = load_rating_prompts(self.rating_prompts, self.k)
         return Question(Template(self.template), texts, self.k, self.max_length, self.chat)
 
+    @property
+    def spread(self) -> str | None:
+        """The ``device_map`` that holds here, the environment's included; ``None`` for one device.
+
+        Raises:
+            SettingError: the environment's is unknown.
+        """
+        if self.device or self.device_map or os.environ.get("SELECTIT_DEVICE"):
+            return self.device_map
+        return _check_device_map(os.environ.get("SELECTIT_DEVICE_MAP") or None)
+
     def place(self, rank: int | None) -> Place:
-        """Device, dtype and token budget for the worker of this ``rank``."""
-        device = choose_device(self.device or os.environ.get("SELECTIT_DEVICE"), rank)
+        """Device, dtype and token budget for the worker of this ``rank``.
+
+        Raises:
+            SettingError: they are unknown or not there, or several workers would each spread the
+                model over the same GPUs.
+        """
+        spread = self.spread
+        named = None if spread else self.device or os.environ.get("SELECTIT_DEVICE")
+        device = choose_device(named, rank)
+        if spread and rank and device != "cpu":
+            raise SettingError(
+                f"With the device map {spread!r} a process takes all GPUs it sees, and this is one "
+                f"of several on its machine, number {rank}. Start one on each machine (torchrun "
+                "--nproc-per-node 1); 'selectit run --workers' shares the GPUs out to several."
+            )
         budget = self.token_budget or _environment_budget() or default_budget(device)
-        return Place(choose_dtype(self.dtype, device), device, budget)
+        return Place(choose_dtype(self.dtype, device), device, budget, spread)
 
     def default_token_budget(self) -> int:
         """The padded tokens in a forward pass that a run of this scorer is planned with here.
 
-        See `selectit_hf.engine.fitting_budget`; what was asked for or stands in the environment
+        See `selectit_hf.loading.fitting_budget`; what was asked for or stands in the environment
         comes first.
         """
         place = self.place(None)
         given = self.token_budget or _environment_budget()
-        return given or fitting_budget(self.checkpoint.config(), place.dtype, place.device)
+        config = self.checkpoint.config()
+        return given or fitting_budget(config, place.dtype, place.device, place.device_map)
 
 
 @dataclass(frozen=True)
@@ -555,6 +595,14 @@ def _settings(scorer: Any) -> dict[str, Any]:
 def _check_alpha(alpha: float) -> None:
     if not (np.isfinite(alpha) and alpha >= 0):
         raise SettingError(f"alpha={alpha} must be a finite number of at least 0 (paper: 0.2).")
+
+
+def _check_device_map(device_map: str | None) -> str | None:
+    if device_map is not None and device_map not in DEVICE_MAPS:
+        raise SettingError(
+            f"device_map={device_map!r} is unknown; choose one of {', '.join(DEVICE_MAPS)}."
+        )
+    return device_map
 
 
 def _environment_budget() -> int | None:

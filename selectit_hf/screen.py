@@ -122,7 +122,7 @@ def progress(run: Run, quiet: bool) -> Iterator[Progress]:
 # Results
 
 
-def show_summary(summary: dict[str, Any], out: Path, as_json: bool) -> None:
+def show_summary(summary: dict[str, Any], out: Path | str, as_json: bool) -> None:
     """A finished run: its counts, its best and worst rows, and what is doubtful."""
     if as_json:
         _print_json(summary)
@@ -143,7 +143,7 @@ def show_summary(summary: dict[str, Any], out: Path, as_json: bool) -> None:
                 "or other rating prompts."
             )
             tell(Text(words, style="yellow"))
-    tell(f"\n{summary['selected']} selected rows are in {out / 'selected.parquet'}.")
+    tell(f"\n{summary['selected']} selected rows are in {out}/selected.parquet.")
 
 
 def show_comparison(found: dict[str, Any], as_json: bool) -> None:

@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 
 from selectit_hf import storage
 from selectit_hf.errors import RunError
+from selectit_hf.mirror import FRESH, Alone
 from selectit_hf.shapes import Shape, misfit
 
 __all__ = ["Shards"]
@@ -47,12 +49,20 @@ class Shards:
         size: how many rows a shard has; the last one may have fewer.
         key: a hash of all settings that can change a value; another key's shards are bad.
         shape: what a sidecar must say beside the shard's own facts; see `selectit_hf.shapes`.
+        mirror: what the run folder is a copy of; shards are committed there too.
     """
 
     def __init__(
-        self, folder: Path, rows: int, size: int, key: str, shape: Shape | None = None
+        self,
+        folder: Path,
+        rows: int,
+        size: int,
+        key: str,
+        shape: Shape | None = None,
+        mirror: Alone | None = None,
     ) -> None:
         self.folder, self.rows, self.size, self.key = folder, rows, size, key
+        self.mirror = mirror or Alone()
         self._shape = shape or {}
         self._checked: dict[int, tuple[Any, dict[str, Any]]] = {}
 
@@ -87,9 +97,9 @@ class Shards:
         """Whether a shard was committed, whole or not: a glance, where `facts` reads it all."""
         return self._path(number, "json").exists()
 
-    def committed_at(self, number: int) -> int:
-        """When a shard was committed, in nanoseconds by the clock of the file system."""
-        return self._path(number, "json").stat().st_mtime_ns
+    def is_elsewhere(self, number: int, age: float = 0.0) -> bool:
+        """Whether a shard was committed to the mirror, as was known ``age`` seconds ago."""
+        return self.mirror.has(self._path(number, "json"), age)
 
     def missing(self) -> list[int]:
         """The shards that are to be made, or made again."""
@@ -126,6 +136,11 @@ class Shards:
                 "of its plan; run the same 'selectit run' command again, which sets it aside."
             )
 
+    def hashes(self) -> list[str]:
+        """The SHA-256 of each shard's table; the shards are whole, see `check`."""
+        self.check()
+        return [str((self.facts(number) or {})["sha256"]) for number in range(len(self))]
+
     def table(self, number: int) -> pa.Table:
         """The rows of one shard; the bytes that are read are the bytes that were hashed.
 
@@ -152,8 +167,13 @@ class Shards:
         """
         rows = self.rows_of(number)
         assert table.num_rows == len(rows), f"{table.num_rows} rows for shard {number} of {rows}"
-        if self.facts(number) is not None:  # by another worker, meanwhile
-            return
+        if self.facts(number) is None:  # else by another worker, meanwhile
+            self._write(number, table, facts)
+        self._send(number)
+        storage.reached("shard committed")
+
+    def _write(self, number: int, table: pa.Table, facts: dict[str, Any]) -> None:
+        rows = self.rows_of(number)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.set_aside(number)
         buffer = io.BytesIO()
@@ -163,7 +183,46 @@ class Shards:
         own = {"rows": [rows.start, rows.stop], "key": self.key, "sha256": storage.sha256(data)}
         said = json.loads(json.dumps({**own, **facts}))
         storage.write_json(self._path(number, "json"), {**said, "facts_sha256": _hash(said)})
-        storage.reached("shard committed")
+
+    def send(self, number: int) -> None:
+        """Commit to the mirror what was committed here, if that was not done."""
+        if not self.is_elsewhere(number, FRESH):
+            self._send(number)
+
+    def _send(self, number: int) -> None:
+        self.mirror.send(self._path(number, "parquet"))
+        storage.reached("table mirrored")
+        self.mirror.send(self._path(number, "json"))
+        storage.reached("sidecar mirrored")
+
+    def fetch(self) -> None:
+        """Have every shard as the mirror has it; what is bad there is sent anew, or made again."""
+        there, sizes = self.mirror.sidecars(self.folder), self.mirror.sizes(self.folder)
+        for number in range(len(self)):
+            path, table = self._path(number, "json"), self._path(number, "parquet")
+            if (
+                self.facts(number) is not None
+                and there.get(path) == path.read_bytes()
+                and sizes.get(table.name) == table.stat().st_size
+            ):
+                continue
+            if path in there and not self._take(number, there[path]):
+                self.mirror.remove(path)
+            if self.facts(number) is not None:
+                self.send(number)
+
+    def _take(self, number: int, sidecar: bytes) -> bool:
+        """Write a shard as it is in the mirror, if it is whole there."""
+        paths = [self._path(number, ending) for ending in ("parquet", "json")]
+        data = self.mirror.read(paths[0])
+        if data is None or self._whole(number, sidecar, data) is None:
+            return False
+        self.set_aside(number)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        paths[1].unlink(missing_ok=True)
+        for path, written in zip(paths, (data, sidecar), strict=True):
+            storage.write(path, written)
+        return True
 
     def set_aside(self, number: int) -> None:
         """Rename what is left of a bad shard to ``.bad-...``, and say so in the log."""
@@ -211,19 +270,29 @@ class Shards:
         The sidecar comes first: a table that replaces another's between the two does not fit it.
         """
         try:
-            facts = storage.read_json(self._path(number, "json"))
+            sidecar = self._path(number, "json").read_bytes()
             data = self._path(number, "parquet").read_bytes()
-        except (RunError, OSError):
+        except OSError:
             return None, b""
+        facts = self._whole(number, sidecar, data)
+        return (None, b"") if facts is None else (facts, data)
+
+    def _whole(self, number: int, sidecar: bytes, data: bytes) -> dict[str, Any] | None:
+        """What a sidecar says, if it and the table are as they were committed."""
+        try:
+            facts = json.loads(sidecar)
+        except (ValueError, RecursionError):
+            return None
         rows = self.rows_of(number)
         whole = (
-            _is_as_written(facts)
+            isinstance(facts, dict)
+            and _is_as_written(facts)
             and misfit(facts, self._shape) is None
             and facts.get("rows") == [rows.start, rows.stop]
             and _key(facts) == self.key
             and facts.get("sha256") == storage.sha256(data)
         )
-        return (facts, data) if whole else (None, b"")
+        return facts if whole else None
 
     def _not_whole(self, number: int) -> RunError:
         rows = self.rows_of(number)
@@ -233,7 +302,7 @@ class Shards:
         )
 
     def _rename_bad(self, path: Path) -> None:
-        if path.exists():
+        with suppress(FileNotFoundError):  # another worker was quicker
             path.replace(path.with_name(f".bad-{time.time_ns()}-{path.name}"))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from selectit_hf import claims
 from selectit_hf.errors import RunError
+from selectit_hf.mirror import FRESH, Alone
 from selectit_hf.runs import RESULTS, Run
 from selectit_hf.shards import Shards
 from selectit_hf.workers import deaths
@@ -38,7 +39,7 @@ def _of_a_model(shards: Shards) -> dict[str, Any]:
     facts = {number: shards.facts(number) for number in range(len(shards))}
     done = {number: one for number, one in facts.items() if one is not None}
     left = [number for number in facts if number not in done]
-    in_progress = [n for n in left if claims.is_live(shards.beside(n, "claim"))]
+    in_progress = [n for n in left if _is_claimed(shards.beside(n, "claim"), shards.mirror)]
     rows_done = sum(len(shards.rows_of(number)) for number in done)
     seconds = sum(one.get("seconds", 0) for one in done.values())
     speed = len(in_progress) * rows_done / seconds if in_progress and seconds else None
@@ -51,6 +52,10 @@ def _of_a_model(shards: Shards) -> dict[str, Any]:
         "rows_per_second": None if speed is None else round(speed, 3),
         "seconds_left": None if speed is None else round((shards.rows - rows_done) / speed, 1),
     }
+
+
+def _is_claimed(path: Path, mirror: Alone) -> bool:
+    return claims.is_live(path) or mirror.has(path, FRESH)
 
 
 def _wrong(shards: Shards, model: dict[str, Any]) -> list[str]:

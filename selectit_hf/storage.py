@@ -25,6 +25,7 @@ __all__ = [
     "age",
     "create",
     "create_json",
+    "file_sha256",
     "is_partial",
     "machine",
     "owner_is_dead",
@@ -39,6 +40,7 @@ __all__ = [
 
 POINTS = (
     "claim taken",
+    "claimed in the mirror",
     "shard rated",
     "partial created",
     "partial written",
@@ -46,6 +48,8 @@ POINTS = (
     "partial read back",
     "file renamed",
     "folder synced",
+    "table mirrored",
+    "sidecar mirrored",
     "shard committed",
     "claim released",
 )
@@ -224,6 +228,12 @@ def read_json(path: Path) -> dict[str, Any]:
 def sha256(data: bytes) -> str:
     """The hash of ``data`` in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """The hash of a file of any size in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # What a killed process leaves

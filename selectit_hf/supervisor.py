@@ -20,14 +20,15 @@ from typing import Any
 
 from datasets import Dataset
 
-from selectit_hf import storage
-from selectit_hf.errors import RunError, SelectItError
+from selectit_hf import mapping, storage
+from selectit_hf.errors import RunError, SelectItError, SettingError
+from selectit_hf.mirror import FRESH
 from selectit_hf.quiet import quiet_libraries
 from selectit_hf.runs import Progress, Run
 from selectit_hf.scorers import SentenceScore
 from selectit_hf.workers import Worker, deaths
 
-__all__ = ["rate"]
+__all__ = ["rate", "shares"]
 
 logger = logging.getLogger(__name__)
 
@@ -87,18 +88,24 @@ def rate(
 ) -> None:
     """Rate every shard of a run with ``count`` worker processes; see `Run.rate`.
 
-    Worker ``i`` takes GPU ``i``, or the scorers' own device.
+    Worker ``i`` takes GPU ``i``, or the scorers' own device, or for scorers that spread their model
+    the GPUs of its share.
 
     Raises:
+        SettingError: see `shares`.
         RunError: workers died again and again at the same rows.
         SelectItError, OSError, RuntimeError: what stopped a worker, with the rows it was at.
     """
+    spread = any(scorer.spread for scorer in scorers)
+    seen = shares(count) if spread else [None] * count
+    places = [(scorer.device, scorer.device_map) for scorer in scorers]
 
     def start(worker: Worker) -> _Member:
         listens, speaks = _CONTEXT.Pipe(duplex=False)
-        given = (run.folder, dataset, tuple(scorers), [s.device for s in scorers], worker, speaks)
+        given = (run.folder, dataset, tuple(scorers), places, worker, speaks)
         process = _CONTEXT.Process(target=_serve, args=given)
-        process.start()
+        with mapping.environment({"CUDA_VISIBLE_DEVICES": seen[worker.rank]}):
+            process.start()
         speaks.close()
         return _Member(worker, process, listens)
 
@@ -106,7 +113,8 @@ def rate(
     died: Counter[str] = Counter()
     members: list[_Member] = []
     try:
-        members.extend(start(Worker(rank, count, rank)) for rank in range(count))
+        # Of the GPUs of its share, each worker begins with the first.
+        members.extend(start(Worker(rank, count, 0 if spread else rank)) for rank in range(count))
         while members:
             connection.wait([member.process.sentinel for member in members], timeout=LOOK)
             watch.look()
@@ -128,6 +136,27 @@ def rate(
     watch.look()
 
 
+def shares(count: int) -> list[str | None]:
+    """The GPUs of each of ``count`` workers that spread their model, for CUDA_VISIBLE_DEVICES.
+
+    Those that are visible here, in equal parts; ``None`` where there are none.
+
+    Raises:
+        SettingError: the parts are not equal.
+    """
+    gpus = mapping.device_count()
+    if gpus % count:
+        raise SettingError(
+            f"--workers {count} cannot each have the same number of {gpus} GPUs to spread a model "
+            f"over; take a number that divides {gpus}."
+        )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",")[:gpus] if visible else [str(number) for number in range(gpus)]
+    each = gpus // count
+    parts = [",".join(names[rank * each : (rank + 1) * each]) for rank in range(count)]
+    return [part or None for part in parts]
+
+
 # In the worker
 
 
@@ -135,7 +164,7 @@ def _serve(
     folder: Path,
     dataset: Dataset,
     scorers: Sequence[SentenceScore],
-    devices: Sequence[str | None],
+    places: Sequence[tuple[str | None, str | None]],
     worker: Worker,
     says: Connection,
 ) -> None:
@@ -144,7 +173,10 @@ def _serve(
     signal.signal(signal.SIGTERM, _leave)
     quiet_libraries()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    placed = [replace(s, device=device) for s, device in zip(scorers, devices, strict=True)]
+    placed = [
+        replace(scorer, device=device, device_map=device_map)
+        for scorer, (device, device_map) in zip(scorers, places, strict=True)
+    ]
     try:
         told = replace(worker, at=lambda slug, number: says.send((slug, number)))
         Run.open(folder).rate(dataset, placed, worker=told)
@@ -203,7 +235,11 @@ class _Watch:
 
     def look(self) -> None:
         for slug, shards in self.shards.items():
-            new = {number for number in self.left[slug] if shards.is_committed(number)}
+            new = {
+                number
+                for number in self.left[slug]
+                if shards.is_committed(number) or shards.is_elsewhere(number, FRESH)
+            }
             self.left[slug] -= new
             for number in new:
                 if self.progress is not None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from selectit_hf import claims, storage
 from selectit_hf.errors import RunError, SettingError
+from selectit_hf.mirror import FRESH
 from selectit_hf.shapes import misfit
 from selectit_hf.shards import Shards
 
@@ -146,7 +147,7 @@ def work(
                 _clear(job)
             return
         if not made:
-            time.sleep(POLL)
+            time.sleep(max(POLL, *(job.shards.mirror.poll for job in jobs)))
 
 
 def deaths(shards: Shards, number: int) -> int:
@@ -162,9 +163,11 @@ def deaths(shards: Shards, number: int) -> int:
 
 
 def _is_there(shards: Shards, number: int, worker: Worker) -> bool:
-    if worker.owns(number):
-        return shards.facts(number) is not None
-    return shards.is_committed(number)
+    whole = shards.facts(number) is not None if worker.owns(number) else True
+    if not (whole and shards.is_committed(number)):
+        return shards.is_elsewhere(number, FRESH)
+    shards.send(number)  # whoever committed it may have been killed before that
+    return True
 
 
 def _tidy(job: Job) -> None:
@@ -180,23 +183,35 @@ def _clear(job: Job) -> None:
     for path in job.shards.folder.glob("*.claim"):
         if not claims.is_live(path):
             path.unlink(missing_ok=True)
+    job.shards.mirror.clear(job.shards.folder)
 
 
 def _make(job: Job, number: int, worker: Worker) -> bool:
     """Make one shard; whether that was ours to do."""
-    claim = claims.take(job.shards.beside(number, "claim"))
+    path = job.shards.beside(number, "claim")
+    claim = claims.take(path)
     if claim is None:
         return False
     with claim, _noted(job, number):
-        if job.shards.facts(number) is not None:  # by another, before it was claimed
+        lease = job.shards.mirror.take(path)
+        if lease is None:
             return False
-        if worker.at is not None:
-            worker.at(job.name, number)
-        # The first death at a shard may have had any cause; the second asks for less memory.
-        table, facts = job.make(number, max(0, deaths(job.shards, number) - 1))
-        storage.reached("shard rated")
-        job.shards.commit(number, table, facts)
-        job.shards.beside(number, "retry").unlink(missing_ok=True)
+        with lease:
+            storage.reached("claimed in the mirror")
+            return _make_claimed(job, number, worker)
+
+
+def _make_claimed(job: Job, number: int, worker: Worker) -> bool:
+    shards = job.shards
+    if shards.facts(number) is not None or shards.is_elsewhere(number):  # before it was claimed
+        return False
+    if worker.at is not None:
+        worker.at(job.name, number)
+    # The first death at a shard may have had any cause; the second asks for less memory.
+    table, facts = job.make(number, max(0, deaths(shards, number) - 1))
+    storage.reached("shard rated")
+    shards.commit(number, table, facts)
+    shards.beside(number, "retry").unlink(missing_ok=True)
     return True
 
 

@@ -232,8 +232,8 @@ ERRORS: dict[str, tuple[list[Any], str]] = {
     "out is a file": (["run", "DATA", "--model", MODEL, "--out", "two.txt"], "is a file"),
     "out in a file": (["run", "DATA", "--model", MODEL, "--out", "two.txt/r"], "Check the path"),
     "out in the cloud": (
-        ["run", "DATA", "--model", MODEL, "--out", "s3://bucket/run"],
-        "no folder of a file system",
+        ["run", "DATA", "--model", MODEL, "--out", "nothing://bucket/run"],
+        "mount the storage",
     ),
     "no scores": (["select", "DATA", "--out", "r.parquet"], "score the dataset first"),
 }
@@ -492,6 +492,43 @@ def test_a_signal_that_a_finalizer_dropped_is_heeded_at_the_next_batch(
     assert done.code == code
     assert not Path("run/selected.parquet").exists()
     assert not list(Path("run").rglob("*.claim"))
+
+
+def test_a_run_in_object_storage_by_its_url_from_any_machine(
+    selectit: Callable[..., Outcome],
+    data: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = f"file://{tmp_path}/bucket/run"
+    monkeypatch.setattr("selectit_hf.mirror.HF_HOME", str(tmp_path / "a"))
+    done = selectit("run", data, "--model", checkpoint, "--out", url)
+    assert done.code == 0, done.err
+    assert f"6 selected rows are in {url}/selected.parquet" in done.err + done.out
+    assert (tmp_path / "bucket" / "run" / "selected.parquet").exists()
+
+    monkeypatch.setattr("selectit_hf.mirror.HF_HOME", str(tmp_path / "b"))
+    monkeypatch.setattr(Engine, "next_token_logprobs", lambda *_: pytest.fail("rated again"))
+    done = selectit("status", url, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["finished"]
+    done = selectit("select", url, "--out", f"{url}-3", "--n", 3, "--data", data, "--json")
+    assert done.code == 0, done.err
+    assert pq.read_table(tmp_path / "bucket" / "run-3" / "selected.parquet").num_rows == 3
+    again = ("--data", data, "--model", checkpoint)
+    done = selectit("compare", url, "--by", "sentence", "--by", "random", *again, "--json")
+    assert done.code == 0, done.err
+    done = selectit("report", url, "--data", data)
+    assert done.code == 0, done.err
+    assert (tmp_path / "bucket" / "run" / "report" / "report.html").exists()
+
+    done = selectit("select", data, "--out", url, "--n", 3)
+    assert done.code == 1
+    assert "give a file" in done.err
+    done = selectit("status", f"file://{tmp_path}/nothing")
+    assert done.code == 1
+    assert "no run folder" in done.err
 
 
 def test_ctrl_c_leaves_whole_shards_and_the_same_command_goes_on(

@@ -8,6 +8,7 @@ import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ import torch
 from datasets import Dataset
 from transformers import LlamaForCausalLM
 
-from selectit_hf import SentenceScore, plans, storage
+from selectit_hf import SentenceScore, plans, raters, storage
 from selectit_hf.errors import RunError, SelectItError
 from selectit_hf.finishing import Reflection
+from selectit_hf.raters import Rater
 from selectit_hf.ratings import Ratings
 from selectit_hf.runs import Run
 from selectit_hf.selection import Cut
@@ -362,7 +364,7 @@ Raises = Callable[[int, torch.Tensor], BaseException | None]
 class Forward:
     """The model's forward passes, with how many sequences each has; some of them raise."""
 
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, shares: bool = False) -> None:
         self.sizes: list[int] = []
         self.widths: set[int] = set()
         self.raises: Raises = lambda number, ids: None
@@ -376,7 +378,8 @@ class Forward:
                 raise error
             return original(model, input_ids=input_ids, **settings)
 
-        patch.setattr(LlamaForCausalLM, "forward", forward)
+        # As a wrapper it is seen to take positions, without which no prefix is shared.
+        patch.setattr(LlamaForCausalLM, "forward", wraps(original)(forward) if shares else forward)
 
     def raise_at(self, at: int, error: BaseException) -> None:
         """From now on, in the pass number ``at``."""
@@ -450,6 +453,28 @@ def test_memory_for_so_many_tokens_only(rated: Rated, forward: Forward) -> None:
     assert found.statuses[longest] == "oom"
     check_same(found, expected, found.statuses.count("oom"))
     assert sum(splits(run)) > 3
+
+
+@pytest.mark.parametrize("error", TEXTS)
+def test_memory_that_runs_out_while_a_shared_prefix_is_kept(
+    error: BaseException, rated: Rated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows are computed whole, and the sidecar says so."""
+    monkeypatch.setattr(raters, "_ENGINE", raters._Slot())
+    forward = Forward(monkeypatch, shares=True)
+    expected = rated.rate().ratings("random_llama")
+    (scorer,) = rated.scorers
+    encoder = Rater(scorer.checkpoint, scorer._question, scorer.place(None)).encoder()
+    kept = [[[*prefix]] for prefix in encoder.prefixes]
+    met: list[Any] = []
+
+    def raises(number: int, ids: torch.Tensor) -> BaseException | None:
+        return met.append(ids) or error if ids.tolist() in kept else None  # type: ignore[func-returns-value]
+
+    forward.raises = raises
+    run = rated.rate()
+    check_same(run.ratings("random_llama"), expected, ooms=0)
+    assert len(met) == sum(splits(run)) == 5 * 2  # rating prompts, shards
 
 
 @pytest.mark.parametrize(

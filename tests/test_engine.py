@@ -43,15 +43,15 @@ from transformers import (
     Qwen3Config,
 )
 
-from selectit_hf.engine import (
-    Engine,
+from selectit_hf.engine import Engine
+from selectit_hf.errors import ModelError, SettingError
+from selectit_hf.loading import (
     budget_in,
     choose_device,
     choose_dtype,
     fitting_budget,
     load_model,
 )
-from selectit_hf.errors import ModelError, SettingError
 
 VOCABULARY = 211
 READ = (3, 17, 54, 101, 200)
@@ -220,6 +220,60 @@ def test_a_row_that_never_fits_leaves_its_neighbours_alone(model: PreTrainedMode
     others = ~oom
     expected = one_by_one(model, ids, READ)[others]
     np.testing.assert_allclose(values[others], expected, rtol=0, atol=1e-4)
+
+
+class Narrow(Engine):
+    """Memory for so many tokens, padding included."""
+
+    room = 70
+
+    def _logits(self, ids: Any, length: int, *others: Any) -> Any:
+        if len(ids) * length > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super()._logits(ids, length, *others)
+
+
+def test_a_row_alone_is_tried_without_padding_before_it_is_given_up(
+    model: PreTrainedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = [list(range(3, 3 + n)) for n in (80, 70, 31)]
+    told: list[int] = []
+    engine = Narrow(model, 10_000, shortcuts=False)
+    values, oom, splits = engine.next_token_logprobs(ids, READ, told.append)
+    assert oom.tolist() == [True, False, False]
+    np.testing.assert_allclose(values[1:], one_by_one(model, ids[1:], READ), rtol=0, atol=1e-4)
+    assert splits == 4  # twice halved, two rows without padding
+    assert sum(told) == 3
+    assert "Out of memory with 1 x 80 tokens; 31 without padding." in caplog.text
+    assert "A sequence of 80 tokens does not fit in memory." in caplog.text
+    spans = engine.span_logprobs(ids, [1, 1, 1])
+    assert spans.oom.tolist() == [True, False, False]
+    assert spans.values[2, 0] == pytest.approx(span_by_hand(model, ids[2], 1), abs=1e-3)
+
+
+class Forgets(Engine):
+    """No memory to keep the keys and values of one prefix."""
+
+    def _logits(self, ids: Any, length: int, *others: Any) -> Any:
+        if list(ids[0]) == list(PREFIXES[1]):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super()._logits(ids, length, *others)
+
+
+def test_a_prefix_that_cannot_be_kept_is_computed_with_each_row(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    torch.manual_seed(5)
+    model = llama().eval()
+    ids = begun()
+    values, oom, splits = Forgets(model, 333).next_token_logprobs(ids, READ, prefixes=PREFIXES)
+    assert not oom.any()
+    assert splits == 1
+    assert "Out of memory with a shared prefix of 7 tokens; not shared." in caplog.text
+    np.testing.assert_allclose(values, one_by_one(model, ids, READ), rtol=0, atol=1e-4)
+    members = [i for i, row in enumerate(ids) if tuple(row[:7]) == tuple(PREFIXES[1])]
+    whole = Engine(model, 333).next_token_logprobs([ids[i] for i in members], READ)
+    np.testing.assert_array_equal(values[members], whole.values)
 
 
 def test_another_error_is_not_swallowed(model: PreTrainedModel) -> None:

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from selectit_hf import raters
+from selectit_hf import perplexity, raters
 from selectit_hf.engine import Engine
 from selectit_hf.errors import SettingError, TokenizerError
 from selectit_hf.perplexity import IFD, Perplexity
@@ -237,3 +237,13 @@ def test_what_can_change_a_value_changes_the_key(checkpoint, make_checkpoint, tm
     assert same.given().key() in keys
     assert IFD(str(checkpoint)).given().key() in keys
     assert IFD(str(checkpoint)).alone().key() not in keys
+
+
+def test_where_a_model_runs_is_in_no_key(checkpoint, monkeypatch):
+    """Not even as nothing where it came to the settings after keys had been written."""
+    hashed = {}
+    monkeypatch.setattr(perplexity, "key_of", lambda state: hashed.update(state) or "key")
+    Perplexity(str(checkpoint), device_map="auto", token_budget=7).given().key()
+    assert {"revision", "device", "token_budget"} < set(hashed)
+    assert hashed["token_budget"] is None
+    assert "device_map" not in hashed

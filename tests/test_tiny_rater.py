@@ -15,7 +15,7 @@ from datasets import Dataset
 import selectit_hf
 from selectit_hf import SentenceScore, select
 from selectit_hf.checkpoints import TINY_RATER, resolve
-from selectit_hf.engine import load_model
+from selectit_hf.loading import load_model
 from selectit_hf.prompts import load_rating_prompts
 
 SAMPLE = Path(selectit_hf.__file__).parent / "data" / "sample.jsonl"

@@ -3,9 +3,11 @@
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,11 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
-from selectit_hf import SentenceScore, claims, finishing, storage, supervisor, workers
+from selectit_hf import SentenceScore, claims, finishing, mapping, storage, supervisor, workers
 from selectit_hf.errors import ModelError, RunError, SettingError
 from selectit_hf.finishing import Reflection
 from selectit_hf.ratings import Ratings
-from selectit_hf.runs import Run
+from selectit_hf.runs import RESULTS, Run
 from selectit_hf.selection import Cut
 from selectit_hf.shards import Shards
 from selectit_hf.sources import Source
@@ -299,7 +301,7 @@ def test_who_is_gone_is_taken_over_from(
     assert (taken is not None) == free
     if taken is not None:
         with taken:
-            assert claims.holder(path)["pid"] == os.getpid()
+            assert json.loads(path.read_bytes())["pid"] == os.getpid()
             assert claims.take(path) is None
         assert not path.exists()
 
@@ -456,6 +458,46 @@ def test_spawned_workers_rate_what_one_does(
     assert len(tables(one.folder)) == 3
 
 
+class Pickling:
+    """Forks, and gives workers what a pickle leaves of the scorers, as where they are spawned."""
+
+    context = multiprocessing.get_context("fork")
+    Pipe = context.Pipe
+
+    def Process(self, target: Any, args: Any) -> Any:
+        folder, dataset, scorers, *rest = args
+        copied = pickle.loads(pickle.dumps(scorers))
+        return self.context.Process(target=target, args=(folder, dataset, copied, *rest))
+
+
+def test_workers_that_spread_a_model_see_their_own_gpus(
+    run: tuple[Run, list[SentenceScore]],
+    rows: Dataset,
+    forked: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    notes = tmp_path / "seen"
+
+    def rate(scorer: SentenceScore, batch: Any, rank: Any = None, progress: Any = None) -> Ratings:
+        with notes.open("a") as file:
+            seen = os.environ["CUDA_VISIBLE_DEVICES"]
+            file.write(f"{seen} {rank} {scorer.place(rank).device_map}\n")
+        begun = time.monotonic()  # so that the other one does not come too late
+        while len({*notes.read_text().splitlines()}) < 2 and time.monotonic() < begun + 20:
+            time.sleep(0.01)
+        return made_up(scorer, batch, rank, progress)
+
+    monkeypatch.setattr(supervisor, "_CONTEXT", Pickling())
+    monkeypatch.setattr(SentenceScore, "rate", rate)
+    monkeypatch.setattr(mapping, "device_count", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    one, scorers = run
+    supervisor.rate(one, rows, [replace(s, device_map="auto") for s in scorers], 2)
+    assert {*notes.read_text().splitlines()} == {"4,5 0 auto", "6,7 0 auto"}
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
+
+
 # Settling and status
 
 
@@ -478,13 +520,37 @@ def test_the_first_settles_and_the_others_see_it(
     one.settle(rows, scorers, Reflection(), Cut(n=4), Worker(1, 2))  # another cut
     one.settle(rows, scorers, Reflection(alpha=1.0), Cut(n=4), Worker(1, 2))
     assert len(finished) == 3
-    shards = one.shards("random_llama")
-    (shards.folder / "00000.json").unlink()
-    one.rate(rows, scorers)  # newer than the results
-    one.settle(rows, scorers, Reflection(alpha=1.0), Cut(n=4), Worker(0, 2))
-    assert len(finished) == 4
     one.settle(rows, scorers, Reflection(alpha=1.0), Cut(n=4))  # alone, it always does
-    assert len(finished) == 5
+    assert len(finished) == 4
+
+
+def test_results_are_taken_for_settled_by_what_they_are_of(
+    run: tuple[Run, list[SentenceScore]], rows: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, scorers = run
+    one.rate(rows, scorers)
+    finished: list[Any] = []
+    count_finishing(finished, monkeypatch)
+
+    def settle() -> int:
+        one.settle(rows, scorers, Reflection(), Cut(n=3), Worker(0, 2))
+        return len(finished)
+
+    assert settle() == 1
+    shards = one.shards("random_llama")
+    facts, table = shards.facts(0), shards.table(0)
+    assert facts is not None
+    (shards.folder / "00000.json").unlink()
+    one.rate(rows, scorers)  # newer than the results, and the same
+    assert settle() == 1
+    (shards.folder / "00000.json").unlink()
+    statuses = pa.array(["oom", *table["status"].to_pylist()[1:]])
+    said = {name: facts[name] for name in ("rater", "oom_splits")}
+    shards.commit(0, table.set_column(1, "status", statuses), said)
+    assert settle() == 2
+    for i, name in enumerate(RESULTS):
+        (one.folder / name).write_text("{}")
+        assert settle() == 3 + i
 
 
 def count_finishing(finished: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

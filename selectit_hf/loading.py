@@ -1,0 +1,210 @@
+"""Where a model runs: its device or devices, dtype and token budget; and loading it there.
+
+Only causal language models, from safetensors, and whole: a weight that is missing, or that would be
+fetched from main memory for every batch, is an error.
+"""
+
+import gc
+import os
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from accelerate.utils import get_balanced_memory, get_max_memory, infer_auto_device_map
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from selectit_hf.errors import ModelError, SettingError
+
+__all__ = [
+    "DEVICE_MAPS",
+    "DTYPES",
+    "budget_in",
+    "choose_device",
+    "choose_dtype",
+    "default_budget",
+    "fitting_budget",
+    "input_device",
+    "load_model",
+    "tame_fork",
+]
+
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Ways to spread one model over the visible GPUs, by transformers' names; the first two are one."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TOKEN_BUDGET = {"cuda": 32768, "cpu": 1024}
+
+SMALLEST_BUDGET = 1024
+HELD_OF_HIDDEN, HELD_OF_INNER = 12, 4
+"""What is held of each token at once, in its width and in its MLP's; generous."""
+
+_IMPORTED_IN = os.getpid()
+
+
+def choose_device(device: str | None, rank: int | None = None) -> str:
+    """``device`` itself, else this rank's CUDA GPU, else the CPU.
+
+    Raises:
+        SettingError: a CUDA device that is not there.
+    """
+    count = torch.cuda.device_count()
+    if device is None:
+        return f"cuda:{(rank or 0) % count}" if count else "cpu"
+    try:
+        asked = torch.device(device)
+    except RuntimeError as error:
+        raise SettingError(f"device={device!r} is unknown; use 'cpu' or 'cuda:0'.") from error
+    if asked.type == "cuda" and (asked.index or 0) >= count:
+        raise SettingError(f"device={device!r} is not there: {count} CUDA devices are visible.")
+    return device
+
+
+def choose_dtype(dtype: str | None, device: str) -> str:
+    """``dtype`` itself, else bfloat16 on CUDA and float32 elsewhere.
+
+    Raises:
+        SettingError: a dtype that is not in `DTYPES`.
+    """
+    if dtype is None:
+        return "bfloat16" if device.startswith("cuda") else "float32"
+    if dtype not in DTYPES:
+        raise SettingError(f"dtype={dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
+    return dtype
+
+
+def default_budget(device: str) -> int:
+    """Padded tokens a forward pass on ``device`` may hold, where none are given."""
+    return TOKEN_BUDGET.get(torch.device(device).type, TOKEN_BUDGET["cpu"])
+
+
+def fitting_budget(
+    config: PreTrainedConfig, dtype: str, device: str, device_map: str | None = None
+) -> int:
+    """Padded tokens that a forward pass can hold beside the weights on ``device``.
+
+    On CUDA half of the memory that is free now and not needed by the weights is given to what a
+    layer holds of each token; a power of two, at most `default_budget`, which the CPU has. With a
+    ``device_map`` the weights count as spread evenly over as few of the visible GPUs as hold them,
+    each with what the fullest has free: all workers of a run keep to one budget, and some may have
+    no more GPUs than that.
+    """
+    if torch.device(device).type != "cuda":
+        return default_budget(device)
+    model = _without_weights(config, dtype)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    seen = range(torch.cuda.device_count()) if device_map else (device,)
+    free = max(min(torch.cuda.mem_get_info(one)[0] for one in seen), 1)
+    fewest = -(-weights // free) if device_map else 1
+    return budget_in(free - weights // fewest, config, DTYPES[dtype].itemsize)
+
+
+def budget_in(room: int, config: PreTrainedConfig, itemsize: int) -> int:
+    """Padded tokens for which ``room`` bytes are enough, of ``itemsize`` bytes a number."""
+    text = config.get_text_config()
+    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    each = itemsize * (HELD_OF_HIDDEN * text.hidden_size + HELD_OF_INNER * inner)
+    tokens = max(room // 2 // each, SMALLEST_BUDGET)
+    return min(1 << (int(tokens).bit_length() - 1), TOKEN_BUDGET["cuda"])
+
+
+def load_model(
+    path: str, dtype: str, device: str, device_map: str | None = None, **arguments: Any
+) -> PreTrainedModel:
+    """Load a causal language model from safetensors, in ``dtype``, onto ``device``.
+
+    With a ``device_map``, one of `DEVICE_MAPS`, its layers are spread over all visible GPUs
+    instead, or put on the CPU where there are none.
+
+    Raises:
+        ModelError: no safetensors weights, an unknown architecture, weights that are missing
+            (they would be drawn at random), or GPUs that do not hold them all.
+    """
+    tame_fork()
+    try:
+        places = _places(path, dtype, device_map, **arguments) if device_map else None
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            output_loading_info=True,
+            device_map=places,
+            **arguments,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"The weights cannot be loaded: {str(error).strip()} Only causal language models with "
+            "safetensors weights are loaded, and code of a model repository is never run."
+        ) from error
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"The checkpoint lacks {len(missing)} weights, {missing[0]!r} among them, which would "
+            "have been drawn at random; use a complete causal language model."
+        )
+    placed: PreTrainedModel = (model if places else model.to(torch.device(device))).eval()
+    _check_causal(placed)
+    return placed
+
+
+def _without_weights(config: PreTrainedConfig, dtype: str) -> Any:
+    """A model on the meta device: the sizes of its weights, and none of them."""
+    with torch.device("meta"):
+        return cast(Any, AutoModelForCausalLM).from_config(config, dtype=DTYPES[dtype])
+
+
+def _places(path: str, dtype: str, device_map: str, **arguments: Any) -> dict[str, int | str]:
+    """The device of each part of a model, by its name, before any weight is read."""
+    # The hooks of a model that was spread before this one hold it in a circle.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    model = _without_weights(AutoConfig.from_pretrained(path, **arguments), dtype)
+    whole = sorted(model._no_split_modules or ())
+    room = (
+        get_max_memory()
+        if device_map == "sequential"
+        else get_balanced_memory(
+            model, no_split_module_classes=whole, low_zero=device_map == "balanced_low_0"
+        )
+    )
+    places = infer_auto_device_map(model, max_memory=room, no_split_module_classes=whole)
+    _check_fits(places)
+    return dict(places)
+
+
+def _check_fits(places: Mapping[str, int | str]) -> None:
+    """Refuse a model of which parts would have to be fetched again for every batch."""
+    gpus = torch.cuda.device_count()
+    outside = {"cpu", "disk"} if gpus else {"disk"}
+    left = [name for name, place in places.items() if place in outside]
+    if left:
+        raise ModelError(
+            f"The model does not fit on {f'the {gpus} visible GPUs' if gpus else 'the CPU'}: "
+            f"{len(left)} of its {len(places)} parts, {left[0] or 'all'!r} first, would stay in "
+            "main memory or on the disk, which is hundreds of times slower and not done. Take more "
+            "or larger GPUs, a 16-bit dtype, or a smaller model."
+        )
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model takes token ids, which is not where all its layers are if it was spread."""
+    embedding = cast(Any, model).get_input_embeddings()
+    return cast(torch.device, next(embedding.parameters()).device)
+
+
+@torch.inference_mode()
+def _check_causal(model: PreTrainedModel) -> None:
+    """Padding is left unmasked, so what comes later must not reach an earlier position."""
+    ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=input_device(model))
+    one, other = model(input_ids=ids, use_cache=False).logits[:, :3].float()
+    if not torch.allclose(one, other, rtol=1e-2, atol=1e-2, equal_nan=True):
+        raise ModelError(
+            f"{type(model).__name__} is not causal: what follows a token changes what it predicts "
+            "there. Only causal language models rate."
+        )
+
+
+def tame_fork() -> None:
+    """In a forked worker, use one thread: the threads of the parent are not there to wait for."""
+    if os.getpid() != _IMPORTED_IN:
+        torch.set_num_threads(1)

@@ -1,0 +1,504 @@
+"""Machines that meet in object storage: each has a copy of the run folder, none sees another's."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import chaos
+import fsspec
+import pytest
+from datasets import Dataset
+
+from selectit_hf import claims, finishing, mirror, storage, workers
+from selectit_hf.errors import RunError
+from selectit_hf.mirror import Mirror, copy_of, is_url, mirror_of
+from selectit_hf.runs import Run
+from selectit_hf.status import status
+from selectit_hf.workers import Worker
+
+SHARDS = -(-chaos.ROWS // chaos.SHARD_SIZE)
+FOLDERS = [f"ratings/{model}" for model in chaos.MODELS]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (workers, claims):
+        monkeypatch.setattr(module, "POLL", 0.01)
+    for name in ("poll", "FRESH"):
+        monkeypatch.setattr(Mirror if name == "poll" else mirror, name, 0.01)
+    monkeypatch.setattr(workers, "FRESH", 0.01)
+    monkeypatch.setattr(chaos.Stub, "begun", lambda model, number: None, raising=False)
+    monkeypatch.setattr(chaos, "PAUSE", 0.0)
+
+
+@pytest.fixture(params=["memory", "file"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty place of two kinds: objects by name, and folders."""
+    if request.param == "file":
+        yield f"file://{tmp_path}/there/run"
+        return
+    yield f"memory://{tmp_path.name}/run"
+    fsspec.filesystem("memory").store.clear()
+
+
+@pytest.fixture
+def at(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Go to a machine; what it has as its copy of the run folder."""
+
+    def go(name: str) -> Path:
+        monkeypatch.setattr(mirror, "HF_HOME", str(tmp_path / name))
+        monkeypatch.setattr(storage, "machine", lambda: f"{name:0>12}")
+        return copy_of(url)
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def rows() -> Dataset:
+    return chaos.make_rows()
+
+
+@pytest.fixture(scope="module")
+def alone(rows: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a run in one folder that was left alone."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chaos.Stub, "begun", lambda model, number: None, raising=False)
+        chaos.drive(folder, rows, Worker())
+    return chaos.contents(folder)
+
+
+def there(url: str) -> dict[str, bytes]:
+    """What lies at a URL."""
+    files, root = fsspec.core.url_to_fs(url)
+    found = {name.removeprefix(root).strip("/"): name for name in files.find(root)}
+    return {name: files.cat_file(path) for name, path in found.items()}
+
+
+def same(url: str) -> dict[str, bytes]:
+    """What lies at a URL and must be the same in every run."""
+    return {name: chaos.essence(Path(name), data) for name, data in there(url).items()}
+
+
+def rated_by(machine: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The shards that are rated from now on."""
+    rated: list[str] = []
+    monkeypatch.setattr(chaos.Stub, "begun", lambda model, n: rated.append(f"{model}/{n}"))
+    return rated
+
+
+# One machine, then another
+
+
+def test_a_run_ends_there_in_the_bytes_of_a_run_in_a_folder(
+    at: Callable[[str], Path], url: str, rows: Dataset, alone: dict[str, bytes]
+) -> None:
+    copy = at("a")
+    chaos.drive(copy, rows, Worker())
+    assert same(url) == alone
+    assert {name: data for name, data in chaos.contents(copy).items() if name != mirror.ORIGIN} == (
+        alone
+    )
+
+
+def test_another_machine_rates_nothing_twice_and_has_the_same_results(
+    at: Callable[[str], Path],
+    url: str,
+    rows: Dataset,
+    alone: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chaos.drive(at("a"), rows, Worker())
+    rated = rated_by("b", monkeypatch)
+    monkeypatch.setattr(finishing, "finish", lambda *given: pytest.fail("finished again"))
+    copy = at("b")
+    chaos.drive(copy, rows, Worker())
+    assert rated == []
+    mirror_of(copy).fetch_all()
+    assert status(copy)["finished"]
+    assert {name: data for name, data in chaos.contents(copy).items() if name != mirror.ORIGIN} == (
+        alone
+    )
+
+
+def test_another_machine_goes_on_where_the_first_was_stopped(
+    at: Callable[[str], Path],
+    url: str,
+    rows: Dataset,
+    alone: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(model: str, number: int) -> None:
+        if (model, number) == ("large", 1):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(chaos.Stub, "begun", stop)
+    with pytest.raises(KeyboardInterrupt):
+        chaos.drive(at("a"), rows, Worker())
+    assert not [name for name in there(url) if name.endswith(".claim")]
+    rated = rated_by("b", monkeypatch)
+    chaos.drive(at("b"), rows, Worker())
+    assert rated == [f"large/{number}" for number in range(1, SHARDS)]
+    assert same(url) == alone
+    rated.clear()
+    chaos.drive(at("a"), rows, Worker())
+    assert rated == []
+    assert same(url) == alone
+
+
+def test_what_was_not_sent_is_sent_by_the_same_command(
+    at: Callable[[str], Path],
+    url: str,
+    rows: Dataset,
+    alone: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy = at("a")
+    original = Mirror.send
+
+    def fails(self: Mirror, *paths: Path) -> None:
+        if paths[0].name == "00002.json":
+            raise RunError("the storage is away")
+        original(self, *paths)
+
+    monkeypatch.setattr(Mirror, "send", fails)
+    with pytest.raises(RunError, match="away"):
+        chaos.drive(copy, rows, Worker())
+    monkeypatch.setattr(Mirror, "send", original)
+    rated = rated_by("a", monkeypatch)
+    chaos.drive(copy, rows, Worker())
+    assert rated[0] == "small/3"
+    assert same(url) == alone
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_machines_at_work_at_once_share_it(
+    world: int, tmp_path: Path, rows: Dataset, alone: dict[str, bytes]
+) -> None:
+    url, log = f"file://{tmp_path}/there", tmp_path / "log"
+    copies = [tmp_path / str(rank) for rank in range(world)]
+    machines = []
+    for rank, copy in enumerate(copies):
+        copy.mkdir()
+        storage.create_json(copy / mirror.ORIGIN, {"url": url})
+        given = (copy, log, rows, rank, Worker(rank, world), chaos.Kill(), "")
+        machines.append(chaos.FORK.Process(target=chaos.serve, args=given))
+    for machine in machines:
+        machine.start()
+    for machine in machines:
+        machine.join(chaos.TOO_LONG)
+        assert machine.exitcode == 0
+    assert same(url) == alone
+    begun = [line.split()[1] for line in log.read_text().splitlines()]
+    assert len(begun) == len(set(begun)) == SHARDS * len(chaos.MODELS)
+
+
+# What is wrong there
+
+
+def flipped(data: bytes) -> bytes:
+    return bytes([data[0] ^ 1]) + data[1:]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("ratings/small/00001.parquet", flipped),  # which only who reads it can see
+        ("ratings/small/00001.parquet", lambda data: data[:-9]),
+        ("ratings/small/00001.parquet", lambda data: None),
+        ("ratings/large/00000.json", lambda data: data[: len(data) // 2]),
+        ("ratings/large/00000.json", lambda data: data.replace(b'"rows"', b'"sorw"')),
+        ("ratings/large/00000.json", lambda data: None),
+    ],
+)
+@pytest.mark.parametrize("machine", ["a", "b"])
+def test_a_bad_shard_there_is_sent_anew_or_made_again(
+    machine: str,
+    name: str,
+    damage: Callable[[bytes], bytes | None],
+    at: Callable[[str], Path],
+    url: str,
+    rows: Dataset,
+    alone: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chaos.drive(at("a"), rows, Worker())
+    files, root = fsspec.core.url_to_fs(url)
+    path = f"{root}/{name}"
+    bad = damage(files.cat_file(path))
+    files.rm_file(path) if bad is None else files.pipe_file(path, bad)
+    files.rm_file(f"{root}/selection.json")
+    rated = rated_by(machine, monkeypatch)
+    chaos.drive(at(machine), rows, Worker())
+    if damage is not flipped or machine == "b":
+        assert same(url) == alone
+    assert len(rated) == (machine == "b")
+
+
+def test_a_copy_that_is_bad_is_taken_again(
+    at: Callable[[str], Path],
+    url: str,
+    rows: Dataset,
+    alone: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy = at("a")
+    chaos.drive(copy, rows, Worker())
+    path = copy / "ratings" / "small" / "00002.parquet"
+    path.write_bytes(flipped(path.read_bytes()))
+    rated = rated_by("a", monkeypatch)
+    chaos.drive(copy, rows, Worker())
+    assert rated == []
+    assert path.read_bytes() == alone["ratings/small/00002.parquet"]
+
+
+# Plans
+
+
+def test_the_first_plan_there_is_everyones(
+    at: Callable[[str], Path], rows: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selectit_hf.engine.thread_count", lambda: 7)
+    first, _ = chaos.start(at("a"), rows)
+    monkeypatch.setattr("selectit_hf.engine.thread_count", lambda: 3)
+    second, _ = chaos.start(at("b"), rows)
+    assert first.plan == second.plan
+    assert second.plan["threads"] == 7
+
+
+def test_a_machine_that_was_a_moment_late_takes_the_plan_that_is_there(
+    at: Callable[[str], Path], rows: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = Mirror.create
+
+    def another_is_quicker(self: Mirror, path: Path, data: bytes) -> bool:
+        monkeypatch.setattr(Mirror, "create", create)
+        create(self, path, data.replace(b'"threads": 3', b'"threads": 3 '))
+        return create(self, path, data)
+
+    monkeypatch.setattr("selectit_hf.engine.thread_count", lambda: 3)
+    monkeypatch.setattr(Mirror, "create", another_is_quicker)
+    copy = at("a")
+    chaos.start(copy, rows)
+    assert b'"threads": 3 ' in (copy / "plan.json").read_bytes()
+
+
+def test_other_settings_are_refused_by_name(at: Callable[[str], Path], rows: Dataset) -> None:
+    chaos.start(at("a"), rows)
+    scorers = [chaos.Stub("tiny-rater", name=name, k=4) for name in chaos.MODELS]
+    with pytest.raises(RunError, match=r"rating\.k: 5, now 4"):
+        Run.start(at("b"), rows, chaos.SOURCE, scorers, chaos.SHARD_SIZE)
+
+
+def test_a_copy_of_a_run_that_was_replaced_there_is_refused(
+    at: Callable[[str], Path], url: str, rows: Dataset
+) -> None:
+    copy = at("a")
+    chaos.drive(copy, rows, Worker())
+    files, root = fsspec.core.url_to_fs(url)
+    files.pipe_file(f"{root}/plan.json", files.cat_file(f"{root}/plan.json") + b"\n")
+    with pytest.raises(RunError, match=r"another plan.*remove the copy"):
+        chaos.drive(copy, rows, Worker())
+
+
+def test_a_place_with_something_else_is_refused(
+    at: Callable[[str], Path], url: str, rows: Dataset
+) -> None:
+    files, root = fsspec.core.url_to_fs(url)
+    files.makedirs(root, exist_ok=True)
+    files.pipe_file(f"{root}/thesis.txt", b"mine")
+    with pytest.raises(RunError, match="is no run"):
+        chaos.start(at("a"), rows)
+    assert there(url) == {"thesis.txt": b"mine"}
+
+
+# What lies beside
+
+
+def test_a_journal_loses_no_line_of_any_machine(at: Callable[[str], Path], url: str) -> None:
+    name = "measures/answers.jsonl"
+    for machine, lines in (("a", "1\n2\n"), ("b", "2\n3\n")):
+        path = at(machine) / name
+        path.parent.mkdir()
+        path.write_text(lines)
+        mirror_of(at(machine)).send_rest()
+    assert there(url) == {name: b"2\n3\n1\n"}
+    mirror_of(at("a")).fetch_all()
+    assert (at("a") / name).read_text() == "1\n2\n3\n"
+    mirror_of(at("c")).fetch_all()
+    assert (at("c") / name).read_bytes() == b"2\n3\n1\n"
+
+
+def test_what_is_of_one_machine_stays_there(at: Callable[[str], Path], url: str) -> None:
+    copy = at("a")
+    for name in ("rows/rows.arrow", "report/page.html", "report/.x.partial", "ratings/s/0.retry"):
+        (copy / name).parent.mkdir(exist_ok=True, parents=True)
+        (copy / name).touch()
+    mirror_of(copy).send_rest()
+    assert list(there(url)) == ["report/page.html"]
+
+
+def test_a_name_there_cannot_lead_out_of_the_copy(
+    at: Callable[[str], Path], url: str, tmp_path: Path
+) -> None:
+    files, root = fsspec.core.url_to_fs(url)
+    files.makedirs(f"{root}/ratings", exist_ok=True)
+    for name in ("../evil.json", "ratings/../../evil.json", "ratings/../../../evil/1.json"):
+        files.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
+        files.pipe_file(f"{root}/{name}", b"{}")
+    copy = at("a")
+    mirror_of(copy).fetch_all()
+    assert [path.name for path in copy.parent.parent.rglob("*") if path.is_file()] == [
+        mirror.ORIGIN
+    ]
+
+
+# Claims
+
+
+def test_a_claim_is_watched_by_itself(
+    at: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    folder = at("a") / "ratings"
+    one = mirror_of(at("a"))
+    live = json.dumps({"machine": "0" * 12, "pid": 1, "claim": "c"}).encode()
+    dead = json.dumps({"machine": storage.machine(), "pid": child, "claim": "c"}).encode()
+    one.create(folder / "x" / "00000.claim", live)
+    one.create(folder / "y" / "00000.claim", dead)
+    assert one.take(folder / "x" / "00000.claim") is None
+    assert one.take(folder / "y" / "00000.claim") is not None
+
+
+def test_a_claim_of_another_machine_holds_until_it_says_nothing_new(
+    at: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(mirror, "time", SimpleNamespace(monotonic=lambda: now))
+    path = at("a") / "ratings" / "x" / "00000.claim"
+    theirs = mirror_of(at("a"))
+    held = theirs.take(path)
+    assert isinstance(held, claims.Claim)
+    path = at("b") / "ratings" / "x" / "00000.claim"
+    ours = mirror_of(at("b"))
+    for _ in range(5):
+        assert ours.take(path) is None
+        now += 0.9 * claims.STALE
+        held._touch()
+    now += 2 * mirror.LOOK
+    assert ours.take(path) is None  # seen to have changed
+    now += claims.STALE + 1
+    taken = ours.take(path)
+    assert isinstance(taken, claims.Claim)
+    with held:
+        pass  # it gives back nothing that is not its own
+    assert ours.read(path)
+    with taken:
+        pass
+    assert ours.read(path) is None
+
+
+def test_a_claim_of_a_dead_process_of_this_machine_is_free_at_once(
+    at: Callable[[str], Path],
+) -> None:
+    path = at("a") / "ratings" / "x" / "00000.claim"
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    one = mirror_of(at("a"))
+    said = {"machine": storage.machine(), "pid": child, "claim": "c"}
+    one.create(path, json.dumps(said).encode())
+    assert one.take(path) is not None
+
+
+def test_a_shard_that_another_machine_is_at_is_left_to_it(
+    at: Callable[[str], Path],
+    rows: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    url: str,
+    alone: dict[str, bytes],
+) -> None:
+    copy_a, copy_b = at("a"), at("b")
+    at("a")
+    run, _ = chaos.start(copy_a, rows)
+    claim = mirror_of(copy_a).take(copy_a / "ratings" / "small" / "00001.claim")
+    assert claim is not None
+    at("b")
+    rated = rated_by("b", monkeypatch)
+    run_b, scorers = chaos.start(copy_b, rows)
+    shown: list[list[int]] = []
+
+    def give_back(seconds: float) -> None:
+        shown.append(status(copy_b)["models"]["small"]["in_progress"])
+        assert len(rated) == 2 * SHARDS - 1
+        held.close()
+
+    with ExitStack() as held:
+        held.enter_context(claim)
+        monkeypatch.setattr(workers, "time", SimpleNamespace(sleep=give_back))
+        run_b.rate(rows, scorers)
+    assert shown[0] == [1]
+    assert rated[-1] == "small/1"
+    assert run.slugs == run_b.slugs
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("s3://bucket/run", "pip install s3fs|install s3fs|Install s3fs"),
+        ("nothing://bucket/run", "Protocol not known: nothing"),
+    ],
+)
+def test_a_protocol_without_its_package_is_refused_with_the_remedy(
+    url: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "HF_HOME", str(tmp_path))
+    monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
+    with pytest.raises(RunError, match=words):
+        mirror_of(copy_of(url))
+
+
+def test_the_hub_is_no_place_to_meet() -> None:
+    with pytest.raises(RunError, match="'selectit push' publishes"):
+        copy_of("hf://datasets/user/run")
+
+
+def test_what_the_storage_says_is_told(
+    at: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, url: str, rows: Dataset
+) -> None:
+    copy = at("a")
+    files, _ = fsspec.core.url_to_fs(url)
+
+    def denied(*given: Any, **named: Any) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(type(files), "put_file", denied)
+    with pytest.raises(RunError, match=r"failed at '00000.parquet' \(PermissionError: Access Den"):
+        chaos.drive(copy, rows, Worker())
+    assert (copy / "ratings" / "small" / "00000.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("s3://bucket/run", True),
+        ("memory://x", True),
+        ("run", False),
+        ("/tmp/run", False),
+        ("C:\\run", False),
+        ("a/b://c", False),
+    ],
+)
+def test_what_a_url_is(text: str, expected: bool) -> None:
+    assert is_url(text) is expected
