@@ -15,7 +15,7 @@ faster wrong answer is none. Loading and tokenizing are timed apart. The last li
 
 Without ``--tokenizer`` the bundled tiny-rater is measured on the bundled sample; with it, Llamas
 with random weights, which measure speed as well as trained ones. On one CPU thread the clock is
-process time, else it is the wall's. Only PyTorch and transformers are needed.
+process time, else it is the wall's. Only PyTorch, transformers and accelerate are needed.
 """
 
 import argparse

@@ -6,7 +6,6 @@ never the token that ends a sequence.
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from itertools import takewhile
 from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -14,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from selectit_hf.errors import SettingError, TokenizerError
 from selectit_hf.prompts import Template
 from selectit_hf.rows import Pair
+from selectit_hf.seams import Joint, common_beginning, find_joint
 
 __all__ = ["Encoded", "PromptEncoder", "context_length", "text_ids"]
 
@@ -110,10 +110,8 @@ class PromptEncoder:
         stay whole, and all prompts of a pair see the same text. Where a sample would still yield a
         special token, its status is ``encoding``.
         """
-        count = len(self.rating_prompts)
-        flat = self._encode([text for pair in pairs for text in self._texts(pair)])
-        groups = [flat[i * count : (i + 1) * count] for i in range(len(pairs))]
-        return [self._checked(pair, ids) for pair, ids in zip(pairs, groups, strict=True)]
+        rows = self._rows(pairs)
+        return [self._checked(pair, ids) for pair, ids in zip(pairs, rows, strict=True)]
 
     @cached_property
     def prefixes(self) -> tuple[tuple[int, ...], ...]:
@@ -123,12 +121,12 @@ class PromptEncoder:
         it, so a row's ids are compared with a prefix before it is used.
         """
         rows = [self._encode(self._texts(Pair(text, text))) for text in BEGINNINGS]
-        return tuple(_common(ids) for ids in zip(*rows, strict=True))
+        return tuple(common_beginning(ids) for ids in zip(*rows, strict=True))
 
     def _checked(self, pair: Pair, ids: list[list[int]]) -> Encoded:
         status = "ok"
         if self.max_length is not None and max(map(len, ids)) > self.max_length:
-            ids = self._encode(self._texts(self._fitted(pair)))
+            ids = self._rows([self._fitted(pair)])[0]
             status = "truncated"
         if any(self._count_special(row) != self._special_count for row in ids):
             return Encoded([], "encoding")
@@ -145,7 +143,25 @@ class PromptEncoder:
         return self.max_length is None or self._length(pair) <= self.max_length
 
     def _length(self, pair: Pair) -> int:
-        return max(map(len, self._encode(self._texts(pair))))
+        return max(map(len, self._rows([pair])[0]))
+
+    def _rows(self, pairs: Sequence[Pair]) -> list[list[list[int]]]:
+        """Each pair's ids under every rating prompt, which are those of its k whole texts."""
+        if self._joint is not None:
+            bare = text_ids(self.tokenizer, [self.template.render("", pair) for pair in pairs])
+            return [self._joint.join(ids) for ids in bare]
+        flat = self._encode([text for pair in pairs for text in self._texts(pair)])
+        count = len(self.rating_prompts)
+        return [flat[i : i + count] for i in range(0, len(flat), count)]
+
+    @cached_property
+    def _joint(self) -> Joint | None:
+        """What makes k prompts of a pair that is tokenized once, without a rating prompt."""
+        if self.chat:
+            return None
+        texts = [self.template.render(text, PLAIN_PAIR) for text in ("", *self.rating_prompts)]
+        rows = text_ids(self.tokenizer, texts)
+        return find_joint(self.tokenizer, self.template, rows, self._start)
 
     def _texts(self, pair: Pair) -> list[str]:
         return [self.template.render(prompt, pair) for prompt in self.rating_prompts]
@@ -219,13 +235,7 @@ class PromptEncoder:
         return frozenset(marked | edges)
 
     def _count_special(self, ids: Sequence[int]) -> int:
-        return sum(i in self._special_ids for i in ids)
-
-
-def _common(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """The longest beginning that all rows share."""
-    same = takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
-    return tuple(column[0] for column in same)
+        return sum(map(self._special_ids.__contains__, ids))
 
 
 def _longest(text: str, fits: Callable[[str], bool]) -> str:
