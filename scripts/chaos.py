@@ -345,8 +345,7 @@ class Struck:
         self.there = self.folder / "there" if self.mirrored else self.folder
         self.copies = [self.folder / str(rank) for rank in range(self.world * self.mirrored)]
         for copy in self.copies:
-            copy.mkdir(parents=True)
-            storage.create_json(copy / mirror.ORIGIN, {"url": f"file://{self.there}"})
+            mirror.begin_copy(copy, f"file://{self.there}")
         self.serials = 0
         self.killed: set[int] = set()
         self.flipped: dict[str, bytes] = {}

@@ -84,7 +84,10 @@ def compare_run(
     made = _candidates(run, rows, cut, how, reader, seed, judge, embeddings)
     if "judge" in names:
         _agree_to_pay(made, judge or JudgeSettings(), tell)
-    found = [made.score(name) for name in names]
+    try:
+        found = [made.score(name) for name in names]
+    finally:
+        run.mirror.send_rest()
     return compare(found, made.pairs, cut, made.lengths(), made.vectors)
 
 
@@ -174,6 +177,7 @@ def _judge(run: Run, settings: JudgeSettings) -> Judge:
     )
     journal = run.folder / "measures" / JOURNAL
     journal.parent.mkdir(exist_ok=True)
+    run.mirror.merge(journal)
     return Judge(endpoint, journal, reader=run.reader)
 
 

@@ -102,10 +102,15 @@ def run(
 
 
 @app.command()
-@with_flags(scorers=options.scorers, how=options.reflection, as_json=options.as_json)
+@with_flags(scorers=options.scorers, how=options.formula, as_json=options.as_json)
 def score(
     dataset: DatasetName,
-    out: Annotated[Path, typer.Option(help="A .parquet or .jsonl file, or a folder to save to.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=options.here, metavar="OUT", help="A .parquet or .jsonl file, or a folder."
+        ),
+    ],
     scorers: list[SentenceScore],
     how: Reflection,
     as_json: bool,
@@ -116,8 +121,6 @@ def score(
     Rows that carry ratings by the same model and settings are not rated again. For long jobs prefer
     'selectit run', which loses nothing when it is stopped.
     """
-    if how.by is not None:
-        raise SettingError("--by chooses what to select by; 'selectit score' writes every score.")
     write = _writer(out)
     rows, _ = sources.load(dataset, split)
     survey(rows, scorers[0].reader)
@@ -241,6 +244,7 @@ def demo(
     rows, source = sources.load(str(sample))
     scorers = [SentenceScore(TINY_RATER)]
     _run(rows, source, scorers, Reflection(), Cut(), out, None, as_json, Worker(), 1)
+    mirror_of(out).fetch(out / "selected.parquet")
     screen.show_demo(rows, pq.read_table(out / "selected.parquet", columns=["defect"]))
 
 
@@ -285,7 +289,6 @@ def compare(
     found = analysis.compare_run(
         opened, rows, by, cut, how, reader, seed, judge, embeddings, screen.tell
     )
-    opened.mirror.send_rest()
     screen.show_comparison(found.to_dict(), as_json)
 
 
@@ -296,7 +299,12 @@ def report(
     as_json: bool,
     data: Data = None,
     split: Split = None,
-    out: Annotated[Path | None, typer.Option(help="Folder. Default: report in the run.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=options.here, metavar="FOLDER", help="Folder. Default: report in the run."
+        ),
+    ] = None,
     embeddings: Annotated[
         str | None, typer.Option(help="Column of embeddings for the map; default: words.")
     ] = None,

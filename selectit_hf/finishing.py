@@ -133,16 +133,16 @@ def finish(
         write_selected(selected, scores, dataset, selection.kept, _ranges(shards))
         summary = summarise(dataset, selection, ranked.models, _reader(plan))
     storage.write_json(out / "summary.json", summary)
+    tables = {slug: one.hashes() for slug, one in shards.items()}
     written = [out / name for name in ("scores.parquet", "selected.parquet", "summary.json")]
-    facts = _selection_facts(selection, how) | {"sha256": hashes(shards, written)}
+    facts = _selection_facts(selection, how) | {"sha256": hashes(tables, written)}
     storage.write_json(out / "selection.json", facts)
     return selection, summary
 
 
-def hashes(shards: Mapping[str, Shards], files: Sequence[Path]) -> dict[str, str]:
-    """By what results are known: the SHA-256 of all ratings, and of each file that is there."""
-    ratings = {slug: one.hashes() for slug, one in shards.items()}
-    found = {"ratings": storage.sha256(json.dumps(ratings).encode())}
+def hashes(tables: Mapping[str, list[str] | None], files: Sequence[Path]) -> dict[str, str]:
+    """By what results are known: the SHA-256 of all ratings' tables, and of each file."""
+    found = {"ratings": storage.sha256(json.dumps(dict(tables)).encode())}
     return found | {path.name: storage.file_sha256(path) for path in files if path.exists()}
 
 

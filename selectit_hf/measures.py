@@ -80,6 +80,7 @@ class Measures:
         """Measure every shard that is not stored, or has rows without an answer; what it took."""
         engine.set_threads(self.run.plan["threads"])
         shards, paid = self._shards(one), Cost()
+        shards.fetch()
         for number, rows in enumerate(shards.ranges()):
             facts = shards.facts(number)
             if facts is None or facts["unanswered"]:
@@ -97,7 +98,7 @@ class Measures:
         started = time.perf_counter()
         measured = one.measure(batch, progress=progress)
         took = Cost(round(time.perf_counter() - started, 3), measured.sequences, measured.tokens)
-        shards.beside(number, "json").unlink(missing_ok=True)  # of rows without an answer
+        shards.discard(number)  # it has rows without an answer
         shards.commit(number, measured.table, {**took._asdict(), "unanswered": measured.unanswered})
         return took
 
@@ -123,5 +124,12 @@ class Measures:
     def _shards(self, one: Measurement) -> Shards:
         key = one.key()
         folder = self.run.folder / "measures" / f"{one.column}.{key[:8]}"
-        size = int(self.run.plan["shard_size"])
-        return Shards(folder, self.run.rows, size, key, mirror=self.run.mirror)
+        plan = self.run.plan
+        return Shards(
+            folder,
+            self.run.rows,
+            int(plan["shard_size"]),
+            key,
+            mirror=self.run.mirror,
+            of=plan["input"]["fingerprint"],
+        )

@@ -13,10 +13,11 @@ import json
 import posixpath
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from fsspec.core import url_to_fs
 from huggingface_hub.constants import HF_HOME
@@ -24,7 +25,16 @@ from huggingface_hub.constants import HF_HOME
 from selectit_hf import claims, storage
 from selectit_hf.errors import RunError
 
-__all__ = ["FRESH", "ORIGIN", "Alone", "Mirror", "copy_of", "is_url", "mirror_of"]
+__all__ = [
+    "FRESH",
+    "ORIGIN",
+    "Alone",
+    "Mirror",
+    "begin_copy",
+    "copy_of",
+    "is_url",
+    "mirror_of",
+]
 
 ORIGIN = "origin.json"
 FRESH = 5.0
@@ -37,7 +47,7 @@ SHARDS = ("ratings", "measures")
 
 def is_url(text: str) -> bool:
     """Whether a run folder is named by a URL, as in ``s3://bucket/run``."""
-    return re.match(r"[a-z][a-z0-9+.-]+://", text) is not None
+    return re.match(r"[a-z][a-z0-9+.-]+://", text, re.IGNORECASE) is not None
 
 
 def copy_of(url: str) -> Path:
@@ -47,29 +57,51 @@ def copy_of(url: str) -> Path:
         url: of any protocol that `fsspec` knows: ``s3://``, ``gs://``, ``abfs://``, ``sftp://``.
 
     Raises:
-        RunError: no place where workers can meet.
+        RunError: no place where workers can meet, or a URL with a password.
     """
-    if url.startswith("hf://"):
+    scheme, _, rest = url.partition("://")
+    url = f"{scheme.lower()}://{rest.rstrip('/')}"
+    _check_url(url)
+    name = re.sub(r"[^\w.-]", "_", posixpath.basename(rest.rstrip("/")))
+    runs = Path(HF_HOME).expanduser() / "selectit_hf" / "runs"
+    folder = runs / storage.sha256(url.encode())[:16] / name
+    begin_copy(folder, url)
+    return folder
+
+
+def _check_url(url: str) -> None:
+    scheme, _, rest = url.partition("://")
+    if not rest or re.search(r"[][*?]", rest):
+        raise RunError(f"{url!r} names no folder; write one without brackets, '*' and '?'.")
+    if urlsplit(url).password is not None:
+        raise RunError(
+            f"The {scheme}:// URL holds a password, which would be written down; leave it away, "
+            "and let the storage's own client find it (its environment variables or its file)."
+        )
+    if scheme == "hf":
         raise RunError(
             f"{url!r} is on the Hub, where each file that a worker writes is a commit. Name a "
             "folder, or one in object storage such as s3://bucket/run; 'selectit push' publishes."
         )
-    url = url.rstrip("/")
-    name = storage.sha256(url.encode())[:16]
-    folder = Path(HF_HOME).expanduser() / "selectit_hf" / "runs" / name / posixpath.basename(url)
+
+
+def begin_copy(folder: Path, url: str) -> None:
+    """Make a folder the copy of a run at a URL, if it is not yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    storage.create_json(folder / ORIGIN, {"url": url})
-    return folder
+    storage.create_json(folder / ORIGIN, {"url": url, "folder": str(folder.resolve())})
 
 
 def mirror_of(folder: Path) -> "Alone":
-    """What a run folder is a copy of.
+    """What a run folder is a copy of. A folder that was itself copied elsewhere is none.
 
     Raises:
         RunError: storage that cannot be reached from here.
     """
     path = folder / ORIGIN
-    return Mirror(str(storage.read_json(path)["url"]), folder) if path.exists() else Alone()
+    origin = storage.read_json(path) if path.exists() else {}
+    if origin.get("folder") != str(folder.resolve()):
+        return Alone()
+    return Mirror(str(origin["url"]), folder)
 
 
 class Alone:
@@ -101,12 +133,12 @@ class Alone:
     def send_rest(self) -> None:
         """Write there what lies in folders and is no shard, such as a report."""
 
+    def merge(self, journal: Path) -> None:
+        """Append to a journal here the lines that it has there alone."""
+
     def fetch(self, path: Path) -> bool:
         """Write a file here as it is there, whole or not at all; whether there is one."""
         return False
-
-    def fetch_all(self) -> None:
-        """Take everything from there, shards that are here already apart."""
 
     def sizes(self, folder: Path, age: float = 0.0) -> dict[str, int]:
         """The files of a folder there, in bytes, as was known at most ``age`` seconds ago."""
@@ -150,32 +182,40 @@ class Mirror(Alone):
     def __init__(self, url: str, folder: Path) -> None:
         self.url, self.folder = url, folder
         try:
-            self._files, self._root = url_to_fs(url, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
+            self._files, self._root = url_to_fs(url)
+        except Exception as error:  # whatever a client raises that logs in at once
+            remedy = "Install what it names" if isinstance(error, ImportError) else "Check the URL"
             raise RunError(
-                f"{url!r} cannot be reached from here: {str(error).rstrip('.')}. Install what "
-                "fsspec names for that protocol (s3fs for s3://), or mount the storage."
+                f"{url!r} cannot be reached from here: {str(error).rstrip('.')}. {remedy} and the "
+                "login of its client, or mount the storage."
             ) from error
-        self._listings: dict[str, tuple[float, dict[str, int]]] = {}
+        self._listings: dict[str, _Listing] = {}
         self._watched: dict[str, _Watched] = {}
 
     # Files
 
     def has(self, path: Path, age: float = 0.0) -> bool:
-        return path.name in self.sizes(path.parent, age)
+        if age:
+            return path.name in self.sizes(path.parent, age)
+        with self._reaching(path):
+            try:
+                self._fresh().info(self._name(path))
+            except FileNotFoundError:
+                return False
+        return True
 
     def create(self, path: Path, data: bytes) -> bool:
         def exclusively(name: str) -> None:
             try:
                 self._files.pipe_file(name, data, mode="create")
             except (TypeError, NotImplementedError):  # storage that cannot; nearly as good
-                if self._files.exists(name):
+                if self.has(path):
                     raise FileExistsError(name) from None
                 self._files.pipe_file(name, data)
 
         with self._reaching(path):
             try:
-                self._put(path, exclusively)
+                self._put(path, len(data), exclusively)
             except FileExistsError:
                 return False
         return True
@@ -193,19 +233,30 @@ class Mirror(Alone):
     def write(self, path: Path, data: bytes) -> None:
         """Write a file there."""
         with self._reaching(path):
-            self._put(path, lambda name: self._files.pipe_file(name, data))
+            self._put(path, len(data), lambda name: self._files.pipe_file(name, data))
 
     def send(self, *paths: Path) -> None:
         for path in paths:
-            with self._reaching(path):
-                self._put(path, lambda name, path=path: self._files.put_file(str(path), name))
+            self._send(path)
 
     def send_rest(self) -> None:
         for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
             parts = path.relative_to(self.folder).parts
             if len(parts) > 1 and not _is_shard(parts) and not _stays_here(parts):
-                self._merge(path)
+                if path.suffix == ".jsonl":
+                    self.merge(path)
                 self.send(path)
+
+    def merge(self, journal: Path) -> None:
+        here = journal.read_bytes() if journal.exists() else b""
+        known = set(here.split(b"\n"))
+        there = (self.read(journal) or b"").split(b"\n")[:-1]  # behind the last one it is torn
+        new = b"".join(line + b"\n" for line in there if line not in known)
+        if new:
+            journal.parent.mkdir(parents=True, exist_ok=True)
+            torn = bool(here) and not here.endswith(b"\n")
+            with journal.open("ab") as file:  # others may be appending
+                file.write(b"\n" * torn + new)
 
     def fetch(self, path: Path) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -217,55 +268,42 @@ class Mirror(Alone):
                 return False
         return True
 
-    def fetch_all(self) -> None:
-        with self._reaching(self.folder):
-            found = self._files.find(self._root)
-        folders = set()
-        for name in found:
-            parts = Path(posixpath.relpath(name, self._root)).parts
-            path = self.folder.joinpath(*parts)
-            if _is_shard(parts):
-                folders.add(path.parent)
-            elif not _stays_here(parts) and not self._merge(path):
-                self.fetch(path)
-        for folder in sorted(folders):
-            for path, sidecar in self.sidecars(folder).items():
-                if not path.exists():
-                    self.fetch(path.with_suffix(".parquet"))
-                    storage.write(path, sidecar)
-
     def sizes(self, folder: Path, age: float = 0.0) -> dict[str, int]:
         name = self._name(folder)
         known = self._listings.get(name)
-        if known is None or time.monotonic() - known[0] > age:
+        if known is None or time.monotonic() - known.at > max(age, 2 * known.took):
             asked = time.monotonic()
             with self._reaching(folder):
                 try:
-                    found = self._files.ls(name, detail=True)
+                    found = self._fresh().ls(name, detail=True)
                 except FileNotFoundError:
                     found = []
-            sizes = {posixpath.basename(one["name"].rstrip("/")): one["size"] or 0 for one in found}
-            known = asked, sizes
-            self._listings[name] = known
-        return known[1]
+            named = {one["name"].rstrip("/"): one["size"] or 0 for one in found}
+            sizes = {posixpath.basename(one): named[one] for one in named if one != name}
+            now = time.monotonic()
+            known = self._listings[name] = _Listing(now, now - asked, sizes)
+        return known.sizes
 
     def sidecars(self, folder: Path) -> dict[Path, bytes]:
-        there = sorted(name for name in self.sizes(folder) if re.fullmatch(r"\d+\.json", name))
+        there = [name for name in sorted(self.sizes(folder)) if re.fullmatch(r"\d+\.json", name)]
         paths = {self._name(folder / name): folder / name for name in there}
         with self._reaching(folder):
-            found = self._files.cat(list(paths)) if paths else {}
-        return {paths[name]: bytes(data) for name, data in found.items()}
+            found = self._files.cat(list(paths), on_error="return") if paths else {}
+            for data in found.values():
+                if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
+                    raise data
+        return {paths[name]: data for name, data in found.items() if isinstance(data, bytes)}
 
     def remove(self, *paths: Path) -> None:
         for path in paths:
             with self._reaching(path), suppress(FileNotFoundError):
                 self._files.rm_file(self._name(path))
-            self._listings.pop(self._name(path.parent), None)
+            self._note(path, None)
 
     # Claims
 
     def clear(self, folder: Path) -> None:
-        for name in self.sizes(folder):
+        for name in list(self.sizes(folder)):
             path = folder / name
             if path.suffix == ".claim" and claims.is_of_the_dead(self.read(path) or b""):
                 self.remove(path)
@@ -293,33 +331,41 @@ class Mirror(Alone):
 
     # Inside
 
-    def _merge(self, path: Path) -> bool:
-        """Add to a journal here the lines that it has there; whether it is one that is here."""
-        if path.suffix != ".jsonl" or not path.exists():
-            return False
-        here = path.read_bytes().splitlines(keepends=True)
-        there = (self.read(path) or b"").splitlines(keepends=True)
-        known = set(here)
-        new = [line for line in there if line not in known]
-        if new:
-            storage.write(path, b"".join([*here, *new]))
-        return True
-
     def _name(self, path: Path) -> str:
         parts = path.relative_to(self.folder).parts
         return posixpath.join(self._root, *parts)
 
-    def _put(self, path: Path, write: Any) -> None:
+    def _fresh(self) -> Any:
+        """The client, without what it remembers of earlier listings."""
+        self._files.invalidate_cache()
+        return self._files
+
+    def _note(self, path: Path, size: int | None) -> None:
+        """Remember what was written or, without a size, removed."""
+        known = self._listings.get(self._name(path.parent))
+        if known is not None:
+            known.sizes.pop(path.name, None)
+            if size is not None:
+                known.sizes[path.name] = size
+
+    def _send(self, path: Path) -> None:
+        with self._reaching(path):
+            size = path.stat().st_size
+            self._put(path, size, lambda name: self._files.put_file(str(path), name))
+
+    def _put(self, path: Path, size: int, write: Callable[[str], object]) -> None:
         name = self._name(path)
-        self._listings.pop(self._name(path.parent), None)
         try:
             write(name)
-        except FileNotFoundError:  # storage with folders
+        except FileNotFoundError:  # storage with folders, or no bucket
             top = self._root.split("/")[0] or "/"
-            if not self._files.exists(top):
-                raise
+            if not self._fresh().exists(top):
+                raise RunError(
+                    f"There is no {top!r} for {self.url}; make it, or check the name."
+                ) from None
             self._files.makedirs(posixpath.dirname(name), exist_ok=True)
             write(name)
+        self._note(path, size)
 
     @contextmanager
     def _reaching(self, path: Path) -> Iterator[None]:
@@ -333,6 +379,14 @@ class Mirror(Alone):
                 f"{self.url} failed at {path.name!r} ({type(error).__name__}: {error}). What is "
                 "done stays in this machine's copy; the same command goes on from it."
             ) from error
+
+
+class _Listing(NamedTuple):
+    """The files of a folder there: since when it is known, what it took to ask, their sizes."""
+
+    at: float
+    took: float
+    sizes: dict[str, int]
 
 
 class _Watched(NamedTuple):
@@ -364,7 +418,7 @@ class _Lease:
             self._mirror.remove(self._path)
 
     def _is_ours(self) -> bool:
-        return self._mirror.read(self._path) == self.said()
+        return self._owner["claim"].encode() in (self._mirror.read(self._path) or b"")
 
 
 def _stays_here(parts: tuple[str, ...]) -> bool:

@@ -16,8 +16,9 @@ from selectit_hf.checkpoints import DEFAULT_MODEL
 from selectit_hf.errors import InputError, SettingError
 from selectit_hf.finishing import Reflection
 from selectit_hf.hub import PushSettings
-from selectit_hf.mirror import copy_of, is_url, mirror_of
+from selectit_hf.mirror import copy_of, is_url
 from selectit_hf.prompts import RELEASED_TEMPLATE
+from selectit_hf.runs import bring
 from selectit_hf.scorers import SentenceScore
 from selectit_hf.selection import Cut
 
@@ -38,6 +39,7 @@ __all__ = [
     "cut",
     "folder",
     "formula",
+    "here",
     "judge",
     "push",
     "reflection",
@@ -64,8 +66,19 @@ def folder(text: str | Path) -> Path:
 def run_folder(text: str | Path) -> Path:
     """The run folder that a person names; one at a URL is brought here."""
     found = folder(text)
-    mirror_of(found).fetch_all()
+    bring(found)
     return found
+
+
+def here(text: str | Path) -> Path:
+    """A path of this machine.
+
+    Raises:
+        SettingError: it is a URL.
+    """
+    if is_url(str(text)):
+        raise SettingError(f"{text} is a URL, and this is written to this machine; name a path.")
+    return Path(text)
 
 
 Out = Annotated[

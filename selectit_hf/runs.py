@@ -14,6 +14,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from selectit_hf import claims, engine, finishing, storage
+from selectit_hf import claims, engine, finishing, meeting, storage
 from selectit_hf.errors import InputError, RunError
 from selectit_hf.fingerprint import survey
 from selectit_hf.finishing import Reflection
@@ -37,12 +38,11 @@ from selectit_hf.shards import Shards
 from selectit_hf.sources import Source
 from selectit_hf.workers import Job, Worker, work
 
-__all__ = ["RESULTS", "Progress", "Run", "check_folder"]
+__all__ = ["Progress", "Run", "bring", "check_folder"]
 
-RESULTS = ("scores.parquet", "selected.parquet", "summary.json", "selection.json")
-"""In the order they are written; the last one says of which ratings the others are, and vouches."""
 BEFORE_A_PLAN = ("rows", "rows.claim", ORIGIN)
 """What a run over a stream begins with, and a copy of one elsewhere."""
+CLAIM = "results.claim"
 RATING_FACTS = {
     "rater": {"model": str, "revision": str, "parameters": int, "rating_key": str},
     "oom_splits": int,
@@ -87,7 +87,10 @@ class Run:
         path, mirror = folder / "plan.json", mirror_of(folder)
         check_folder(folder)
         _check_columns(dataset, scorers)
-        _meet(path, mirror)
+        there = meeting.take_plan(path, mirror)
+        name = mirror.url or folder.name
+        if mirror.url and not there:
+            name = f"{folder} (a copy of {name}, where there is none now; remove it to begin anew)"
         old = read_plan(path) if path.exists() else None
         surveyed = survey(dataset, scorers[0].reader)
 
@@ -98,9 +101,11 @@ class Run:
         if old is None:
             folder.mkdir(parents=True, exist_ok=True)
             write_plan(path, plan({}))
-            _meet(path, mirror)
             old = read_plan(path)
-        compare(old, plan(old), folder.name)
+        compare(old, plan(old), name)
+        meeting.offer_plan(path, mirror)
+        old = read_plan(path)
+        compare(old, plan(old), mirror.url or folder.name)
         storage.sweep(folder)
         return cls(folder, old)
 
@@ -149,8 +154,8 @@ class Run:
         """The raw ratings of one model, as they lie in the folder."""
         (key,) = (m["rating_key"] for m in self.plan["models"] if m["name"] == slug)
         folder = self.folder / "ratings" / slug
-        size = self.plan["shard_size"]
-        return Shards(folder, self.rows, size, key, RATING_FACTS, self.mirror)
+        size, of = self.plan["shard_size"], self.plan["input"]["fingerprint"]
+        return Shards(folder, self.rows, size, key, RATING_FACTS, self.mirror, of)
 
     # Rating
 
@@ -255,10 +260,21 @@ class Run:
             RunError: not every row is rated.
             InputError, SettingError: ``how`` or ``cut`` does not fit the scores.
         """
-        shards = {slug: self.shards(slug) for slug in self.slugs}
         out = out or self.folder
+        mirror = self.mirror if out == self.folder else mirror_of(out)
+        with ExitStack() as held:
+            if isinstance(mirror, Mirror):
+                out.mkdir(parents=True, exist_ok=True)
+                held.enter_context(claims.wait(out / CLAIM))
+                held.enter_context(mirror.wait(out / CLAIM))
+            return self._finish(dataset, how, cut, out, mirror)
+
+    def _finish(
+        self, dataset: Dataset, how: Reflection, cut: Cut, out: Path, mirror: Alone
+    ) -> tuple[Selection, dict[str, Any]]:
+        shards = {slug: self.shards(slug) for slug in self.slugs}
         done = finishing.finish(self.plan, shards, dataset, how, cut, out)
-        mirror_of(out).send(*(out / name for name in RESULTS))
+        meeting.send_results(out, mirror)
         return done
 
     def settle(
@@ -281,65 +297,81 @@ class Run:
         self.check(how, dataset.column_names)
         shards = {slug: self.shards(slug) for slug in self.slugs}
         together = self.is_mirrored or (worker is not None and worker.world > 1)
-        whole = together and not any(one.missing() for one in shards.values())
-        claim = self.folder / "results.claim"
-        with claims.wait(claim), self.mirror.wait(claim):
-            if whole and self._is_settled(shards, dataset, how, cut):
+        if not self.is_mirrored:
+            together = together and not any(one.missing() for one in shards.values())
+        with claims.wait(self.folder / CLAIM), self.mirror.wait(self.folder / CLAIM):
+            if together and self._is_settled(shards, dataset, how, cut):
                 return storage.read_json(self.folder / "summary.json")
-            if self.is_mirrored:
-                _meet(self.folder / "plan.json", self.mirror)
-                for one in shards.values():
-                    one.fetch()
-            if any(one.missing() for one in shards.values()):
-                here = worker.local_rank if worker is not None else 0
-                self.rate(dataset, scorers, worker=Worker(local_rank=here))
-            elif self.is_mirrored and self._is_settled(shards, dataset, how, cut):
-                return storage.read_json(self.folder / "summary.json")
-            return self.finish(dataset, how, cut)[1]
+            self._complete(shards, dataset, scorers, worker)
+            return self._finish(dataset, how, cut, self.folder, self.mirror)[1]
+
+    def _complete(
+        self,
+        shards: Mapping[str, Shards],
+        dataset: Dataset,
+        scorers: Sequence[SentenceScore],
+        worker: Worker | None,
+    ) -> None:
+        """Have every shard here, whole; those that are nowhere are rated."""
+        here = worker.local_rank if worker is not None else 0
+        meeting.take_plan(self.folder / "plan.json", self.mirror)
+        for one in shards.values():
+            one.fetch(repair=True)
+        while any(one.missing() for one in shards.values()):
+            self.rate(dataset, scorers, worker=Worker(local_rank=here))
+            for one in shards.values():
+                one.fetch(repair=True)
 
     def _is_settled(
         self, shards: Mapping[str, Shards], dataset: Dataset, how: Reflection, cut: Cut
     ) -> bool:
         """Whether the results are there, in these settings, of these ratings, as written."""
-        facts = [self.folder / name for name in RESULTS if name.endswith(".json")]
-        there = [self.mirror.fetch(path) if self.is_mirrored else path.exists() for path in facts]
-        if not all(there):
-            return False
-        chosen = storage.read_json(facts[-1])
-        reflected = {name: value for name, value in asdict(how).items() if name != "by"}
         by = self.check(how, dataset.column_names)
+        if by in dataset.column_names and by not in self.plan["input"]["columns"]:
+            return False  # it was measured, and nothing says how
+        chosen = self._results()
+        reflected = {name: value for name, value in asdict(how).items() if name != "by"}
         wanted = {"by": by, "cut": asdict(cut), "reflection": reflected}
         if {name: chosen.get(name) for name in wanted} != json.loads(json.dumps(wanted)):
             return False
-        files = ["summary.json"] if self.is_mirrored else RESULTS[:-1]
-        found = finishing.hashes(shards, [self.folder / name for name in files])
+        tables = {slug: self._tables(one) for slug, one in shards.items()}
+        names = ("summary.json",) if self.is_mirrored else meeting.RESULTS[:-1]
+        found = finishing.hashes(tables, [self.folder / name for name in names])
         said = chosen.get("sha256")
         return isinstance(said, dict) and {name: said.get(name) for name in found} == found
 
+    def _results(self) -> dict[str, Any]:
+        """What says how the results were chosen, if they are there; else nothing."""
+        if self.is_mirrored:
+            return meeting.read_results(self.folder, self.mirror) or {}
+        try:
+            return storage.read_json(self.folder / meeting.RESULTS[-1])
+        except RunError:
+            return {}
 
-def _meet(path: Path, mirror: Alone) -> None:
-    """Have the same plan here and at the mirror: the one that was written there first.
+    def _tables(self, shards: Shards) -> list[str] | None:
+        """The hashes of a model's shards: of the mirror, or of what is here."""
+        return shards.hashes_there() if self.is_mirrored else shards.hashes()
+
+
+def bring(folder: Path) -> None:
+    """Bring a run that lies in object storage to this machine's copy of it; else do nothing.
 
     Raises:
-        RunError: the mirror has the plan of another run, or holds something that is no run.
+        RunError: there is none, or the copy is of another.
     """
-    here = path.read_bytes() if path.exists() else None
-    if here is not None:
-        mirror.create(path, here)
-    there = mirror.read(path)
-    if there is None and not mirror.is_empty():
-        raise RunError(
-            f"{mirror.url} holds something and has no plan.json, so it is no run; name another "
-            "with --out."
-        )
-    if there is None or there == here:
+    mirror = mirror_of(folder)
+    if not isinstance(mirror, Mirror):
         return
-    if here is not None and (path.parent / "ratings").exists():
+    if not meeting.take_plan(folder / "plan.json", mirror):
         raise RunError(
-            f"{mirror.url} has another plan than it had when this machine's copy of it was made; "
-            f"remove the copy, {str(path.parent)!r}, to work at the run that is there now."
+            f"{mirror.url} is no run: it has no plan.json. 'selectit run' makes one. (This "
+            f"machine's copy is {str(folder)!r}.)"
         )
-    storage.write(path, there)
+    run = Run.open(folder)
+    for slug in run.slugs:
+        run.shards(slug).fetch()
+    meeting.bring_results(folder, mirror)
 
 
 def check_folder(folder: Path) -> None:

@@ -50,6 +50,7 @@ class Shards:
         key: a hash of all settings that can change a value; another key's shards are bad.
         shape: what a sidecar must say beside the shard's own facts; see `selectit_hf.shapes`.
         mirror: what the run folder is a copy of; shards are committed there too.
+        of: the fingerprint of the rows, which a sidecar says; that of other rows is bad.
     """
 
     def __init__(
@@ -60,8 +61,9 @@ class Shards:
         key: str,
         shape: Shape | None = None,
         mirror: Alone | None = None,
+        of: str | None = None,
     ) -> None:
-        self.folder, self.rows, self.size, self.key = folder, rows, size, key
+        self.folder, self.rows, self.size, self.key, self.of = folder, rows, size, key, of
         self.mirror = mirror or Alone()
         self._shape = shape or {}
         self._checked: dict[int, tuple[Any, dict[str, Any]]] = {}
@@ -169,7 +171,8 @@ class Shards:
         assert table.num_rows == len(rows), f"{table.num_rows} rows for shard {number} of {rows}"
         if self.facts(number) is None:  # else by another worker, meanwhile
             self._write(number, table, facts)
-        self._send(number)
+        if not self.is_elsewhere(number):
+            self._send(number)
         storage.reached("shard committed")
 
     def _write(self, number: int, table: pa.Table, facts: dict[str, Any]) -> None:
@@ -181,6 +184,7 @@ class Shards:
         data = buffer.getvalue()
         storage.write(self._path(number, "parquet"), data)
         own = {"rows": [rows.start, rows.stop], "key": self.key, "sha256": storage.sha256(data)}
+        own |= {} if self.of is None else {"of": self.of}
         said = json.loads(json.dumps({**own, **facts}))
         storage.write_json(self._path(number, "json"), {**said, "facts_sha256": _hash(said)})
 
@@ -195,20 +199,38 @@ class Shards:
         self.mirror.send(self._path(number, "json"))
         storage.reached("sidecar mirrored")
 
-    def fetch(self) -> None:
-        """Have every shard as the mirror has it; what is bad there is sent anew, or made again."""
+    def discard(self, number: int) -> None:
+        """Take back a commit, here and in the mirror, so that another can take its place."""
+        self._path(number, "json").unlink(missing_ok=True)
+        self.mirror.remove(self._path(number, "json"))
+
+    def hashes_there(self) -> list[str] | None:
+        """As `hashes`, of the mirror, by its sidecars alone; ``None`` where one is missing."""
+        there = self.mirror.sidecars(self.folder)
+        facts = [_parsed(there.get(self._path(number, "json"))) for number in range(len(self))]
+        return None if None in facts else [str((one or {}).get("sha256")) for one in facts]
+
+    def fetch(self, repair: bool = False) -> None:
+        """Have every shard as the mirror has it.
+
+        With ``repair``, what is bad there is sent anew or removed, to be made again.
+        """
+        if not self.mirror.url:
+            return
         there, sizes = self.mirror.sidecars(self.folder), self.mirror.sizes(self.folder)
         for number in range(len(self)):
             path, table = self._path(number, "json"), self._path(number, "parquet")
+            here = self.facts(number) is not None
             if (
-                self.facts(number) is not None
+                here
                 and there.get(path) == path.read_bytes()
                 and sizes.get(table.name) == table.stat().st_size
             ):
                 continue
-            if path in there and not self._take(number, there[path]):
+            bad = path in there and not self._take(number, there[path])
+            if repair and bad:
                 self.mirror.remove(path)
-            if self.facts(number) is not None:
+            if repair and self.facts(number) is not None:
                 self.send(number)
 
     def _take(self, number: int, sidecar: bytes) -> bool:
@@ -279,17 +301,15 @@ class Shards:
 
     def _whole(self, number: int, sidecar: bytes, data: bytes) -> dict[str, Any] | None:
         """What a sidecar says, if it and the table are as they were committed."""
-        try:
-            facts = json.loads(sidecar)
-        except (ValueError, RecursionError):
-            return None
+        facts = _parsed(sidecar)
         rows = self.rows_of(number)
         whole = (
-            isinstance(facts, dict)
+            facts is not None
             and _is_as_written(facts)
             and misfit(facts, self._shape) is None
             and facts.get("rows") == [rows.start, rows.stop]
             and _key(facts) == self.key
+            and facts.get("of", self.of) == self.of
             and facts.get("sha256") == storage.sha256(data)
         )
         return facts if whole else None
@@ -304,6 +324,14 @@ class Shards:
     def _rename_bad(self, path: Path) -> None:
         with suppress(FileNotFoundError):  # another worker was quicker
             path.replace(path.with_name(f".bad-{time.time_ns()}-{path.name}"))
+
+
+def _parsed(sidecar: bytes | None) -> dict[str, Any] | None:
+    try:
+        facts = json.loads(sidecar or b"")
+    except (ValueError, RecursionError):
+        return None
+    return facts if isinstance(facts, dict) else None
 
 
 def _hash(facts: dict[str, Any]) -> str:

@@ -5,8 +5,9 @@ from typing import Any
 
 from selectit_hf import claims
 from selectit_hf.errors import RunError
+from selectit_hf.meeting import RESULTS
 from selectit_hf.mirror import FRESH, Alone
-from selectit_hf.runs import RESULTS, Run
+from selectit_hf.runs import Run
 from selectit_hf.shards import Shards
 from selectit_hf.workers import deaths
 

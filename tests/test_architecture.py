@@ -46,6 +46,7 @@ FLOORS = {
         "inputs",
         "mapping",
         "measures",
+        "meeting",
         "page",
         "page_data",
         "page_plots",

@@ -224,10 +224,6 @@ ERRORS: dict[str, tuple[list[Any], str]] = {
         "this run has one",
     ),
     "by": (["run", "DATA", "--model", MODEL, "--by", "nosuch", "--out", "r"], "'nosuch'"),
-    "by of score": (
-        ["score", "DATA", "--model", MODEL, "--by", "token", "--out", "a.jsonl"],
-        "writes every score",
-    ),
     "turns of score": (["score", "talk.jsonl", "--model", MODEL, "--out", "r"], "--turns first"),
     "out is a file": (["run", "DATA", "--model", MODEL, "--out", "two.txt"], "is a file"),
     "out in a file": (["run", "DATA", "--model", MODEL, "--out", "two.txt/r"], "Check the path"),
@@ -528,7 +524,18 @@ def test_a_run_in_object_storage_by_its_url_from_any_machine(
     assert "give a file" in done.err
     done = selectit("status", f"file://{tmp_path}/nothing")
     assert done.code == 1
-    assert "no run folder" in done.err
+    assert "is no run: it has no plan.json" in done.err
+
+
+@pytest.mark.parametrize("command", [["score", "x.json"], ["report", "run"]])
+def test_what_is_written_to_this_machine_takes_no_url(
+    selectit: Callable[..., Outcome], command: list[str]
+) -> None:
+    Path("run").mkdir()
+    done = selectit(*command, "--out", "s3://bucket/out")
+    assert done.code == 2
+    assert "s3://bucket/out is a URL" in done.err
+    assert not Path("s3:").exists()
 
 
 def test_ctrl_c_leaves_whole_shards_and_the_same_command_goes_on(

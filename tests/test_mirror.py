@@ -2,21 +2,31 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import chaos
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
 from selectit_hf import claims, finishing, mirror, storage, workers
 from selectit_hf.errors import RunError
+from selectit_hf.fingerprint import fingerprint
+from selectit_hf.finishing import Reflection
+from selectit_hf.measures import Measures
+from selectit_hf.meeting import RESULTS
 from selectit_hf.mirror import Mirror, copy_of, is_url, mirror_of
-from selectit_hf.runs import Run
+from selectit_hf.runs import Run, bring
+from selectit_hf.selection import Cut
+from selectit_hf.selectors import Measured
 from selectit_hf.status import status
 from selectit_hf.workers import Worker
 
@@ -118,7 +128,7 @@ def test_another_machine_rates_nothing_twice_and_has_the_same_results(
     copy = at("b")
     chaos.drive(copy, rows, Worker())
     assert rated == []
-    mirror_of(copy).fetch_all()
+    bring(copy)
     assert status(copy)["finished"]
     assert {name: data for name, data in chaos.contents(copy).items() if name != mirror.ORIGIN} == (
         alone
@@ -183,8 +193,7 @@ def test_machines_at_work_at_once_share_it(
     copies = [tmp_path / str(rank) for rank in range(world)]
     machines = []
     for rank, copy in enumerate(copies):
-        copy.mkdir()
-        storage.create_json(copy / mirror.ORIGIN, {"url": url})
+        mirror.begin_copy(copy, url)
         given = (copy, log, rows, rank, Worker(rank, world), chaos.Kill(), "")
         machines.append(chaos.FORK.Process(target=chaos.serve, args=given))
     for machine in machines:
@@ -252,8 +261,180 @@ def test_a_copy_that_is_bad_is_taken_again(
     path.write_bytes(flipped(path.read_bytes()))
     rated = rated_by("a", monkeypatch)
     chaos.drive(copy, rows, Worker())
+    bring(copy)
     assert rated == []
     assert path.read_bytes() == alone["ratings/small/00002.parquet"]
+
+
+# Copies of what is there no more
+
+
+def empty(url: str) -> None:
+    files, root = fsspec.core.url_to_fs(url)
+    files.rm(root, recursive=True)
+
+
+def others() -> Dataset:
+    return chaos.make_rows().map(lambda row: {"output": row["output"] + "!" * bool(row["output"])})
+
+
+def test_an_old_copy_gives_nothing_to_the_new_run_at_its_url(
+    at: Callable[[str], Path], url: str, rows: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = at("a")
+    chaos.drive(old, rows, Worker())
+    empty(url)
+    chaos.start(at("b"), others())
+    at("a")
+    for again in (lambda: bring(old), lambda: chaos.drive(old, others(), Worker())):
+        with pytest.raises(RunError, match=r"another plan.*remove the copy"):
+            again()
+    assert set(there(url)) == {"plan.json"}
+
+
+def test_a_machine_that_was_forgotten_cannot_rate_for_the_new_run(
+    at: Callable[[str], Path], url: str, rows: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, changed = chaos.start(at("a"), rows), others()
+    empty(url)
+    chaos.start(at("b"), changed)
+    at("a")
+    begun[0].rate(rows, begun[1])
+    rated = rated_by("b", monkeypatch)
+    chaos.drive(at("b"), changed, Worker())
+    assert len(rated) == SHARDS * len(chaos.MODELS)
+
+
+def test_an_old_copy_does_not_bring_its_plan_back_where_another_run_is_wanted(
+    at: Callable[[str], Path], url: str, rows: Dataset
+) -> None:
+    copy = at("a")
+    chaos.drive(copy, rows, Worker())
+    empty(url)
+    with pytest.raises(RunError, match=r"(?s)remove it to begin anew.*input\.fingerprint"):
+        chaos.start(copy, others())
+    with pytest.raises(RunError, match=r"no run: it has no plan.json"):
+        bring(copy)
+    assert there(url) == {}
+    chaos.start(at("b"), others())
+
+
+def test_a_copy_deleted_midway_sends_its_results_all_the_same(
+    at: Callable[[str], Path],
+    url: str,
+    rows: Dataset,
+    alone: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy = at("a")
+
+    def lose(model: str, number: int) -> None:
+        if (model, number) == ("large", 2):
+            shutil.rmtree(copy)
+
+    monkeypatch.setattr(chaos.Stub, "begun", lose)
+    chaos.drive(copy, rows, Worker())
+    assert same(url) == alone
+
+
+def test_a_copy_that_was_copied_is_a_folder_of_its_own(
+    at: Callable[[str], Path], url: str, rows: Dataset, tmp_path: Path
+) -> None:
+    copy = at("a")
+    chaos.drive(copy, rows, Worker())
+    before = there(url)
+    shutil.copytree(copy, tmp_path / "mine")
+    run = Run.open(tmp_path / "mine")
+    run.finish(rows, Reflection(), Cut(n=2))
+    assert there(url) == before
+
+
+# Results
+
+
+def settle(copy: Path, rows: Dataset, n: int) -> dict[str, Any]:
+    run, scorers = chaos.start(copy, rows)
+    return run.settle(rows, scorers, Reflection(), Cut(n=n))
+
+
+@pytest.mark.parametrize("stop", range(len(RESULTS)))
+def test_results_of_two_settings_are_never_mixed(
+    stop: int,
+    at: Callable[[str], Path],
+    url: str,
+    rows: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy = at("a")
+    chaos.drive(copy, rows, Worker())
+    settle(copy, rows, 5)
+    expected = same(url)
+    original, count = Mirror._send, 0
+
+    def dies(self: Mirror, path: Path) -> None:
+        nonlocal count
+        count += path.name in RESULTS
+        if count > stop:
+            raise KeyboardInterrupt
+        original(self, path)
+
+    monkeypatch.setattr(Mirror, "_send", dies)
+    with pytest.raises(KeyboardInterrupt):
+        settle(copy, rows, 7)
+    monkeypatch.setattr(Mirror, "_send", original)
+    assert settle(at("b"), rows, 5)["selected"] == 5
+    assert same(url) == expected
+
+
+def test_a_result_that_is_gone_there_is_written_again(
+    at: Callable[[str], Path], url: str, rows: Dataset, alone: dict[str, bytes]
+) -> None:
+    chaos.drive(at("a"), rows, Worker())
+    files, root = fsspec.core.url_to_fs(url)
+    for name in RESULTS:
+        files.rm_file(f"{root}/{name}")
+        chaos.drive(at("b"), rows, Worker())
+        assert same(url) == alone
+    files.pipe_file(f"{root}/selection.json", b'{"by": "mo')
+    chaos.drive(at("c"), rows, Worker())
+    assert same(url) == alone
+
+
+def test_results_that_are_being_written_here_are_left_alone(
+    at: Callable[[str], Path], rows: Dataset
+) -> None:
+    copy = at("a")
+    chaos.drive(copy, rows, Worker())
+    (copy / "selected.parquet").write_bytes(b"new")
+    claim = claims.take(copy / "results.claim")
+    assert claim is not None
+    with claim:
+        bring(copy)
+        assert (copy / "selected.parquet").read_bytes() == b"new"
+    bring(copy)
+    assert (copy / "selected.parquet").read_bytes() != b"new"
+
+
+def test_what_is_measured_is_not_taken_for_what_was_measured_otherwise(
+    at: Callable[[str], Path], rows: Dataset
+) -> None:
+    copy = at("a")
+    chaos.drive(copy, rows, Worker())
+    run, scorers = chaos.start(copy, rows)
+    for seed in (1, 2):
+        drawn = rows.add_column("score__x", [seed * i % 23 / seed for i in range(len(rows))])
+        run.settle(drawn, scorers, Reflection(by="score__x"), Cut(n=3))
+        kept = pq.read_table(copy / "selected.parquet")["score__x"].to_pylist()
+        assert sorted(kept) == sorted(drawn["score__x"])[-3:]
+
+
+def test_many_machines_look_at_sidecars_only(
+    at: Callable[[str], Path], rows: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chaos.drive(at("a"), rows, Worker())
+    copy = at("b")
+    chaos.drive(copy, rows, Worker())
+    assert not list(copy.rglob("*.parquet"))
 
 
 # Plans
@@ -305,14 +486,44 @@ def test_a_copy_of_a_run_that_was_replaced_there_is_refused(
         chaos.drive(copy, rows, Worker())
 
 
+def test_machines_that_start_at_once_do_not_refuse_each_other(
+    at: Callable[[str], Path], url: str, rows: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Mirror.read
+
+    def just_before_another_begins(self: Mirror, path: Path) -> bytes | None:
+        monkeypatch.setattr(Mirror, "read", read)
+        found = read(self, path)
+        chaos.start(at("b"), rows)
+        return found
+
+    copy = at("a")
+    monkeypatch.setattr(Mirror, "read", just_before_another_begins)
+    chaos.start(copy, rows)
+
+
+def test_a_plan_that_is_on_its_way_is_waited_for(
+    at: Callable[[str], Path], url: str, rows: Dataset
+) -> None:
+    chaos.start(at("a"), rows)
+    files, root = fsspec.core.url_to_fs(url)
+    whole = files.cat_file(f"{root}/plan.json")
+    files.pipe_file(f"{root}/plan.json", whole[:40])
+    with pytest.raises(RunError, match=r"cannot be read; restore it"):
+        bring(at("b"))
+    assert not (at("b") / "plan.json").exists()
+
+
 def test_a_place_with_something_else_is_refused(
     at: Callable[[str], Path], url: str, rows: Dataset
 ) -> None:
     files, root = fsspec.core.url_to_fs(url)
     files.makedirs(root, exist_ok=True)
     files.pipe_file(f"{root}/thesis.txt", b"mine")
-    with pytest.raises(RunError, match="is no run"):
-        chaos.start(at("a"), rows)
+    for begin in (lambda: chaos.start(at("a"), rows), lambda: bring(at("a"))):
+        with pytest.raises(RunError, match="is no run"):
+            begin()
+    assert [path.name for path in at("a").iterdir()] == [mirror.ORIGIN]
     assert there(url) == {"thesis.txt": b"mine"}
 
 
@@ -321,16 +532,55 @@ def test_a_place_with_something_else_is_refused(
 
 def test_a_journal_loses_no_line_of_any_machine(at: Callable[[str], Path], url: str) -> None:
     name = "measures/answers.jsonl"
-    for machine, lines in (("a", "1\n2\n"), ("b", "2\n3\n")):
+    for machine, lines in (("a", "1\n2\n"), ("b", "2\n3\ntor")):
         path = at(machine) / name
         path.parent.mkdir()
         path.write_text(lines)
         mirror_of(at(machine)).send_rest()
-    assert there(url) == {name: b"2\n3\n1\n"}
-    mirror_of(at("a")).fetch_all()
-    assert (at("a") / name).read_text() == "1\n2\n3\n"
-    mirror_of(at("c")).fetch_all()
-    assert (at("c") / name).read_bytes() == b"2\n3\n1\n"
+    assert there(url) == {name: b"2\n3\ntor\n1\n"}
+    mirror_of(at("a")).merge(at("a") / name)
+    assert (at("a") / name).read_text() == "1\n2\n3\ntor\n"
+    files, root = fsspec.core.url_to_fs(url)
+    files.pipe_file(f"{root}/{name}", b"4\n5")
+    mirror_of(at("c")).merge(at("c") / name)
+    assert (at("c") / name).read_bytes() == b"4\n"
+
+
+@dataclass
+class Counted:
+    """A measurement of nothing, which one time leaves the first rows unanswered."""
+
+    column: str = "count"
+    unanswered: int = 0
+
+    def key(self) -> str:
+        return "k" * 64
+
+    def measure(self, batch: Any, progress: Any = None) -> Measured:
+        count = len(batch["output"])
+        missing = self.unanswered if "Say 0." in batch["instruction"] else 0
+        measured.append(count)
+        statuses = ["unanswered"] * missing + ["ok"] * (count - missing)
+        return Measured(pa.table({"status": statuses}), count)
+
+
+measured: list[int] = []
+
+
+def test_what_one_machine_measured_no_other_pays_for(at: Callable[[str], Path]) -> None:
+    rows = chaos.make_rows()
+
+    def measure(machine: str, unanswered: int = 0) -> int:
+        measured.clear()
+        run, _ = chaos.start(at(machine), rows)
+        run.plan["input"]["fingerprint"] = fingerprint(rows)
+        Measures(run, rows).measure(Counted(unanswered=unanswered))
+        return len(measured)
+
+    assert measure("a", unanswered=2) == SHARDS
+    assert measure("b", unanswered=1) == 1
+    assert measure("a") == 1
+    assert measure("b") == 0
 
 
 def test_what_is_of_one_machine_stays_there(at: Callable[[str], Path], url: str) -> None:
@@ -340,21 +590,6 @@ def test_what_is_of_one_machine_stays_there(at: Callable[[str], Path], url: str)
         (copy / name).touch()
     mirror_of(copy).send_rest()
     assert list(there(url)) == ["report/page.html"]
-
-
-def test_a_name_there_cannot_lead_out_of_the_copy(
-    at: Callable[[str], Path], url: str, tmp_path: Path
-) -> None:
-    files, root = fsspec.core.url_to_fs(url)
-    files.makedirs(f"{root}/ratings", exist_ok=True)
-    for name in ("../evil.json", "ratings/../../evil.json", "ratings/../../../evil/1.json"):
-        files.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
-        files.pipe_file(f"{root}/{name}", b"{}")
-    copy = at("a")
-    mirror_of(copy).fetch_all()
-    assert [path.name for path in copy.parent.parent.rglob("*") if path.is_file()] == [
-        mirror.ORIGIN
-    ]
 
 
 # Claims
@@ -403,6 +638,26 @@ def test_a_claim_of_another_machine_holds_until_it_says_nothing_new(
     with taken:
         pass
     assert ours.read(path) is None
+
+
+def test_a_claim_outlives_a_beat_that_failed(
+    at: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = at("a") / "ratings" / "x" / "00000.claim"
+    one = mirror_of(at("a"))
+    claim = one.take(path)
+    assert isinstance(claim, claims.Claim)
+    write = Mirror.write
+    monkeypatch.setattr(Mirror, "write", lambda *_: (_ for _ in ()).throw(RunError("503")))
+    with pytest.raises(RunError):
+        claim._touch()
+    monkeypatch.setattr(Mirror, "write", write)
+    before = one.read(path)
+    claim._touch()
+    assert one.read(path) != before
+    with claim:
+        pass
+    assert one.read(path) is None
 
 
 def test_a_claim_of_a_dead_process_of_this_machine_is_free_at_once(
@@ -469,9 +724,40 @@ def test_a_protocol_without_its_package_is_refused_with_the_remedy(
         mirror_of(copy_of(url))
 
 
-def test_the_hub_is_no_place_to_meet() -> None:
-    with pytest.raises(RunError, match="'selectit push' publishes"):
-        copy_of("hf://datasets/user/run")
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("hf://datasets/user/run", "'selectit push' publishes"),
+        ("sftp://user:s3cr3t@host/run", "holds a password"),
+        ("S3://key:s3cr3t@bucket", "holds a password"),
+        ("s3://", "names no folder"),
+        ("s3://bucket/run[1]", "without brackets"),
+    ],
+)
+def test_a_url_where_nobody_can_meet_is_refused(
+    url: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "HF_HOME", str(tmp_path / "home"))
+    with pytest.raises(RunError, match=words) as caught:
+        copy_of(url)
+    assert "s3cr3t" not in str(caught.value)
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_bucket_that_is_not_there_is_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: Dataset
+) -> None:
+    monkeypatch.setattr(mirror, "HF_HOME", str(tmp_path / "home"))
+    copy = copy_of("memory://nowhere/run")
+
+    def missing(*_: object, **__: object) -> None:
+        raise FileNotFoundError("no such bucket")
+
+    files = fsspec.filesystem("memory")
+    monkeypatch.setattr(type(files), "pipe_file", missing)
+    monkeypatch.setattr(type(files), "exists", lambda *_: False)
+    with pytest.raises(RunError, match="There is no '/' for memory://nowhere/run; make it"):
+        chaos.start(copy, rows)
 
 
 def test_what_the_storage_says_is_told(
@@ -494,6 +780,7 @@ def test_what_the_storage_says_is_told(
     [
         ("s3://bucket/run", True),
         ("memory://x", True),
+        ("S3://bucket/run", True),
         ("run", False),
         ("/tmp/run", False),
         ("C:\\run", False),
