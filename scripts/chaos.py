@@ -71,6 +71,8 @@ TOO_LONG = 60.0
 """Seconds after which a worker hangs; waiting for others is the longest it does."""
 PAUSE = 0.0003
 """Seconds that a row takes."""
+THERE = "there"
+"""The folder that stands for object storage."""
 INSTANT, FLIPPED = "any instant", "flipped"
 NOT_REPEATED = ("seconds", "facts_sha256")
 """What a sidecar says that another run of the same shard does not."""
@@ -197,14 +199,15 @@ def serve(
 
 def pipe_file(self: Any, path: str, value: bytes, mode: str = "overwrite") -> None:
     """Write a small file at once, exclusively if it is to be created, as object storage does."""
-    partial = Path(f"{path}-{os.getpid()}")
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(path.partition(THERE)[0]) / f"{os.getpid()}.piece"
     partial.write_bytes(value)
     if mode != "create":
-        partial.replace(path)
+        partial.replace(place)
         return
     try:
-        os.link(partial, path)
+        os.link(partial, place)
     finally:
         partial.unlink()
 
@@ -342,7 +345,7 @@ class Struck:
 
     def __post_init__(self) -> None:
         self.log = self.folder.with_suffix(".log")
-        self.there = self.folder / "there" if self.mirrored else self.folder
+        self.there = self.folder / THERE if self.mirrored else self.folder
         self.copies = [self.folder / str(rank) for rank in range(self.world * self.mirrored)]
         for copy in self.copies:
             mirror.begin_copy(copy, f"file://{self.there}")

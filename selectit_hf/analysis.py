@@ -7,6 +7,7 @@ than flags.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -23,6 +24,7 @@ from selectit_hf.judge import Judge
 from selectit_hf.measures import Measures
 from selectit_hf.page import write_report
 from selectit_hf.runs import Run
+from selectit_hf.scorers import RatingScorer
 from selectit_hf.selection import Cut
 from selectit_hf.selectors import to_columns
 
@@ -110,11 +112,17 @@ def within(how: Reflection, per: str | None) -> Reflection:
 
 
 def rank_by(
-    run: Run, rows: Dataset, how: Reflection, cut: Cut, reader: str | None = None, seed: int = 0
+    run: Run,
+    rows: Dataset,
+    how: Reflection,
+    cut: Cut,
+    reader: str | RatingScorer | None = None,
+    seed: int = 0,
 ) -> tuple[Dataset, Reflection]:
     """Rows and reflection for ``how.by``: a selector's scores become a column of the rows.
 
-    A level or a column is left as it is.
+    A level or a column is left as it is. ``reader`` is a model's name, or a scorer whose model
+    reads too, at the same place.
     """
     if how.by is None or not is_selector(rows, how.by):
         return rows, how
@@ -149,14 +157,14 @@ def _candidates(
     rows: Dataset,
     cut: Cut,
     how: Reflection,
-    reader: str | None,
+    reader: str | RatingScorer | None,
     seed: int,
     judge: JudgeSettings | None,
     embeddings: str | None,
 ) -> Candidates:
     return Candidates(
         Measures(run, rows),
-        model=reader,
+        **_reading(reader),
         cut=cut,
         alpha=how.alpha,
         variant=how.variant,
@@ -165,6 +173,15 @@ def _candidates(
         judge=_judge(run, judge) if judge is not None and judge.model else None,
         embeddings=None if embeddings is None else _vectors(rows, embeddings),
     )
+
+
+def _reading(reader: str | RatingScorer | None) -> dict[str, Any]:
+    """Who reads, and where, as settings of `Candidates`."""
+    if not isinstance(reader, RatingScorer):
+        return {"model": reader}
+    pinned = None if reader.checkpoint.is_local else reader.checkpoint.revision
+    place = {"device": reader.device, "device_map": reader.device_map}
+    return {"model": reader.model, "revision": pinned, **place}
 
 
 def _judge(run: Run, settings: JudgeSettings) -> Judge:

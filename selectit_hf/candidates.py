@@ -69,6 +69,7 @@ class Candidates:
         model: who reads responses and counts tokens: a Hub name or a folder; ``None`` for the
             run's first model, which must be one of the Hub (a folder's path is not in a plan).
         revision: of ``model``.
+        device, device_map: where ``model`` reads; see `selectit_hf.scorers.RatingScorer`.
         cut: how much is kept, where one selector builds on what another keeps.
         alpha, variant, weights: see `selectit_hf.scorers.ModelScore`.
         seed: of ``random``.
@@ -84,6 +85,8 @@ class Candidates:
     measures: Measures
     model: str | None = None
     revision: str | None = None
+    device: str | None = None
+    device_map: str | None = None
     cut: Cut = Cut()  # noqa: RUF009  (frozen)
     alpha: float = 0.2
     variant: Variant = "paper"
@@ -199,7 +202,8 @@ class Candidates:
         budget = int(self.measures.run.plan["token_budget"])
         dtype = self.measures.run.plan["models"][0]["dtype"]
         length = rating["max_length"]
-        return kind(**who, **reading, max_length=length, dtype=dtype, token_budget=budget)
+        place = {"device": self.device, "device_map": self.device_map, "token_budget": budget}
+        return kind(**who, **reading, **place, max_length=length, dtype=dtype)
 
     def _reader_model(self) -> tuple[str, str | None]:
         if self.model is not None:

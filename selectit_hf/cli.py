@@ -355,8 +355,8 @@ def _run(
             else:
                 started.rate(rows, scorers, progress, worker)
         stop.heed()
-        asks = scorers[0].model
-        rows, how = analysis.rank_by(started, rows, how, cut, asks) if later else (rows, how)
+        if later:
+            rows, how = analysis.rank_by(started, rows, how, cut, scorers[0])
         summary = started.settle(rows, scorers, how, cut, worker)
     except KeyboardInterrupt:
         where = started.mirror.url or out

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from selectit_hf.batching import buckets
 from selectit_hf.errors import ModelError
-from selectit_hf.loading import default_budget, input_device, tame_fork
+from selectit_hf.loading import default_budget, input_device, is_out_of_memory, tame_fork
 from selectit_hf.shortcuts import (
     SharedPrefix,
     Unshareable,
@@ -43,12 +43,6 @@ SPAN_LOGITS = 2**28
 PROBE = (3, 5, 4, 7)
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.2}
 NO_LIMIT = 2**62
-OUT_OF_MEMORY = (
-    "out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "can't allocate memory",
-    "DefaultCPUAllocator",
-)
 
 
 Batch = Mapping[int, Sequence[int]]
@@ -60,7 +54,7 @@ class Read(NamedTuple):
 
     ``oom`` marks the sequences that did not fit in memory even alone and without padding;
     ``splits`` counts how often memory ran out and the work was done in another way: a batch halved,
-    a sequence without its padding, or without its shared prefix.
+    a sequence without its padding, or without its shared prefix, or all without shortcuts.
     """
 
     values: NDArray[np.float32]
@@ -119,6 +113,7 @@ class Engine:
         chosen = torch.tensor(list(token_ids), device=self.device)
         mlp = self._shortcuts.mlp
         tally = _Tally(len(ids), progress)
+        tally.splits += self._shortcuts.unchecked
         for beginning, members in self._by_prefix(ids, prefixes):
             prefix = self._recorded(beginning, tally) if beginning else None
             shared = prefix.length if prefix is not None else 0
@@ -269,7 +264,7 @@ class Engine:
         try:
             return compute()
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -314,7 +309,12 @@ class Engine:
 
     @cached_property
     def _shortcuts(self) -> "_Shortcuts":
-        return self._checked_shortcuts() if self._wants_shortcuts else _Shortcuts()
+        if not self._wants_shortcuts:
+            return _Shortcuts()
+        checked = self._in_memory(self._checked_shortcuts)
+        if checked is None:
+            logger.warning("Out of memory while the shortcuts were checked; none is taken.")
+        return checked or _Shortcuts(unchecked=True)
 
     @torch.inference_mode()
     def _checked_shortcuts(self) -> "_Shortcuts":
@@ -351,10 +351,17 @@ class Engine:
 
 @dataclass(frozen=True)
 class _Shortcuts:
-    """``limit``: longest sequence whose prefix may be shared; ``mlp``: the last one."""
+    """What is taken of `selectit_hf.shortcuts`.
+
+    Attributes:
+        limit: longest sequence whose prefix may be shared.
+        mlp: the last one.
+        unchecked: memory was too short to check them, so that every read goes another way.
+    """
 
     limit: int = 0
     mlp: nn.Module | None = None
+    unchecked: bool = False
 
 
 class _Tally:
@@ -381,13 +388,6 @@ class _Tally:
                 values[numbers] = part.cpu().numpy()
                 oom[numbers] = False
         return Read(values, oom, self.splits)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, in any of the ways PyTorch says it."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 @contextmanager

@@ -6,11 +6,13 @@ fetched from main memory for every batch, is an error.
 
 import gc
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from accelerate.utils import get_balanced_memory, get_max_memory, infer_auto_device_map
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from selectit_hf.errors import ModelError, SettingError
@@ -24,6 +26,7 @@ __all__ = [
     "default_budget",
     "fitting_budget",
     "input_device",
+    "is_out_of_memory",
     "load_model",
     "tame_fork",
 ]
@@ -36,6 +39,15 @@ TOKEN_BUDGET = {"cuda": 32768, "cpu": 1024}
 SMALLEST_BUDGET = 1024
 HELD_OF_HIDDEN, HELD_OF_INNER = 12, 4
 """What is held of each token at once, in its width and in its MLP's; generous."""
+
+OUT_OF_MEMORY = (
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+    "DefaultCPUAllocator",
+)
+UNREADABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+"""What transformers raises about files that are not there, cut off, or of another model."""
 
 _IMPORTED_IN = os.getpid()
 
@@ -92,7 +104,8 @@ def fitting_budget(
     model = _without_weights(config, dtype)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     seen = range(torch.cuda.device_count()) if device_map else (device,)
-    free = max(min(torch.cuda.mem_get_info(one)[0] for one in seen), 1)
+    with _room(device, device_map):
+        free = max(min(torch.cuda.mem_get_info(one)[0] for one in seen), 1)
     fewest = -(-weights // free) if device_map else 1
     return budget_in(free - weights // fewest, config, DTYPES[dtype].itemsize)
 
@@ -116,9 +129,47 @@ def load_model(
 
     Raises:
         ModelError: no safetensors weights, an unknown architecture, weights that are missing
-            (they would be drawn at random), or GPUs that do not hold them all.
+            (they would be drawn at random), an architecture whose layers cannot be spread, or
+            devices that do not hold them all.
     """
     tame_fork()
+    # A model that was spread before this one holds itself in a circle, by its hooks.
+    gc.collect()
+    torch.cuda.empty_cache()
+    with _room(device, device_map):
+        model = _read(path, dtype, device_map, **arguments)
+        placed = (model if device_map else cast(Any, model).to(torch.device(device))).eval()
+        _check_causal(placed)
+    return cast(PreTrainedModel, placed)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, in any of the ways PyTorch says it."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+
+
+@contextmanager
+def _room(device: str, device_map: str | None) -> Iterator[None]:
+    """Say what helps where memory runs out before a model computes."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        where, helps = _devices() if device_map else device, ""
+        if not device_map and torch.device(device).type == "cuda":
+            helps = "all GPUs together (--device-map auto), "
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"The model does not fit in the memory of {where} ({said}). Take {helps}a 16-bit dtype "
+            "(--dtype bfloat16), fewer --workers, or a smaller model."
+        ) from error
+
+
+def _read(path: str, dtype: str, device_map: str | None, **arguments: Any) -> PreTrainedModel:
+    """The model with all its weights, spread as ``device_map`` says or on the CPU."""
     try:
         places = _places(path, dtype, device_map, **arguments) if device_map else None
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -129,10 +180,13 @@ def load_model(
             device_map=places,
             **arguments,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except UNREADABLE as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
-            f"The weights cannot be loaded: {str(error).strip()} Only causal language models with "
-            "safetensors weights are loaded, and code of a model repository is never run."
+            f"The weights cannot be loaded: {str(error).strip().removesuffix('.')}. Only causal "
+            "language models with safetensors weights are loaded, and code of a model repository "
+            "is never run."
         ) from error
     model, info = loaded
     missing = sorted(info["missing_keys"])
@@ -141,9 +195,7 @@ def load_model(
             f"The checkpoint lacks {len(missing)} weights, {missing[0]!r} among them, which would "
             "have been drawn at random; use a complete causal language model."
         )
-    placed: PreTrainedModel = (model if places else model.to(torch.device(device))).eval()
-    _check_causal(placed)
-    return placed
+    return cast(PreTrainedModel, model)
 
 
 def _without_weights(config: PreTrainedConfig, dtype: str) -> Any:
@@ -154,36 +206,54 @@ def _without_weights(config: PreTrainedConfig, dtype: str) -> Any:
 
 def _places(path: str, dtype: str, device_map: str, **arguments: Any) -> dict[str, int | str]:
     """The device of each part of a model, by its name, before any weight is read."""
-    # The hooks of a model that was spread before this one hold it in a circle.
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     model = _without_weights(AutoConfig.from_pretrained(path, **arguments), dtype)
     whole = sorted(model._no_split_modules or ())
-    room = (
-        get_max_memory()
-        if device_map == "sequential"
-        else get_balanced_memory(
-            model, no_split_module_classes=whole, low_zero=device_map == "balanced_low_0"
-        )
+    if device_map == "sequential":
+        free = get_max_memory()
+    else:
+        low_zero = device_map == "balanced_low_0"
+        free = get_balanced_memory(model, no_split_module_classes=whole, low_zero=low_zero)
+    places = infer_auto_device_map(
+        model, max_memory=_of_cuda_and_cpu(free), no_split_module_classes=whole
     )
-    places = infer_auto_device_map(model, max_memory=room, no_split_module_classes=whole)
     _check_fits(places)
+    if not whole and len(set(places.values())) > 1:
+        raise ModelError(
+            f"{type(model).__name__} cannot be spread over several GPUs, since it does not say "
+            "which of its parts must stay whole; load it on one device (--device cuda:0)."
+        )
     return dict(places)
+
+
+def _of_cuda_and_cpu(free: Mapping[int | str, int]) -> dict[int | str, int]:
+    """Bytes by place, without accelerators of other kinds, which nothing else here knows.
+
+    On a Mac accelerate names only the GPU, whose memory is that of the CPU.
+    """
+    gpus = range(torch.cuda.device_count())
+    kept = {place: size for place, size in free.items() if place == "cpu" or place in gpus}
+    return kept or {"cpu": max(free.values(), default=0)}
 
 
 def _check_fits(places: Mapping[str, int | str]) -> None:
     """Refuse a model of which parts would have to be fetched again for every batch."""
-    gpus = torch.cuda.device_count()
-    outside = {"cpu", "disk"} if gpus else {"disk"}
+    outside = {"cpu", "disk"} if torch.cuda.device_count() else {"disk"}
     left = [name for name, place in places.items() if place in outside]
     if left:
         raise ModelError(
-            f"The model does not fit on {f'the {gpus} visible GPUs' if gpus else 'the CPU'}: "
-            f"{len(left)} of its {len(places)} parts, {left[0] or 'all'!r} first, would stay in "
-            "main memory or on the disk, which is hundreds of times slower and not done. Take more "
-            "or larger GPUs, a 16-bit dtype, or a smaller model."
+            f"The model does not fit on {_devices()}: {len(left)} of its {len(places)} parts, "
+            f"{left[0] or 'all'!r} first, would stay in main memory or on the disk, which is "
+            "hundreds of times slower and not done. Take more or larger GPUs, a 16-bit dtype, "
+            "fewer --workers, or a smaller model."
         )
+
+
+def _devices() -> str:
+    """All that a model is spread over, in words."""
+    gpus = torch.cuda.device_count()
+    if gpus > 1:
+        return f"the {gpus} visible GPUs"
+    return "the one visible GPU" if gpus else "the CPU"
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

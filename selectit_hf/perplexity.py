@@ -100,7 +100,10 @@ class ResponseScorer(ResolvedSelector):
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
         rater = self.rater.__getstate__()
         resolved = {name: rater[name] for name in OF_A_RATER if name in rater}
-        return {**own, **resolved, **dict.fromkeys(OF_A_PLACE), "version": PASS_VERSION}
+        places = dict.fromkeys(OF_A_PLACE)
+        state = {**own, **resolved, **places, "version": PASS_VERSION}
+        del state["device_map"]  # which came later than what `datasets` has cached
+        return state
 
     @property
     def name(self) -> str:
@@ -149,8 +152,8 @@ class Pass:
     def key(self) -> str:
         """A hash of all that can change a log-probability."""
         state = self.scorer.__getstate__()
-        shared = {name: state[name] for name in (*OF_A_RATER, "context", "version")}
-        del shared["model"], shared["device_map"]  # which came later than the keys there are
+        named = (*OF_A_RATER, "context", "version")
+        shared = {name: state[name] for name in named if name in state and name != "model"}
         return key_of({**shared, "which": self.which})
 
     def measure(

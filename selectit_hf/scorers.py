@@ -84,7 +84,9 @@ class RatingScorer:
             worker's rank, else the CPU.
         device_map: ``"auto"`` (the same as ``"balanced"``), ``"balanced_low_0"`` or
             ``"sequential"``: spread the model over all GPUs that are visible, for a model larger
-            than one; ``None``: ``SELECTIT_DEVICE_MAP`` where no device is named, else not.
+            than one; ``None``: ``SELECTIT_DEVICE_MAP`` where no device is named, else not. It takes
+            one process: the workers of ``map(num_proc=2)`` do not know of it and would each load
+            the model on one device, which `selectit_hf.score` refuses.
         token_budget: padded tokens in a forward pass; ``None``: ``SELECTIT_TOKEN_BUDGET``, else
             32768 on CUDA and 1024 on the CPU. Neither ``device`` nor ``device_map`` nor
             ``token_budget`` is part of what is hashed and pickled, so they do not reach the workers
@@ -333,7 +335,8 @@ class RatingScorer:
         """
         if self.device or self.device_map or os.environ.get("SELECTIT_DEVICE"):
             return self.device_map
-        return _check_device_map(os.environ.get("SELECTIT_DEVICE_MAP") or None)
+        variable = "SELECTIT_DEVICE_MAP"
+        return _check_device_map(os.environ.get(variable) or None, variable)
 
     def place(self, rank: int | None) -> Place:
         """Device, dtype and token budget for the worker of this ``rank``.
@@ -597,10 +600,10 @@ def _check_alpha(alpha: float) -> None:
         raise SettingError(f"alpha={alpha} must be a finite number of at least 0 (paper: 0.2).")
 
 
-def _check_device_map(device_map: str | None) -> str | None:
+def _check_device_map(device_map: str | None, name: str = "device_map") -> str | None:
     if device_map is not None and device_map not in DEVICE_MAPS:
         raise SettingError(
-            f"device_map={device_map!r} is unknown; choose one of {', '.join(DEVICE_MAPS)}."
+            f"{name}={device_map!r} is unknown; choose one of {', '.join(DEVICE_MAPS)}."
         )
     return device_map
 

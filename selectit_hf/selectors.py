@@ -147,7 +147,7 @@ class ResolvedSelector(Selector):
     def __setstate__(self, state: dict[str, Any]) -> None:
         for one in dataclasses.fields(cast(Any, self)):
             if one.init:
-                object.__setattr__(self, one.name, state[one.name])
+                object.__setattr__(self, one.name, state.get(one.name, one.default))
         self.__post_init__()
 
 

@@ -5,13 +5,22 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 from test_cli import ROWS, Outcome, data, selectit  # noqa: F401
 from transformers import AutoTokenizer
 
+from selectit_hf import SentenceScore, raters, scorers
+from selectit_hf.analysis import rank_by
+from selectit_hf.checkpoints import Checkpoint
 from selectit_hf.engine import Engine
+from selectit_hf.finishing import Reflection
+from selectit_hf.runs import Run
+from selectit_hf.selection import Cut
+from selectit_hf.sources import Source
 
 COUNT = 6
 
@@ -53,6 +62,50 @@ def test_run_by_another_selector(
     assert done.code == 0, done.err
     kept = pq.read_table("run/selected.parquet")["instruction"].to_pylist()
     assert kept == [ROWS[i]["instruction"] for i in sorted(longest(checkpoint))]
+
+
+@pytest.mark.parametrize("by", ["ifd", "perplexity"])
+@pytest.mark.parametrize(("flag", "value"), [("--device", "cpu"), ("--device-map", "auto")])
+def test_what_reads_responses_runs_where_the_rater_ran(
+    selectit: Callable[..., Outcome],
+    data: Path,
+    checkpoint: Path,
+    by: str,
+    flag: str,
+    value: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded: list[tuple[Any, ...]] = []
+    load = raters.load_model
+    monkeypatch.setattr(raters, "load_model", lambda *a, **k: loaded.append(a) or load(*a, **k))
+    monkeypatch.setattr(raters._ENGINE, "_held", None)
+    if flag == "--device":
+        monkeypatch.setenv("SELECTIT_DEVICE", "cuda:7")  # which is not there
+    done = selectit("run", data, "--model", checkpoint, "--out", "run", "--by", by, flag, value)
+    assert done.code == 0, done.err
+    assert [place[2:] for place in loaded] == [("cpu", value if flag == "--device-map" else None)]
+
+
+@pytest.mark.parametrize("by", ["ifd", "perplexity", "length"])
+def test_what_reads_responses_is_the_model_that_rated(
+    tmp_path: Path, checkpoint: Path, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Hub model at the commit that the scorer's branch was at."""
+    asked: list[tuple[Any, ...]] = []
+
+    def found(name: str, revision: str | None) -> Checkpoint:
+        asked.append((name, revision))
+        return Checkpoint("user/model", str(checkpoint), "c0ffee")
+
+    monkeypatch.setattr(scorers, "resolve", found)
+    monkeypatch.setattr(Checkpoint, "load_arguments", {"trust_remote_code": False})
+    rows = Dataset.from_list(ROWS)
+    scorer = SentenceScore("user/model", revision="branch", k=2)
+    run = Run.start(tmp_path / "run", rows, Source("rows", None, "train", "sha256:0"), [scorer])
+    run.rate(rows, [scorer])
+    asked.clear()
+    rank_by(run, rows, Reflection(by=by), Cut(), scorer)
+    assert set(asked) == {("user/model", "c0ffee")}
 
 
 def test_every_group_keeps_its_share(

@@ -43,6 +43,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from selectit_hf import loading
 from selectit_hf.engine import Engine
 from selectit_hf.errors import ModelError, SettingError
 from selectit_hf.loading import (
@@ -276,6 +277,27 @@ def test_a_prefix_that_cannot_be_kept_is_computed_with_each_row(
     np.testing.assert_array_equal(values[members], whole.values)
 
 
+class Unprobed(Engine):
+    """No memory to check the shortcuts."""
+
+    def _record(self, *parts: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_without_memory_to_check_them_no_shortcuts_are_taken(
+    model: PreTrainedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = begun()
+    engine = Unprobed(model, 333)
+    reads = [engine.next_token_logprobs(ids, READ, prefixes=PREFIXES) for _ in range(2)]
+    assert caplog.text.count("Out of memory while the shortcuts were checked; none is taken.") == 1
+    whole = Engine(model, 333, shortcuts=False).next_token_logprobs(ids, READ)
+    for values, oom, splits in reads:  # each was done in another way than with enough memory
+        assert splits == 1
+        assert not oom.any()
+        np.testing.assert_array_equal(values, whole.values)
+
+
 def test_another_error_is_not_swallowed(model: PreTrainedModel) -> None:
     engine = Scarce(model)
     engine.error = RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -313,6 +335,77 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelError, match="safetensors"):
         load_model(str(tmp_path), "float32", "cpu")
+
+
+@pytest.mark.parametrize("damage", ["cut off", "of other sizes"])
+def test_weights_that_cannot_be_read_are_an_error_of_the_model(tmp_path: Path, damage: str) -> None:
+    model = llama()
+    model.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    if damage == "cut off":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    else:
+        LlamaConfig(**COMMON, **{**SIZES, "intermediate_size": 32}).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="The weights cannot be loaded"):
+        load_model(str(tmp_path), "float32", "cpu")
+
+
+NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 224 MiB\nMore lines.")
+
+
+def out_of(error: Exception) -> Callable[..., Any]:
+    def fail(*args: Any, **others: Any) -> Any:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("step", ["from_pretrained", "to", "forward"])
+@pytest.mark.parametrize("device", ["cuda:0", "cpu"])
+def test_memory_that_runs_out_while_loading_says_what_helps(
+    tmp_path: Path, step: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llama().save_pretrained(tmp_path)
+    owner = AutoModelForCausalLM if step == "from_pretrained" else LlamaForCausalLM
+    monkeypatch.setattr(LlamaForCausalLM, "to", lambda model, device: model)
+    monkeypatch.setattr(owner, step, out_of(NO_MEMORY))
+    says = rf"memory of {device} \(CUDA out of memory\. Tried to allocate 224 MiB\)\. Take "
+    with pytest.raises(ModelError, match=says) as caught:
+        load_model(str(tmp_path), "float32", device)
+    assert "--dtype bfloat16" in str(caught.value)
+    assert "fewer --workers" in str(caught.value)
+    assert ("--device-map auto" in str(caught.value)) == (device == "cuda:0")
+
+
+def test_spread_over_all_gpus_they_are_what_is_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llama().save_pretrained(tmp_path)
+    monkeypatch.setattr(loading, "_places", lambda *args, **others: {"": 0})
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", out_of(NO_MEMORY))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ModelError, match="memory of the 2 visible GPUs") as caught:
+        load_model(str(tmp_path), "float32", "cuda:0", "auto")
+    assert "--device-map" not in str(caught.value)
+
+
+def test_another_error_while_loading_is_not_one_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llama().save_pretrained(tmp_path)
+    broken = RuntimeError("CUDA error: an illegal memory access was encountered")
+    monkeypatch.setattr(LlamaForCausalLM, "to", out_of(broken))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        load_model(str(tmp_path), "float32", "cpu")
+
+
+def test_a_gpu_without_memory_to_plan_with_is_an_error_of_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full = out_of(RuntimeError("CUDA error: out of memory"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", full)
+    with pytest.raises(ModelError, match="memory of cuda:0"):
+        fitting_budget(LlamaConfig(**COMMON, **SIZES), "float32", "cuda:0")
 
 
 def test_the_dtype_is_the_one_asked_for(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """IFD and perplexity against one plain forward pass a row, with the cross-entropy by hand."""
 
+import dataclasses
 import math
+import pickle
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selectit_hf import perplexity, raters
@@ -15,7 +18,7 @@ from selectit_hf.errors import SettingError, TokenizerError
 from selectit_hf.perplexity import IFD, Perplexity
 from selectit_hf.responses import ResponseEncoder
 from selectit_hf.rows import Pair
-from selectit_hf.scorers import SentenceScore
+from selectit_hf.scorers import OF_A_PLACE, SentenceScore
 
 ROWS = Dataset.from_list(
     [
@@ -237,6 +240,39 @@ def test_what_can_change_a_value_changes_the_key(checkpoint, make_checkpoint, tm
     assert same.given().key() in keys
     assert IFD(str(checkpoint)).given().key() in keys
     assert IFD(str(checkpoint)).alone().key() not in keys
+
+
+PLACES = {"device": "cpu", "device_map": "auto", "token_budget": 7}
+
+
+@pytest.mark.parametrize("kind", [IFD, Perplexity])
+@pytest.mark.parametrize("name", PLACES)
+def test_where_a_model_runs_changes_nothing_that_is_kept(checkpoint, kind, name):
+    plain, placed = kind(str(checkpoint)), kind(str(checkpoint), **{name: PLACES[name]})
+    assert set(PLACES) == set(OF_A_PLACE)
+    assert placed.__getstate__() == plain.__getstate__()
+    assert Hasher.hash(placed) == Hasher.hash(plain)
+    assert placed.given().key() == plain.given().key()
+    assert placed.alone().key() == plain.alone().key()
+
+
+@pytest.mark.parametrize("kind", [IFD, Perplexity])
+def test_the_state_is_that_of_what_is_cached(checkpoint, kind):
+    """Its names, by which `datasets` finds what it has mapped; one more, and nothing is found."""
+    names = {f.name for f in dataclasses.fields(kind) if f.init}
+    assert set(kind(str(checkpoint)).__getstate__()) == {*names, "version"} - {"device_map"}
+
+
+def test_a_pickle_from_before_a_field_came_is_read(checkpoint):
+    scorer = Perplexity(str(checkpoint), device_map="auto", keep="high")
+    state = scorer.__getstate__()
+    older = {name: value for name, value in state.items() if name not in ("device_map", "slug")}
+    for kept in (state, older, {**state, "device_map": None}):
+        read = Perplexity.__new__(Perplexity)
+        read.__setstate__(kept)
+        assert (read.keep, read.device_map, read.slug) == ("high", None, None)
+        assert read.given().key() == scorer.given().key()
+    assert pickle.loads(pickle.dumps(scorer)).given().key() == scorer.given().key()
 
 
 def test_where_a_model_runs_is_in_no_key(checkpoint, monkeypatch):

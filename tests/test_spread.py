@@ -7,6 +7,8 @@ a tensor of another. Both give the bits of the model on one device.
 """
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import (
     AutoModelForCausalLM,
+    BioGptConfig,
     Gemma2Config,
     GPT2Config,
     LlamaConfig,
@@ -292,17 +295,76 @@ def test_a_tied_head_stays_with_the_embeddings(
     assert places[names[head]] == places[names[embedding]]
 
 
-@pytest.mark.parametrize("gpus", [0, 2])
+@pytest.mark.parametrize("gpus", [0, 1, 2])
 def test_a_model_that_does_not_fit_is_refused_before_its_weights_are_read(
     saved: str, placed: list[dict[str, Any]], gpus: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = size_of(make("llama"))
     cpu = 100 * whole if gpus else whole // 2
     give_memory(monkeypatch, cpu=cpu, **{f"gpu{i}": int(0.4 * whole) for i in range(gpus)})
-    where = "the 2 visible GPUs" if gpus else "the CPU"
-    with pytest.raises(ModelError, match=rf"does not fit on {where}: \d of its \d parts.*16-bit"):
+    on = ("the CPU", "the one visible GPU", "the 2 visible GPUs")[gpus]
+    says = rf"does not fit on {on}: \d of its \d parts.*16-bit.*fewer --workers"
+    with pytest.raises(ModelError, match=says):
         load_model(saved, "float32", "cuda:0" if gpus else "cpu", "auto")
     assert not placed
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_layers_that_may_be_cut_are_not_spread(
+    tmp_path: Path, placed: list[dict[str, Any]], gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An architecture that does not say what stays whole; one device holds it as ever."""
+    config = BioGptConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+        intermediate_size=64,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    whole = size_of(AutoModelForCausalLM.from_config(config))
+    room = int(1.4 / gpus * whole)
+    give_memory(monkeypatch, cpu=100 * whole, **{f"gpu{i}": room for i in range(gpus)})
+    says = "stopped here" if gpus == 1 else "BioGptForCausalLM cannot be spread.*one device"
+    with pytest.raises(ModelError, match=says):
+        load_model(str(tmp_path), "float32", "cuda:0", "auto")
+    assert len(placed) == (gpus == 1)
+
+
+@pytest.mark.parametrize("device_map", ["auto", "sequential"])
+@pytest.mark.parametrize("room", [{"mps": 10**9}, {0: 10**9, "cpu": 10**9}])
+def test_accelerators_without_cuda_are_left_alone(
+    saved: str,
+    placed: list[dict[str, Any]],
+    room: dict[Any, int],
+    device_map: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What accelerate says on a Mac, and on a machine with GPUs of another kind."""
+    monkeypatch.setattr(loading, "get_max_memory", lambda: dict(room))
+    monkeypatch.setattr(loading, "get_balanced_memory", lambda *args, **others: dict(room))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ModelError, match="stopped here"):
+        load_model(saved, "float32", "cpu", device_map)
+    assert set(placed[0].values()) == {"cpu"}
+
+
+@pytest.mark.parametrize("device_map", [None, "auto"])
+def test_a_spread_model_is_let_go_before_another_is_read(
+    saved: str,
+    placed: list[dict[str, Any]],
+    device_map: str | None,
+    spread: Callable[[PreTrainedModel], Any],
+) -> None:
+    model = spread(make("llama"))
+    held = weakref.ref(model)
+    gc.collect()
+    gc.disable()
+    try:
+        del model
+        assert held() is not None
+        with pytest.raises(ModelError, match="stopped here"):
+            load_model(saved, "float32", "cpu", device_map)
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_what_cannot_be_loaded_is_an_error_of_the_model(tmp_path: Path) -> None:
@@ -365,7 +427,7 @@ def test_the_environment_spreads_where_no_device_is_named(
     assert [one.spread for one in (plain, named, spread)] == [None, None, "sequential"]
     monkeypatch.delenv("SELECTIT_DEVICE")
     monkeypatch.setenv("SELECTIT_DEVICE_MAP", "all")
-    with pytest.raises(SettingError, match="device_map='all'"):
+    with pytest.raises(SettingError, match=r"^SELECTIT_DEVICE_MAP='all' is unknown; choose"):
         plain.place(None)
 
 
