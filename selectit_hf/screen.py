@@ -143,7 +143,8 @@ def show_summary(summary: dict[str, Any], out: Path | str, as_json: bool) -> Non
                 "or other rating prompts."
             )
             tell(Text(words, style="yellow"))
-    tell(f"\n{summary['selected']} selected rows are in {out}/selected.parquet.")
+    tell(f"\n{summary['selected']} selected rows are in")
+    _words.print(Text(f"{out}/selected.parquet"), soft_wrap=True)  # to be copied in one piece
 
 
 def show_comparison(found: dict[str, Any], as_json: bool) -> None:

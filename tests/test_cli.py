@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from selectit_hf import cli
+from selectit_hf import cli, screen
 from selectit_hf.engine import Engine
 from selectit_hf.errors import InputError
 
@@ -44,6 +44,8 @@ def selectit(
     """Run the command in this process, in a wide terminal."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "400")
+    for console in (screen._words, screen._log):  # made in the terminal of the tests
+        monkeypatch.setattr(console, "width", 400)
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["selectit", *map(str, arguments)])
@@ -501,7 +503,7 @@ def test_a_run_in_object_storage_by_its_url_from_any_machine(
     monkeypatch.setattr("selectit_hf.mirror.HF_HOME", str(tmp_path / "a"))
     done = selectit("run", data, "--model", checkpoint, "--out", url)
     assert done.code == 0, done.err
-    assert f"6 selected rows are in {url}/selected.parquet" in done.err + done.out
+    assert f"6 selected rows are in\n{url}/selected.parquet\n" in done.err
     assert (tmp_path / "bucket" / "run" / "selected.parquet").exists()
 
     monkeypatch.setattr("selectit_hf.mirror.HF_HOME", str(tmp_path / "b"))
