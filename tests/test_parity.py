@@ -23,7 +23,7 @@ from selectit_hf import ModelScore, SentenceScore
 from selectit_hf.selection import Cut, decide
 
 GAP = 1e-5
-APART = 3 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 27
+APART = 3 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 54
 """How far apart the real rows that are rated lie."""
 WIDTHS = {"small": 16, "middle": 24, "large": 32}
 
