@@ -183,7 +183,8 @@ def serve(
 ) -> None:
     """What a forked worker does."""
     logging.disable(logging.WARNING)
-    workers.POLL = claims.POLL = mirror.Mirror.poll = 0.005
+    workers.POLL = claims.POLL = 0.005
+    mirror.Mirror.poll = 0.05
     mirror.FRESH = workers.FRESH = shards.FRESH = 0.0
     LocalFileSystem.pipe_file = pipe_file
     patched: Any = plans

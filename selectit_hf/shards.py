@@ -229,6 +229,11 @@ class Shards:
                 continue
             bad = path in there and not self._take(number, there[path])
             if repair and bad:
+                time.sleep(
+                    self.mirror.poll
+                )  # where files are not whole at once, it may be on its way
+                bad = not self._take(number, self.mirror.read(path) or b"")
+            if repair and bad:
                 self.mirror.remove(path)
             if repair and self.facts(number) is not None:
                 self.send(number)
