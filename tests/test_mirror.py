@@ -248,6 +248,22 @@ def test_a_bad_shard_there_is_sent_anew_or_made_again(
     assert len(rated) == (machine == "b")
 
 
+def test_a_sidecar_that_is_on_its_way_is_not_taken_for_bad(
+    at: Callable[[str], Path], url: str, rows: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chaos.drive(at("a"), rows, Worker())
+    before = there(url)
+    whole = Mirror.sidecars
+    monkeypatch.setattr(
+        Mirror, "sidecars", lambda *given: {p: d[:50] for p, d in whole(*given).items()}
+    )
+    run = Run.open(at("a"))
+    shards = Run(at("b"), run.plan).shards("small")
+    shards.fetch(repair=True)
+    assert there(url) == before
+    assert shards.missing() == []
+
+
 def test_a_copy_that_is_bad_is_taken_again(
     at: Callable[[str], Path],
     url: str,
