@@ -20,8 +20,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from selectit_hf.finishing import RESULTS
+
 ROWS, SHARD_SIZE = 400, 10
-RESULTS = ("scores.parquet", "selected.parquet", "selection.json", "summary.json")
 LAUNCHERS = {
     "torchrun": ["torchrun", "--nproc-per-node", "2"],
     "accelerate": [

@@ -27,9 +27,10 @@ from typing import Any
 import s3fs
 from moto.server import ThreadedMotoServer
 
+from selectit_hf.finishing import RESULTS
+
 ROWS, SHARD_SIZE = 400, 10
 URL = "s3://bucket/run"
-RESULTS = ("scores.parquet", "selected.parquet", "selection.json", "summary.json")
 SELECTIT = [sys.executable, "-m", "selectit_hf"]
 
 
@@ -102,9 +103,9 @@ def check(folder: Path, server: ThreadedMotoServer) -> dict[str, Any]:
 
     started = time.perf_counter()
     data = ("--data", str(folder / "rows.json"))
-    ask(folder, "c", "status", URL)
-    ask(folder, "c", "select", URL, "--out", "s3://bucket/other", "--n", "7", *data)
-    ask(folder, "c", "report", URL, *data)
+    wait(start(folder, "c", "status", URL))
+    wait(start(folder, "c", "select", URL, "--out", "s3://bucket/other", "--n", "7", *data))
+    wait(start(folder, "c", "report", URL, *data))
     seconds["status_select_report"] = time.perf_counter() - started
     assert bucket.exists("bucket/run/report/report.html")
     assert json.loads(bucket.cat_file("bucket/other/selection.json"))["selected"] == 7
@@ -120,25 +121,18 @@ def check(folder: Path, server: ThreadedMotoServer) -> dict[str, Any]:
 
 
 def run(folder: Path, machine: str, out: str) -> subprocess.Popen[bytes]:
-    """The run command on a machine: a process with a cache of its own."""
+    """The run command on a machine, which is a process with a cache of its own."""
     flags = ["--model", "tiny-rater", "--shard-size", str(SHARD_SIZE), "--out", out]
-    command = [*SELECTIT, "run", str(folder / "rows.json"), *flags]
-    environment = {**os.environ, "HF_HOME": str(folder / machine)}
+    return start(folder, machine, "run", str(folder / "rows.json"), *flags)
+
+
+def start(folder: Path, machine: str, *command: str) -> subprocess.Popen[bytes]:
+    """A command on a machine."""
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-
-
-def ask(folder: Path, machine: str, *command: str) -> None:
-    """Another command on a machine."""
-    environment = {**os.environ, "HF_HOME": str(folder / machine)}
-    wait(
-        subprocess.Popen(
-            [*SELECTIT, *command],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
+        [*SELECTIT, *command],
+        env={**os.environ, "HF_HOME": str(folder / machine)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
 
 

@@ -107,12 +107,9 @@ def owner() -> dict[str, Any]:
 
 def is_of_the_dead(said: bytes) -> bool:
     """Whether a claim is known to be of a process that is gone."""
-    try:
-        found = json.loads(said)
-    except (ValueError, RecursionError):
-        return False
-    known = isinstance(found, dict) and (type(found.get("machine")), type(found.get("pid")))
-    return known == (str, int) and storage.owner_is_dead(found["machine"], found["pid"])
+    found = storage.json_object(said) or {}
+    known = (type(found.get("machine")), type(found.get("pid"))) == (str, int)
+    return known and storage.owner_is_dead(found["machine"], found["pid"])
 
 
 def is_live(path: Path) -> bool:

@@ -39,7 +39,10 @@ from selectit_hf.selection import (
 )
 from selectit_hf.shards import Shards
 
-__all__ = ["Reflection", "all_ratings", "finish", "hashes", "ranking_column"]
+__all__ = ["RESULTS", "Reflection", "all_ratings", "finish", "hashes", "ranking_column"]
+
+RESULTS = ("scores.parquet", "selected.parquet", "summary.json", "selection.json")
+"""In the order they are written; the last one says of which ratings the others are, and vouches."""
 
 Plan = Mapping[str, Any]
 
@@ -134,8 +137,8 @@ def finish(
         summary = summarise(dataset, selection, ranked.models, _reader(plan))
     storage.write_json(out / "summary.json", summary)
     tables = {slug: one.hashes() for slug, one in shards.items()}
-    written = [out / name for name in ("scores.parquet", "selected.parquet", "summary.json")]
-    facts = _selection_facts(selection, how) | {"sha256": hashes(tables, written)}
+    written = hashes(tables, [out / name for name in RESULTS[:-1]])
+    facts = _selection_facts(selection, how) | {"sha256": written}
     storage.write_json(out / "selection.json", facts)
     return selection, summary
 

@@ -3,19 +3,27 @@
 What is done here does nothing for a run folder that is no copy.
 """
 
-import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from selectit_hf import claims, storage
 from selectit_hf.errors import RunError
+from selectit_hf.finishing import RESULTS
 from selectit_hf.mirror import Alone
 
-__all__ = ["RESULTS", "bring_results", "offer_plan", "read_results", "send_results", "take_plan"]
+__all__ = [
+    "bring_results",
+    "offer_plan",
+    "read_results",
+    "send_results",
+    "take_plan",
+    "writing_results",
+]
 
-RESULTS = ("scores.parquet", "selected.parquet", "summary.json", "selection.json")
-"""In the order they are written; the last one says of which ratings the others are, and vouches."""
+CLAIM = "results.claim"
 LOOKS = 5
 
 
@@ -26,7 +34,7 @@ def take_plan(path: Path, mirror: Alone) -> bool:
         RunError: this is the copy of another run, or there is something that is no run.
     """
     there = _plan_there(path, mirror)
-    if there is None and not mirror.is_empty():
+    if there is None and mirror.sizes(path.parent):
         there = _plan_there(path, mirror)  # another machine may just have begun
         if there is None:
             raise RunError(
@@ -56,54 +64,47 @@ def offer_plan(path: Path, mirror: Alone) -> None:
 def _plan_there(path: Path, mirror: Alone) -> bytes | None:
     for _ in range(LOOKS):
         there = mirror.read(path)
-        if there is None or _is_json(there):
+        if there is None or storage.json_object(there) is not None:
             return there
         time.sleep(mirror.poll)  # it may be on its way
     raise RunError(f"plan.json at {mirror.url} cannot be read; restore it, or name another.")
 
 
-def _is_json(data: bytes) -> bool:
-    try:
-        json.loads(data)
-    except ValueError:
-        return False
-    return True
-
-
 def send_results(folder: Path, mirror: Alone) -> None:
     """Write the results there; until all are there, none vouches for them."""
     mirror.remove(folder / RESULTS[-1])
-    mirror.send(*(folder / name for name in RESULTS))
+    for name in RESULTS:
+        mirror.send(folder / name)
 
 
 def read_results(folder: Path, mirror: Alone) -> dict[str, Any] | None:
     """Bring what says how the results there were chosen; ``None`` where they are not all there."""
     if not {*RESULTS} <= mirror.sizes(folder).keys():
         return None
-    mirror.fetch(folder / "summary.json")
-    mirror.fetch(folder / RESULTS[-1])
-    return _read(folder / RESULTS[-1])
+    for name in RESULTS[-2:]:
+        mirror.fetch(folder / name)
+    return storage.json_object((folder / RESULTS[-1]).read_bytes())
 
 
 def bring_results(folder: Path, mirror: Alone) -> None:
     """Have the results here that are there, and no others; not while they are written here."""
-    claim = claims.take(folder / "results.claim")
+    claim = claims.take(folder / CLAIM)
     if claim is None:
         return
     with claim:
         chosen = read_results(folder, mirror)
-        said = (chosen or {}).get("sha256", {})
-        for path in (folder / name for name in RESULTS[:-1]):
-            if chosen is None:
-                path.unlink(missing_ok=True)
-            elif not path.exists() or storage.file_sha256(path) != said.get(path.name):
-                mirror.fetch(path)
         if chosen is None:
-            (folder / RESULTS[-1]).unlink(missing_ok=True)
+            for name in RESULTS:
+                (folder / name).unlink(missing_ok=True)
+            return
+        said = chosen.get("sha256", {})
+        for path in (folder / name for name in RESULTS[:-1]):
+            if not path.exists() or storage.file_sha256(path) != said.get(path.name):
+                mirror.fetch(path)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return storage.read_json(path)
-    except RunError:
-        return None
+@contextmanager
+def writing_results(folder: Path, mirror: Alone) -> Iterator[None]:
+    """Nobody else writes results there meanwhile."""
+    with claims.wait(folder / CLAIM), mirror.wait(folder / CLAIM):
+        yield

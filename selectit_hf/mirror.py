@@ -123,12 +123,8 @@ class Alone:
         """The bytes of a file there; ``None`` where there is none."""
         return None
 
-    def is_empty(self) -> bool:
-        """Whether there is nothing there."""
-        return True
-
-    def send(self, *paths: Path) -> None:
-        """Write files there as they are here, one after the other."""
+    def send(self, path: Path) -> None:
+        """Write a file there as it is here."""
 
     def send_rest(self) -> None:
         """Write there what lies in folders and is no shard, such as a report."""
@@ -148,8 +144,8 @@ class Alone:
         """What commits each shard of a folder there."""
         return {}
 
-    def remove(self, *paths: Path) -> None:
-        """Remove files there, where they are."""
+    def remove(self, path: Path) -> None:
+        """Remove a file there, if there is one."""
 
     def clear(self, folder: Path) -> None:
         """Remove the claims of the dead from a folder there."""
@@ -227,17 +223,15 @@ class Mirror(Alone):
             except FileNotFoundError:
                 return None
 
-    def is_empty(self) -> bool:
-        return not self.sizes(self.folder)
-
     def write(self, path: Path, data: bytes) -> None:
         """Write a file there."""
         with self._reaching(path):
             self._put(path, len(data), lambda name: self._files.pipe_file(name, data))
 
-    def send(self, *paths: Path) -> None:
-        for path in paths:
-            self._send(path)
+    def send(self, path: Path) -> None:
+        with self._reaching(path):
+            size = path.stat().st_size
+            self._put(path, size, lambda name: self._files.put_file(str(path), name))
 
     def send_rest(self) -> None:
         for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
@@ -294,11 +288,10 @@ class Mirror(Alone):
                     raise data
         return {paths[name]: data for name, data in found.items() if isinstance(data, bytes)}
 
-    def remove(self, *paths: Path) -> None:
-        for path in paths:
-            with self._reaching(path), suppress(FileNotFoundError):
-                self._files.rm_file(self._name(path))
-            self._note(path, None)
+    def remove(self, path: Path) -> None:
+        with self._reaching(path), suppress(FileNotFoundError):
+            self._files.rm_file(self._name(path))
+        self._note(path, None)
 
     # Claims
 
@@ -347,11 +340,6 @@ class Mirror(Alone):
             known.sizes.pop(path.name, None)
             if size is not None:
                 known.sizes[path.name] = size
-
-    def _send(self, path: Path) -> None:
-        with self._reaching(path):
-            size = path.stat().st_size
-            self._put(path, size, lambda name: self._files.put_file(str(path), name))
 
     def _put(self, path: Path, size: int, write: Callable[[str], object]) -> None:
         name = self._name(path)

@@ -14,7 +14,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,11 +24,11 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from selectit_hf import claims, engine, finishing, meeting, storage
+from selectit_hf import engine, finishing, meeting, storage
 from selectit_hf.errors import InputError, RunError
 from selectit_hf.fingerprint import survey
-from selectit_hf.finishing import Reflection
-from selectit_hf.mirror import ORIGIN, Alone, Mirror, mirror_of
+from selectit_hf.finishing import RESULTS, Reflection
+from selectit_hf.mirror import ORIGIN, Alone, mirror_of
 from selectit_hf.plans import compare, make_plan, read_plan, write_plan
 from selectit_hf.ratings import Ratings
 from selectit_hf.rows import RowReader
@@ -42,7 +42,6 @@ __all__ = ["Progress", "Run", "bring", "check_folder"]
 
 BEFORE_A_PLAN = ("rows", "rows.claim", ORIGIN)
 """What a run over a stream begins with, and a copy of one elsewhere."""
-CLAIM = "results.claim"
 RATING_FACTS = {
     "rater": {"model": str, "revision": str, "parameters": int, "rating_key": str},
     "oom_splits": int,
@@ -104,10 +103,11 @@ class Run:
             old = read_plan(path)
         compare(old, plan(old), name)
         meeting.offer_plan(path, mirror)
-        old = read_plan(path)
-        compare(old, plan(old), mirror.url or folder.name)
+        theirs = read_plan(path)
+        if theirs != old:  # another machine was quicker
+            compare(theirs, plan(theirs), name)
         storage.sweep(folder)
-        return cls(folder, old)
+        return cls(folder, theirs)
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
@@ -131,7 +131,7 @@ class Run:
     @property
     def is_mirrored(self) -> bool:
         """Whether workers meet elsewhere than in the folder."""
-        return isinstance(self.mirror, Mirror)
+        return bool(self.mirror.url)
 
     @property
     def rows(self) -> int:
@@ -262,11 +262,7 @@ class Run:
         """
         out = out or self.folder
         mirror = self.mirror if out == self.folder else mirror_of(out)
-        with ExitStack() as held:
-            if isinstance(mirror, Mirror):
-                out.mkdir(parents=True, exist_ok=True)
-                held.enter_context(claims.wait(out / CLAIM))
-                held.enter_context(mirror.wait(out / CLAIM))
+        with meeting.writing_results(out, mirror) if mirror.url else nullcontext():
             return self._finish(dataset, how, cut, out, mirror)
 
     def _finish(
@@ -296,11 +292,12 @@ class Run:
         """
         self.check(how, dataset.column_names)
         shards = {slug: self.shards(slug) for slug in self.slugs}
-        together = self.is_mirrored or (worker is not None and worker.world > 1)
-        if not self.is_mirrored:
-            together = together and not any(one.missing() for one in shards.values())
-        with claims.wait(self.folder / CLAIM), self.mirror.wait(self.folder / CLAIM):
-            if together and self._is_settled(shards, dataset, how, cut):
+        together = worker is not None and worker.world > 1
+        others = self.is_mirrored or (
+            together and not any(one.missing() for one in shards.values())
+        )
+        with meeting.writing_results(self.folder, self.mirror):
+            if others and self._is_settled(shards, dataset, how, cut):
                 return storage.read_json(self.folder / "summary.json")
             self._complete(shards, dataset, scorers, worker)
             return self._finish(dataset, how, cut, self.folder, self.mirror)[1]
@@ -335,7 +332,7 @@ class Run:
         if {name: chosen.get(name) for name in wanted} != json.loads(json.dumps(wanted)):
             return False
         tables = {slug: self._tables(one) for slug, one in shards.items()}
-        names = ("summary.json",) if self.is_mirrored else meeting.RESULTS[:-1]
+        names = ("summary.json",) if self.is_mirrored else RESULTS[:-1]
         found = finishing.hashes(tables, [self.folder / name for name in names])
         said = chosen.get("sha256")
         return isinstance(said, dict) and {name: said.get(name) for name in found} == found
@@ -344,10 +341,8 @@ class Run:
         """What says how the results were chosen, if they are there; else nothing."""
         if self.is_mirrored:
             return meeting.read_results(self.folder, self.mirror) or {}
-        try:
-            return storage.read_json(self.folder / meeting.RESULTS[-1])
-        except RunError:
-            return {}
+        path = self.folder / RESULTS[-1]
+        return (storage.json_object(path.read_bytes()) if path.exists() else None) or {}
 
     def _tables(self, shards: Shards) -> list[str] | None:
         """The hashes of a model's shards: of the mirror, or of what is here."""
@@ -361,7 +356,7 @@ def bring(folder: Path) -> None:
         RunError: there is none, or the copy is of another.
     """
     mirror = mirror_of(folder)
-    if not isinstance(mirror, Mirror):
+    if not mirror.url:
         return
     if not meeting.take_plan(folder / "plan.json", mirror):
         raise RunError(

@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -171,8 +172,7 @@ class Shards:
         assert table.num_rows == len(rows), f"{table.num_rows} rows for shard {number} of {rows}"
         if self.facts(number) is None:  # else by another worker, meanwhile
             self._write(number, table, facts)
-        if not self.is_elsewhere(number):
-            self._send(number)
+        self.send(number)
         storage.reached("shard committed")
 
     def _write(self, number: int, table: pa.Table, facts: dict[str, Any]) -> None:
@@ -188,12 +188,10 @@ class Shards:
         said = json.loads(json.dumps({**own, **facts}))
         storage.write_json(self._path(number, "json"), {**said, "facts_sha256": _hash(said)})
 
-    def send(self, number: int) -> None:
-        """Commit to the mirror what was committed here, if that was not done."""
-        if not self.is_elsewhere(number, FRESH):
-            self._send(number)
-
-    def _send(self, number: int) -> None:
+    def send(self, number: int, age: float = 0.0) -> None:
+        """Commit to the mirror what was committed here, unless it was; see `is_elsewhere`."""
+        if self.is_elsewhere(number, age):
+            return
         self.mirror.send(self._path(number, "parquet"))
         storage.reached("table mirrored")
         self.mirror.send(self._path(number, "json"))
@@ -207,8 +205,9 @@ class Shards:
     def hashes_there(self) -> list[str] | None:
         """As `hashes`, of the mirror, by its sidecars alone; ``None`` where one is missing."""
         there = self.mirror.sidecars(self.folder)
-        facts = [_parsed(there.get(self._path(number, "json"))) for number in range(len(self))]
-        return None if None in facts else [str((one or {}).get("sha256")) for one in facts]
+        sidecars = [there.get(self._path(number, "json"), b"") for number in range(len(self))]
+        facts = [storage.json_object(one) or {} for one in sidecars]
+        return [str(one["sha256"]) for one in facts] if all("sha256" in f for f in facts) else None
 
     def fetch(self, repair: bool = False) -> None:
         """Have every shard as the mirror has it.
@@ -219,24 +218,29 @@ class Shards:
             return
         there, sizes = self.mirror.sidecars(self.folder), self.mirror.sizes(self.folder)
         for number in range(len(self)):
-            path, table = self._path(number, "json"), self._path(number, "parquet")
-            here = self.facts(number) is not None
-            if (
-                here
-                and there.get(path) == path.read_bytes()
-                and sizes.get(table.name) == table.stat().st_size
-            ):
+            sidecar = there.get(self._path(number, "json"))
+            if self._is_as_there(number, sidecar, sizes):
                 continue
-            bad = path in there and not self._take(number, there[path])
-            if repair and bad:
-                time.sleep(
-                    self.mirror.poll
-                )  # where files are not whole at once, it may be on its way
-                bad = not self._take(number, self.mirror.read(path) or b"")
-            if repair and bad:
+            bad = sidecar is not None and not self._take(number, sidecar)
+            if repair:
+                self._repair(number, bad)
+
+    def _is_as_there(self, number: int, sidecar: bytes | None, sizes: Mapping[str, int]) -> bool:
+        path, table = self._path(number, "json"), self._path(number, "parquet")
+        return (
+            self.facts(number) is not None
+            and path.read_bytes() == sidecar
+            and table.stat().st_size == sizes.get(table.name)
+        )
+
+    def _repair(self, number: int, bad: bool) -> None:
+        path = self._path(number, "json")
+        if bad:  # where files are not whole at once, it may be on its way
+            time.sleep(self.mirror.poll)
+            if not self._take(number, self.mirror.read(path) or b""):
                 self.mirror.remove(path)
-            if repair and self.facts(number) is not None:
-                self.send(number)
+        if self.facts(number) is not None:
+            self.send(number, FRESH)
 
     def _take(self, number: int, sidecar: bytes) -> bool:
         """Write a shard as it is in the mirror, if it is whole there."""
@@ -306,7 +310,7 @@ class Shards:
 
     def _whole(self, number: int, sidecar: bytes, data: bytes) -> dict[str, Any] | None:
         """What a sidecar says, if it and the table are as they were committed."""
-        facts = _parsed(sidecar)
+        facts = storage.json_object(sidecar)
         rows = self.rows_of(number)
         whole = (
             facts is not None
@@ -329,14 +333,6 @@ class Shards:
     def _rename_bad(self, path: Path) -> None:
         with suppress(FileNotFoundError):  # another worker was quicker
             path.replace(path.with_name(f".bad-{time.time_ns()}-{path.name}"))
-
-
-def _parsed(sidecar: bytes | None) -> dict[str, Any] | None:
-    try:
-        facts = json.loads(sidecar or b"")
-    except (ValueError, RecursionError):
-        return None
-    return facts if isinstance(facts, dict) else None
 
 
 def _hash(facts: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from selectit_hf import claims
 from selectit_hf.errors import RunError
-from selectit_hf.meeting import RESULTS
+from selectit_hf.finishing import RESULTS
 from selectit_hf.mirror import FRESH, Alone
 from selectit_hf.runs import Run
 from selectit_hf.shards import Shards

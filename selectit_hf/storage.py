@@ -27,6 +27,7 @@ __all__ = [
     "create_json",
     "file_sha256",
     "is_partial",
+    "json_object",
     "machine",
     "owner_is_dead",
     "reached",
@@ -223,6 +224,15 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise RunError(f"{path.name} of the run is no JSON object; restore it.")
     return facts
+
+
+def json_object(data: bytes) -> dict[str, Any] | None:
+    """The JSON object that ``data`` is, if it is one."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def sha256(data: bytes) -> str:

@@ -163,11 +163,11 @@ def deaths(shards: Shards, number: int) -> int:
 
 
 def _is_there(shards: Shards, number: int, worker: Worker) -> bool:
-    whole = shards.facts(number) is not None if worker.owns(number) else True
-    if not (whole and shards.is_committed(number)):
-        return shards.is_elsewhere(number, FRESH)
-    shards.send(number)  # whoever committed it may have been killed before that
-    return True
+    owned = worker.owns(number)
+    here = shards.facts(number) is not None if owned else shards.is_committed(number)
+    if here:
+        shards.send(number, FRESH)  # whoever committed it may have been killed before that
+    return here or shards.is_elsewhere(number, FRESH)
 
 
 def _tidy(job: Job) -> None:

@@ -19,6 +19,7 @@ import torch
 from accelerate import dispatch_model, hooks
 from datasets import Dataset
 from datasets.fingerprint import Hasher
+from small_models import COMMON, READ, SIZES, VOCABULARY
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import (
@@ -37,19 +38,8 @@ from selectit_hf.loading import DEVICE_MAPS, budget_in, fitting_budget, load_mod
 from selectit_hf.mapping import score
 from selectit_hf.perplexity import Perplexity
 
-VOCABULARY = 211
-READ = (3, 17, 54, 101, 200)
 PREFIX = [9, 8, 7, 6, 5]
 IDS = [[*PREFIX, *range(3, 3 + n)] for n in (41, 40, 22, 9, 1)] + [[20, 21, 22]]
-COMMON: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2}
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
 CONFIGS = {
     "llama": LlamaConfig(**COMMON, **SIZES),
     "gpt2": GPT2Config(**COMMON, n_embd=32, n_layer=3, n_head=4, n_positions=256),

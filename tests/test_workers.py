@@ -18,8 +18,7 @@ from datasets import Dataset
 
 from selectit_hf import SentenceScore, claims, finishing, mapping, storage, supervisor, workers
 from selectit_hf.errors import ModelError, RunError, SettingError
-from selectit_hf.finishing import Reflection
-from selectit_hf.meeting import RESULTS
+from selectit_hf.finishing import RESULTS, Reflection
 from selectit_hf.ratings import Ratings
 from selectit_hf.runs import Run
 from selectit_hf.selection import Cut
