@@ -7,13 +7,12 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Value
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from selectit_hf import reflection
 from selectit_hf.checkpoints import Checkpoint
@@ -34,6 +33,9 @@ from selectit_hf.selectors import (
     to_columns,
 )
 from selectit_hf.tokens import text_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Expected", "Length", "Random", "expected_rating"]
 
@@ -250,5 +252,5 @@ class Length(ResolvedSelector):
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+def _tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
     return checkpoint.tokenizer()

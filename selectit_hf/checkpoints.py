@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from httpx2 import HTTPError
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
@@ -25,9 +26,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from selectit_hf.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 __all__ = ["DEFAULT_MODEL", "TINY_RATER", "Checkpoint", "model_name", "resolve", "slug"]
 
@@ -65,24 +68,28 @@ class Checkpoint:
         pinned = {} if self.is_local else {"revision": self.revision}
         return {"trust_remote_code": False, **pinned}
 
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
         """Load the tokenizer.
 
         Raises:
             ModelError: there is none, or it needs code of the repository.
         """
+        from transformers import AutoTokenizer
+
         with _readable(self.name, "tokenizer"):
             loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 self.path, **self.load_arguments
             )
         return loaded
 
-    def config(self) -> PretrainedConfig:
+    def config(self) -> "PretrainedConfig":
         """Load the model's configuration, without its weights.
 
         Raises:
             ModelError: there is none, or it needs code of the repository.
         """
+        from transformers import AutoConfig
+
         with _readable(self.name, "configuration"):
             loaded: PretrainedConfig = AutoConfig.from_pretrained(self.path, **self.load_arguments)
         return loaded

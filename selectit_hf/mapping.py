@@ -14,7 +14,6 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 
 from selectit_hf.errors import SettingError
-from selectit_hf.loading import choose_device
 from selectit_hf.scorers import ModelScore, RatingScorer
 
 __all__ = ["device_count", "environment", "score"]
@@ -29,6 +28,8 @@ def device_count() -> int:
 
 
 def _is_there(device: str) -> bool:
+    from selectit_hf.loading import choose_device
+
     try:
         choose_device(device)
     except SettingError:

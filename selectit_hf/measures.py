@@ -14,7 +14,6 @@ from typing import NamedTuple
 import pyarrow as pa
 from datasets import Dataset
 
-from selectit_hf import engine
 from selectit_hf.errors import RunError
 from selectit_hf.fingerprint import fingerprint
 from selectit_hf.runs import Run
@@ -78,6 +77,8 @@ class Measures:
 
     def measure(self, one: Measurement, progress: Progress | None = None) -> Cost:
         """Measure every shard that is not stored, or has rows without an answer; what it took."""
+        from selectit_hf import engine
+
         engine.set_threads(self.run.plan["threads"])
         shards, paid = self._shards(one), Cost()
         shards.fetch()

@@ -16,7 +16,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,6 @@ from datasets import Value
 from numpy.typing import NDArray
 
 from selectit_hf.checkpoints import Checkpoint
-from selectit_hf.engine import Engine
 from selectit_hf.errors import SettingError
 from selectit_hf.prompts import Template
 from selectit_hf.raters import Question, Rater
@@ -44,6 +43,9 @@ from selectit_hf.selectors import (
     worst_status,
 )
 from selectit_hf.tokens import context_length
+
+if TYPE_CHECKING:
+    from selectit_hf.engine import Engine
 
 __all__ = ["CONTEXT", "IFD", "Pass", "Perplexity", "ResponseScorer"]
 
@@ -183,7 +185,7 @@ class Pass:
                     statuses[i] = "oom" if oom else "nonfinite"
         return Measured(_table(values, counts, statuses), len(ids), sum(map(len, ids)))
 
-    def _engine(self, rank: int | None) -> Engine:
+    def _engine(self, rank: int | None) -> "Engine":
         """The same engine that rates with this model, at the same place."""
         rater = self.scorer.rater
         nothing = Question(Template(), (), rater.k, None, False)

@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from selectit_hf import engine, storage
+from selectit_hf import storage
 from selectit_hf.checkpoints import slug
 from selectit_hf.errors import InputError, RunError, SettingError
 from selectit_hf.prompts import Template
@@ -101,6 +101,8 @@ def make_plan(
     Raises:
         InputError: two models have the same name in column names.
     """
+    from selectit_hf import engine
+
     settings = [scorer.__getstate__() for scorer in scorers]
     names = [scorer.slug for scorer in scorers]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -3,13 +3,14 @@
 from typing import Any, cast
 
 import datasets
-import transformers
 
 __all__ = ["quiet_libraries"]
 
 
 def quiet_libraries() -> None:
     """Turn off the progress bars and the lesser log lines of `datasets` and `transformers`."""
+    import transformers
+
     for library in (datasets, transformers):
         cast(Any, library.utils.logging).set_verbosity_error()
     cast(Any, transformers.utils.logging).disable_progress_bar()

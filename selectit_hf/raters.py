@@ -6,17 +6,18 @@ The tokenizer comes first, so what cannot work is refused before any weights are
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
 from selectit_hf.checkpoints import Checkpoint
-from selectit_hf.engine import Engine
-from selectit_hf.loading import load_model
 from selectit_hf.prompts import Template
 from selectit_hf.ratings import Ratings
 from selectit_hf.rows import Pair
 from selectit_hf.tokens import PromptEncoder, context_length
+
+if TYPE_CHECKING:
+    from selectit_hf.engine import Engine
 
 __all__ = ["Place", "Question", "Rater"]
 
@@ -60,7 +61,7 @@ class _Slot(Generic[T]):
 
 
 _ENCODER: _Slot[PromptEncoder] = _Slot()
-_ENGINE: _Slot[Engine] = _Slot()
+_ENGINE: "_Slot[Engine]" = _Slot()
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,14 @@ class Rater:
             tokenizer, asked.template, asked.rating_prompts, asked.k, limit, asked.chat
         )
 
-    def engine(self) -> Engine:
+    def engine(self) -> "Engine":
         """The model, loaded; ModelError where it cannot be."""
         return _ENGINE.get((self.checkpoint, self.place), self._load_engine)
 
-    def _load_engine(self) -> Engine:
+    def _load_engine(self) -> "Engine":
+        from selectit_hf.engine import Engine
+        from selectit_hf.loading import load_model
+
         place = self.place
         where = place.device if place.device_map is None else f"all GPUs ({place.device_map})"
         logger.info("Loading %s on %s in %s.", self.checkpoint.name, where, place.dtype)

@@ -5,13 +5,14 @@ The text of a sample is only ever text, as in `selectit_hf.tokens`.
 
 import bisect
 from collections.abc import Sequence
-from typing import NamedTuple
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, NamedTuple
 
 from selectit_hf.errors import SettingError, TokenizerError
 from selectit_hf.rows import Pair
 from selectit_hf.tokens import text_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["EncodedResponse", "ResponseEncoder"]
 
@@ -41,7 +42,7 @@ class ResponseEncoder:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, context: str, max_length: int | None
+        self, tokenizer: "PreTrainedTokenizerBase", context: str, max_length: int | None
     ) -> None:
         start = tokenizer.bos_token_id
         start = tokenizer.eos_token_id if start is None else start

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from selectit_hf import engine, finishing, meeting, storage
+from selectit_hf import finishing, meeting, storage
 from selectit_hf.errors import InputError, RunError
 from selectit_hf.fingerprint import survey
 from selectit_hf.finishing import RESULTS, Reflection
@@ -172,6 +172,8 @@ class Run:
             ModelError: a model is not what it was when the run was planned, or cannot rate; each
                 is looked at before any is asked.
         """
+        from selectit_hf import engine
+
         engine.set_threads(self.plan["threads"])
         worker = worker or Worker()
         planned = self._planned(scorers)

@@ -22,14 +22,6 @@ from numpy.typing import NDArray
 from selectit_hf import reflection
 from selectit_hf.checkpoints import Checkpoint, model_name, resolve, slug
 from selectit_hf.errors import RatingsError, SettingError
-from selectit_hf.loading import (
-    DEVICE_MAPS,
-    DTYPES,
-    choose_device,
-    choose_dtype,
-    default_budget,
-    fitting_budget,
-)
 from selectit_hf.prompts import RELEASED_TEMPLATE, Template, check_scale, load_rating_prompts
 from selectit_hf.raters import Place, Question, Rater
 from selectit_hf.ratings import (
@@ -345,6 +337,8 @@ class RatingScorer:
             SettingError: they are unknown or not there, or several workers would each spread the
                 model over the same GPUs.
         """
+        from selectit_hf.loading import choose_device, choose_dtype, default_budget
+
         spread = self.spread
         named = None if spread else self.device or os.environ.get("SELECTIT_DEVICE")
         device = choose_device(named, rank)
@@ -363,6 +357,8 @@ class RatingScorer:
         See `selectit_hf.loading.fitting_budget`; what was asked for or stands in the environment
         comes first.
         """
+        from selectit_hf.loading import fitting_budget
+
         place = self.place(None)
         given = self.token_budget or _environment_budget()
         config = self.checkpoint.config()
@@ -580,6 +576,8 @@ def _check_ours(batch: Batch) -> None:
 
 
 def _what_differs(scorer: RatingScorer, rater: Mapping[str, Any]) -> str:
+    from selectit_hf.loading import DTYPES
+
     for dtype in DTYPES:
         if dataclasses.replace(scorer, dtype=dtype).rating_key() == rater["rating_key"]:
             return f": they were rated in {dtype}, so give dtype={dtype!r} to reuse them"
@@ -601,7 +599,11 @@ def _check_alpha(alpha: float) -> None:
 
 
 def _check_device_map(device_map: str | None, name: str = "device_map") -> str | None:
-    if device_map is not None and device_map not in DEVICE_MAPS:
+    if device_map is None:
+        return None
+    from selectit_hf.loading import DEVICE_MAPS
+
+    if device_map not in DEVICE_MAPS:
         raise SettingError(
             f"{name}={device_map!r} is unknown; choose one of {', '.join(DEVICE_MAPS)}."
         )

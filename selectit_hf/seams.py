@@ -24,12 +24,14 @@ import json
 import re
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from selectit_hf.prompts import Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Joint", "common_beginning", "find_joint"]
 
@@ -82,7 +84,7 @@ def common_beginning(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
 
 
 def find_joint(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     template: Template,
     rows: Sequence[Sequence[int]],
     start: Sequence[int],
@@ -110,8 +112,10 @@ def _find_seam(template: Template) -> str | None:
     return found[0] if found else None
 
 
-def _parts(tokenizer: PreTrainedTokenizerBase, seam: str) -> bool:
+def _parts(tokenizer: "PreTrainedTokenizerBase", seam: str) -> bool:
     """Whether the tokenizer is known to part the ids of every text at ``seam``."""
+    from transformers import PreTrainedTokenizerFast
+
     kind: Any = type(tokenizer)
     for name in ("__call__", "_encode_plus"):
         # A class of its own may look for marks in a text before the tokenizer sees it.

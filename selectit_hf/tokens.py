@@ -6,14 +6,15 @@ never the token that ends a sequence.
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
-
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from selectit_hf.errors import SettingError, TokenizerError
 from selectit_hf.prompts import Template
 from selectit_hf.rows import Pair
 from selectit_hf.seams import Joint, common_beginning, find_joint
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 __all__ = ["Encoded", "PromptEncoder", "context_length", "text_ids"]
 
@@ -29,14 +30,14 @@ class Encoded(NamedTuple):
     status: str
 
 
-def context_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
+def context_length(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """Tokens that model and tokenizer can take, or ``None`` where neither sets a limit."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     limits = [n for n in (positions, tokenizer.model_max_length) if n is not None and n < UNLIMITED]
     return int(min(limits)) if limits else None
 
 
-def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+def text_ids(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
     """The ids of each text and nothing else: none is added, and a special token in it is text."""
     if not texts:
         return []
@@ -73,7 +74,7 @@ class PromptEncoder:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         template: Template,
         rating_prompts: Sequence[str],
         k: int,

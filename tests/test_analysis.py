@@ -13,7 +13,7 @@ from datasets import Dataset
 from test_cli import ROWS, Outcome, data, selectit  # noqa: F401
 from transformers import AutoTokenizer
 
-from selectit_hf import SentenceScore, raters, scorers
+from selectit_hf import SentenceScore, loading, raters, scorers
 from selectit_hf.analysis import rank_by
 from selectit_hf.checkpoints import Checkpoint
 from selectit_hf.engine import Engine
@@ -76,8 +76,8 @@ def test_what_reads_responses_runs_where_the_rater_ran(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loaded: list[tuple[Any, ...]] = []
-    load = raters.load_model
-    monkeypatch.setattr(raters, "load_model", lambda *a, **k: loaded.append(a) or load(*a, **k))
+    load = loading.load_model
+    monkeypatch.setattr(loading, "load_model", lambda *a, **k: loaded.append(a) or load(*a, **k))
     monkeypatch.setattr(raters._ENGINE, "_held", None)
     if flag == "--device":
         monkeypatch.setenv("SELECTIT_DEVICE", "cuda:7")  # which is not there

@@ -126,6 +126,28 @@ def test_a_run_with_a_device_map_is_the_same_run(
     assert selectit(*command, "spread").code == 0
 
 
+WITHOUT_A_MODEL = """
+import sys
+from selectit_hf.cli import main
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code
+assert not {"torch", "accelerate"} & set(sys.modules)
+"""
+
+
+def test_what_asks_no_model_does_not_wait_for_torch(
+    selectit: Callable[..., Outcome], data: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    selectit("run", data, "--model", checkpoint, "--out", "run")
+    select = ("select", "run", "--data", str(data), "--n", "3", "--out", "three")
+    for command in (("status", "run"), select):
+        given = [sys.executable, "-c", WITHOUT_A_MODEL, *command]
+        subprocess.run(given, check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    assert pq.read_table("three/selected.parquet").num_rows == 3
+
+
 @pytest.mark.parametrize("ending", [".parquet", ".jsonl", ""])
 def test_score_then_select(
     selectit: Callable[..., Outcome], data: Path, checkpoint: Path, ending: str

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from selectit_hf import ModelScore, SentenceScore, TokenScore, mapping
+from selectit_hf import ModelScore, SentenceScore, TokenScore, loading, mapping
 from selectit_hf.errors import SettingError
 from selectit_hf.mapping import score
 
@@ -95,5 +95,5 @@ def test_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
             return device
         raise SettingError("not there")
 
-    monkeypatch.setattr(mapping, "choose_device", choose)
+    monkeypatch.setattr(loading, "choose_device", choose)
     assert mapping.device_count() == 2

@@ -12,7 +12,7 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from selectit_hf import perplexity, raters
+from selectit_hf import loading, perplexity, raters
 from selectit_hf.engine import Engine
 from selectit_hf.errors import SettingError, TokenizerError
 from selectit_hf.perplexity import IFD, Perplexity
@@ -143,8 +143,8 @@ def test_no_pass_is_paid_twice(checkpoint, passes):
 
 def test_a_model_that_rates_and_reads_is_loaded_once(checkpoint, monkeypatch):
     loaded = []
-    load = raters.load_model
-    monkeypatch.setattr(raters, "load_model", lambda *a, **k: loaded.append(a) or load(*a, **k))
+    load = loading.load_model
+    monkeypatch.setattr(loading, "load_model", lambda *a, **k: loaded.append(a) or load(*a, **k))
     raters._ENGINE._held = None
     batch = ROWS.to_dict()
     SentenceScore(str(checkpoint), name="a")(batch)

@@ -16,7 +16,7 @@ from datasets import Dataset, IterableDataset, concatenate_datasets
 from datasets.fingerprint import Hasher
 
 import selectit_hf
-from selectit_hf import ModelScore, SentenceScore, TokenScore, raters
+from selectit_hf import ModelScore, SentenceScore, TokenScore, loading, raters
 from selectit_hf.engine import Engine
 from selectit_hf.errors import InputError, ModelError, RatingsError, SettingError
 
@@ -61,13 +61,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter]:
 def loads(monkeypatch: pytest.MonkeyPatch) -> Counter:
     """Counts the models that are loaded, starting from none."""
     counter = Counter()
-    original = raters.load_model
+    original = loading.load_model
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         counter.count += 1
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(raters, "load_model", counted)
+    monkeypatch.setattr(loading, "load_model", counted)
     monkeypatch.setattr(raters, "_ENGINE", raters._Slot())
     return counter
 
@@ -548,7 +548,7 @@ def test_one_model_is_held_at_a_time(
     import weakref
 
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
-    original = raters.load_model
+    original = loading.load_model
 
     def load(*args: Any, **kwargs: Any) -> Any:
         gc.collect()
@@ -557,7 +557,7 @@ def test_one_model_is_held_at_a_time(
         alive.add(model)
         return model
 
-    monkeypatch.setattr(raters, "load_model", load)
+    monkeypatch.setattr(loading, "load_model", load)
     monkeypatch.setattr(raters, "_ENGINE", raters._Slot())
     other = SentenceScore(str(make_checkpoint(tmp_path / "other", seed=4)))
     for one in (scorer, other, scorer):
