@@ -109,7 +109,7 @@ def make_plan(
     if twice:
         raise InputError(f"Two models are both called {twice[0]!r} in column names; rename one.")
     shared = {k: v for k, v in settings[0].items() if k not in (*OF_A_MODEL, *OF_A_REFLECTION)}
-    budget = scorers[0].token_budget or old.get("token_budget")
+    given = [scorer.token_budget for scorer in scorers if scorer.token_budget is not None]
     return {
         "format": FORMAT,
         "input": {
@@ -131,7 +131,9 @@ def make_plan(
             for scorer, state in zip(scorers, settings, strict=True)
         ],
         "shard_size": shard_size or old.get("shard_size", SHARD_SIZE),
-        "token_budget": budget or scorers[0].default_token_budget(),
+        # All models of a run keep to one budget: that of the model which leaves least room.
+        "token_budget": min(given, default=old.get("token_budget"))
+        or min(scorer.default_token_budget() for scorer in scorers),
         "threads": old.get("threads") or engine.thread_count(),
         "versions": {name: version(name) for name in LIBRARIES},
     }

@@ -30,6 +30,24 @@ def plan(checkpoint: Path) -> dict[str, Any]:
     return make_plan(SOURCE, ["instruction", "output"], 11, "sha256:1", [scorer], 4, {})
 
 
+def test_all_models_keep_to_the_budget_of_the_tightest(
+    checkpoint: Path, make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: Any
+) -> None:
+    paths = [checkpoint, make_checkpoint(tmp_path / "larger", hidden_size=64)]
+    monkeypatch.setattr(
+        "selectit_hf.loading.fitting_budget", lambda config, *_: 2**18 // config.hidden_size
+    )
+    widths = [json.loads((path / "config.json").read_text())["hidden_size"] for path in paths]
+    assert len({*widths}) == 2
+    for order in (paths, paths[::-1]):
+        scorers = [SentenceScore(str(path)) for path in order]
+        made = make_plan(SOURCE, ["instruction", "output"], 11, "sha256:1", scorers, 4, {})
+        assert made["token_budget"] == 2**18 // max(widths)
+    asked = [replace(scorers[0], token_budget=700), replace(scorers[1], token_budget=300)]
+    kept = make_plan(SOURCE, ["instruction", "output"], 11, "sha256:1", asked, 4, made)
+    assert kept["token_budget"] == 300
+
+
 def test_a_plan_holds_all_that_can_change_a_rating(plan: dict[str, Any], checkpoint: Path) -> None:
     scorer = SentenceScore(str(checkpoint))
     state = scorer.resolved()
