@@ -5,9 +5,8 @@ than flags.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -28,7 +27,15 @@ from selectit_hf.scorers import RatingScorer
 from selectit_hf.selection import Cut
 from selectit_hf.selectors import to_columns
 
-__all__ = ["JudgeSettings", "compare_run", "is_selector", "rank_by", "report_run", "within"]
+__all__ = [
+    "JudgeSettings",
+    "Reader",
+    "compare_run",
+    "is_selector",
+    "rank_by",
+    "report_run",
+    "within",
+]
 
 LEVELS = ("token", "sentence", "model")
 JOURNAL = "answers.jsonl"
@@ -54,13 +61,35 @@ class JudgeSettings:
     yes: bool = False
 
 
+@dataclass(frozen=True)
+class Reader:
+    """Who reads responses, for ``ifd``, ``perplexity`` and ``length``, and where.
+
+    Attributes:
+        model: a Hub name or a folder; ``None`` for the run's first model.
+        revision: of ``model``.
+        device, device_map: see `selectit_hf.scorers.RatingScorer`.
+    """
+
+    model: str | None = None
+    revision: str | None = None
+    device: str | None = None
+    device_map: str | None = None
+
+    @classmethod
+    def of(cls, scorer: RatingScorer) -> "Reader":
+        """The model that rates, at the same commit and place."""
+        pinned = None if scorer.checkpoint.is_local else scorer.checkpoint.revision
+        return cls(scorer.model, pinned, scorer.device, scorer.device_map)
+
+
 def compare_run(
     run: Run,
     rows: Dataset,
     names: Sequence[str],
     cut: Cut,
     how: Reflection,
-    reader: str | None = None,
+    reader: Reader = Reader(),
     seed: int = 0,
     judge: JudgeSettings | None = None,
     embeddings: str | None = None,
@@ -74,7 +103,7 @@ def compare_run(
         names: selectors, as `selectit_hf.candidates` names them.
         cut: how much each keeps.
         how: what is made of the ratings.
-        reader: the model that reads responses, for ``ifd``, ``perplexity`` and ``length``.
+        reader: who reads responses.
         seed: of ``random``.
         judge: for ``judge``.
         embeddings: a column of vectors, instead of the rows' words.
@@ -116,13 +145,12 @@ def rank_by(
     rows: Dataset,
     how: Reflection,
     cut: Cut,
-    reader: str | RatingScorer | None = None,
+    reader: Reader = Reader(),
     seed: int = 0,
 ) -> tuple[Dataset, Reflection]:
     """Rows and reflection for ``how.by``: a selector's scores become a column of the rows.
 
-    A level or a column is left as it is. ``reader`` is a model's name, or a scorer whose model
-    reads too, at the same place.
+    A level or a column is left as it is.
     """
     if how.by is None or not is_selector(rows, how.by):
         return rows, how
@@ -157,14 +185,14 @@ def _candidates(
     rows: Dataset,
     cut: Cut,
     how: Reflection,
-    reader: str | RatingScorer | None,
+    reader: Reader,
     seed: int,
     judge: JudgeSettings | None,
     embeddings: str | None,
 ) -> Candidates:
     return Candidates(
         Measures(run, rows),
-        **_reading(reader),
+        **asdict(reader),
         cut=cut,
         alpha=how.alpha,
         variant=how.variant,
@@ -173,15 +201,6 @@ def _candidates(
         judge=_judge(run, judge) if judge is not None and judge.model else None,
         embeddings=None if embeddings is None else _vectors(rows, embeddings),
     )
-
-
-def _reading(reader: str | RatingScorer | None) -> dict[str, Any]:
-    """Who reads, and where, as settings of `Candidates`."""
-    if not isinstance(reader, RatingScorer):
-        return {"model": reader}
-    pinned = None if reader.checkpoint.is_local else reader.checkpoint.revision
-    place = {"device": reader.device, "device_map": reader.device_map}
-    return {"model": reader.model, "revision": pinned, **place}
 
 
 def _judge(run: Run, settings: JudgeSettings) -> Judge:

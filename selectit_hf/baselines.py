@@ -203,7 +203,8 @@ class Length(ResolvedSelector):
 
     def __post_init__(self) -> None:
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
-        rater = TokenScore(name=settings.pop("slug"), **settings)
+        # No model runs, so no other device is looked for.
+        rater = TokenScore(name=settings.pop("slug"), device="cpu", **settings)
         object.__setattr__(self, "_rater", rater)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import typer
 from datasets import Dataset
 
 from selectit_hf import analysis, claims, mapping, options, screen, sources, supervisor
-from selectit_hf.analysis import JudgeSettings
+from selectit_hf.analysis import JudgeSettings, Reader
 from selectit_hf.card import CardSettings
 from selectit_hf.checkpoints import TINY_RATER
 from selectit_hf.errors import SelectItError, SettingError
@@ -29,7 +29,6 @@ from selectit_hf.options import (
     DatasetName,
     Out,
     Per,
-    Reader,
     RunFolder,
     Seed,
     Split,
@@ -142,7 +141,7 @@ def score(
 
 
 @app.command(name="select")
-@with_flags(how=options.reflection, cut=options.cut, as_json=options.as_json)
+@with_flags(how=options.reflection, cut=options.cut, reader=options.reader, as_json=options.as_json)
 def select_command(
     scored: Annotated[
         str, typer.Argument(metavar="SCORED", help="Run folder, or a dataset with score columns.")
@@ -157,10 +156,10 @@ def select_command(
     ],
     how: Reflection,
     cut: Cut,
+    reader: Reader,
     as_json: bool,
     data: Data = None,
     split: Split = None,
-    reader: Reader = None,
     seed: Seed = 0,
     per: Per = None,
 ) -> None:
@@ -256,7 +255,13 @@ def status_command(run: RunFolder, as_json: bool) -> None:
 
 
 @app.command()
-@with_flags(how=options.formula, cut=options.cut, judge=options.judge, as_json=options.as_json)
+@with_flags(
+    how=options.formula,
+    cut=options.cut,
+    reader=options.reader,
+    judge=options.judge,
+    as_json=options.as_json,
+)
 def compare(
     run: RunFolder,
     by: Annotated[
@@ -269,11 +274,11 @@ def compare(
     ],
     how: Reflection,
     cut: Cut,
+    reader: Reader,
     judge: JudgeSettings,
     as_json: bool,
     data: Data = None,
     split: Split = None,
-    reader: Reader = None,
     seed: Seed = 0,
     embeddings: Annotated[
         str | None, typer.Option(help="Column of embeddings; default: of the rows' words.")
@@ -356,7 +361,7 @@ def _run(
                 started.rate(rows, scorers, progress, worker)
         stop.heed()
         if later:
-            rows, how = analysis.rank_by(started, rows, how, cut, scorers[0])
+            rows, how = analysis.rank_by(started, rows, how, cut, Reader.of(scorers[0]))
         summary = started.settle(rows, scorers, how, cut, worker)
     except KeyboardInterrupt:
         where = started.mirror.url or out

@@ -7,20 +7,25 @@ nothing that was paid is ever thrown away, and nothing is paid twice.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from datasets import Dataset
 
+from selectit_hf import meeting
 from selectit_hf.errors import RunError
 from selectit_hf.fingerprint import fingerprint
 from selectit_hf.runs import Run
 from selectit_hf.selectors import Measurement, Progress, Scores, Selector
 from selectit_hf.shards import Shards
+from selectit_hf.workers import Job, work
 
 __all__ = ["Cost", "Measures"]
+
+Made = tuple[pa.Table, dict[str, Any]]
+"""A shard's table, and what its sidecar says."""
 
 
 class Cost(NamedTuple):
@@ -76,32 +81,45 @@ class Measures:
         return selector.scores([self.table(one) for one in selector.measurements()])
 
     def measure(self, one: Measurement, progress: Progress | None = None) -> Cost:
-        """Measure every shard that is not stored, or has rows without an answer; what it took."""
+        """Measure every shard that is not stored, or has rows without an answer; what it took.
+
+        Whoever measures the same at the same time, on whatever machine, takes other shards.
+        """
         from selectit_hf import engine
 
         engine.set_threads(self.run.plan["threads"])
         shards, paid = self._shards(one), Cost()
         shards.fetch()
-        for number, rows in enumerate(shards.ranges()):
-            facts = shards.facts(number)
-            if facts is None or facts["unanswered"]:
-                paid = paid.plus(self._measure_shard(one, shards, number, progress))
-            elif progress is not None:
-                progress(len(rows))
+        again = [n for n in range(len(shards)) if _unanswered(shards, n)]
+
+        def make(number: int, halvings: int = 0) -> Made:
+            nonlocal paid
+            table, facts = self._measured(one, shards.rows_of(number), progress)
+            paid = paid.plus(Cost(*(facts[name] for name in Cost._fields)))
+            return table, facts
+
+        def seen(number: int) -> None:
+            if progress is not None:
+                progress(len(shards.rows_of(number)))
+
+        work(
+            [Job(one.column, shards, make)],
+            seen=lambda _, number: None if number in again else seen(number),
+        )
+        for number in again:
+            if not _replace(shards, number, make):
+                seen(number)
+        shards.fetch(repair=True)
         return paid
 
-    def _measure_shard(
-        self, one: Measurement, shards: Shards, number: int, progress: Progress | None
-    ) -> Cost:
-        rows = shards.ranges()[number]
+    def _measured(self, one: Measurement, rows: range, progress: Progress | None) -> Made:
+        """The table of a shard, and what its sidecar says."""
         columns = self.run.reader.columns(self.dataset.column_names)
         batch = self.dataset.select_columns(list(columns))[rows.start : rows.stop]
         started = time.perf_counter()
         measured = one.measure(batch, progress=progress)
         took = Cost(round(time.perf_counter() - started, 3), measured.sequences, measured.tokens)
-        shards.discard(number)  # it has rows without an answer
-        shards.commit(number, measured.table, {**took._asdict(), "unanswered": measured.unanswered})
-        return took
+        return measured.table, {**took._asdict(), "unanswered": measured.unanswered}
 
     def table(self, one: Measurement) -> pa.Table:
         """All stored values of a measurement, in row order.
@@ -134,3 +152,20 @@ class Measures:
             mirror=self.run.mirror,
             of=plan["input"]["fingerprint"],
         )
+
+
+def _replace(shards: Shards, number: int, make: Callable[[int], Made]) -> bool:
+    """Measure a shard with rows without an answer anew; not if another has meanwhile."""
+    with meeting.holding(shards.beside(number, "claim"), shards.mirror):
+        shards.fetch()
+        if not _unanswered(shards, number):
+            return False
+        table, facts = make(number)
+        shards.discard(number)
+        shards.commit(number, table, facts)
+    return True
+
+
+def _unanswered(shards: Shards, number: int) -> bool:
+    """Whether a stored shard has rows that were asked about in vain."""
+    return bool((shards.facts(number) or {}).get("unanswered"))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from selectit_hf import screen
-from selectit_hf.analysis import JudgeSettings
+from selectit_hf.analysis import JudgeSettings, Reader
 from selectit_hf.card import CardSettings
 from selectit_hf.checkpoints import DEFAULT_MODEL
 from selectit_hf.errors import InputError, SettingError
@@ -29,7 +29,6 @@ __all__ = [
     "Formula",
     "Out",
     "Per",
-    "Reader",
     "RunFolder",
     "Seed",
     "Split",
@@ -42,6 +41,7 @@ __all__ = [
     "here",
     "judge",
     "push",
+    "reader",
     "reflection",
     "run_folder",
     "scorers",
@@ -100,10 +100,14 @@ RunFolder = Annotated[
     Path, typer.Argument(parser=run_folder, metavar="RUN", help="Run folder, or its URL.")
 ]
 Data = Annotated[str | None, typer.Option(help="For a run over a local file: that file again.")]
-Reader = Annotated[
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda:0, ... Default: a GPU if there is one.")
+]
+DeviceMap = Annotated[
     str | None,
     typer.Option(
-        "--model", help="Reads responses for ifd, perplexity, length. Default: the first."
+        help="Spread each model over all visible GPUs, for one larger than a GPU: auto, "
+        "balanced, balanced_low_0 or sequential."
     ),
 ]
 Per = Annotated[
@@ -150,16 +154,8 @@ def scorers(
         str | None,
         typer.Option(help="float32, bfloat16 or float16. Default: bfloat16 on CUDA, else float32."),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda:0, ... Default: a GPU if there is one.")
-    ] = None,
-    device_map: Annotated[
-        str | None,
-        typer.Option(
-            help="Spread each model over all visible GPUs, for one larger than a GPU: auto, "
-            "balanced, balanced_low_0 or sequential."
-        ),
-    ] = None,
+    device: Device = None,
+    device_map: DeviceMap = None,
     token_budget: Annotated[
         int | None, typer.Option(help="Padded tokens in a forward pass.")
     ] = None,
@@ -167,11 +163,10 @@ def scorers(
     """One scorer for each model."""
 
     def scorer(name: str | None) -> SentenceScore:
-        is_folder = name is not None and Path(name).expanduser().is_dir()
-        path, _, revision = (name or "", "", "") if is_folder else (name or "").partition("@")
+        path, revision = _pinned(name)
         return SentenceScore(
-            model=path or None,
-            revision=revision or None,
+            model=path,
+            revision=revision,
             k=k,
             rating_prompts=rating_prompts,
             template=RELEASED_TEMPLATE if template is None else _text(template),
@@ -188,6 +183,19 @@ def scorers(
         )
 
     return [scorer(name) for name in model] if model else [scorer(None)]
+
+
+def reader(
+    model: Annotated[
+        str | None,
+        typer.Option(help="Reads responses for ifd, perplexity, length. Default: the first."),
+    ] = None,
+    device: Device = None,
+    device_map: DeviceMap = None,
+) -> Reader:
+    """Who reads responses, and where."""
+    path, revision = _pinned(model)
+    return Reader(path, revision, device, device_map)
 
 
 def formula(alpha: Alpha = 0.2, variant: Formula = "paper", weights: Weights = None) -> Reflection:
@@ -315,6 +323,14 @@ def with_flags(
 
 
 # Flags to values
+
+
+def _pinned(name: str | None) -> tuple[str | None, str | None]:
+    """A model's name without its ``@revision``, and that; a folder's name may hold an ``@``."""
+    if name is None or Path(name).expanduser().is_dir():
+        return name, None
+    path, _, revision = name.partition("@")
+    return path or None, revision or None
 
 
 def _text(path: Path) -> str:

@@ -13,8 +13,8 @@ from datasets import Dataset
 from test_cli import ROWS, Outcome, data, selectit  # noqa: F401
 from transformers import AutoTokenizer
 
-from selectit_hf import SentenceScore, loading, raters, scorers
-from selectit_hf.analysis import rank_by
+from selectit_hf import SentenceScore, loading, options, raters, scorers
+from selectit_hf.analysis import Reader, rank_by
 from selectit_hf.checkpoints import Checkpoint
 from selectit_hf.engine import Engine
 from selectit_hf.finishing import Reflection
@@ -66,10 +66,12 @@ def test_run_by_another_selector(
 
 @pytest.mark.parametrize("by", ["ifd", "perplexity"])
 @pytest.mark.parametrize(("flag", "value"), [("--device", "cpu"), ("--device-map", "auto")])
-def test_what_reads_responses_runs_where_the_rater_ran(
+@pytest.mark.parametrize("command", ["run", "select", "compare"])
+def test_what_reads_responses_runs_where_it_is_told(
     selectit: Callable[..., Outcome],
     data: Path,
     checkpoint: Path,
+    command: str,
     by: str,
     flag: str,
     value: str,
@@ -77,13 +79,44 @@ def test_what_reads_responses_runs_where_the_rater_ran(
 ) -> None:
     loaded: list[tuple[Any, ...]] = []
     load = loading.load_model
+    given = {
+        "run": (data, "--out", "run"),
+        "select": ("run", "--data", data, "--out", "other"),
+        "compare": ("run", "--data", data),
+    }
+    model = ("--model", checkpoint)
+    if command != "run":
+        assert selectit("run", *given["run"], *model).code == 0
     monkeypatch.setattr(loading, "load_model", lambda *a, **k: loaded.append(a) or load(*a, **k))
     monkeypatch.setattr(raters._ENGINE, "_held", None)
     if flag == "--device":
         monkeypatch.setenv("SELECTIT_DEVICE", "cuda:7")  # which is not there
-    done = selectit("run", data, "--model", checkpoint, "--out", "run", "--by", by, flag, value)
+    done = selectit(command, *given[command], *model, "--by", by, flag, value)
     assert done.code == 0, done.err
     assert [place[2:] for place in loaded] == [("cpu", value if flag == "--device-map" else None)]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (None, (None, None)),
+        ("user/model", ("user/model", None)),
+        ("user/model@v1", ("user/model", "v1")),
+        ("folder@home", ("folder@home", None)),
+    ],
+)
+def test_a_models_revision_stands_behind_its_name(
+    name: str | None,
+    expected: tuple[str | None, str | None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder@home").mkdir()
+    read = options.reader(name)
+    assert (read.model, read.revision) == expected
+    (rated,) = options.scorers(None if name is None else [name])
+    assert (rated.model, rated.revision) == expected
 
 
 @pytest.mark.parametrize("by", ["ifd", "perplexity", "length"])
@@ -104,7 +137,7 @@ def test_what_reads_responses_is_the_model_that_rated(
     run = Run.start(tmp_path / "run", rows, Source("rows", None, "train", "sha256:0"), [scorer])
     run.rate(rows, [scorer])
     asked.clear()
-    rank_by(run, rows, Reflection(by=by), Cut(), scorer)
+    rank_by(run, rows, Reflection(by=by), Cut(), Reader.of(scorer))
     assert set(asked) == {("user/model", "c0ffee")}
 
 
