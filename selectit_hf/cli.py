@@ -30,6 +30,7 @@ from selectit_hf.options import (
     Out,
     Per,
     RunFolder,
+    RunNamed,
     Seed,
     Split,
     with_flags,
@@ -249,8 +250,11 @@ def demo(
 
 @app.command(name="status")
 @with_flags(as_json=options.as_json)
-def status_command(run: RunFolder, as_json: bool) -> None:
-    """Show how far a run is, how fast it goes, and what is wrong; also while it runs."""
+def status_command(run: RunNamed, as_json: bool) -> None:
+    """Show how far a run is, how fast it goes, and what is wrong; also while it runs.
+
+    Of a run in object storage no ratings are fetched.
+    """
     screen.show_status(status(run), as_json)
 
 

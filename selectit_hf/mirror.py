@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -149,6 +150,10 @@ class Alone:
 
     def clear(self, folder: Path) -> None:
         """Remove the claims of the dead from a folder there."""
+
+    def is_abandoned(self, path: Path) -> bool:
+        """Whether who claimed what ``path`` stands for there is gone, by this machine's clock."""
+        return False
 
     def take(self, path: Path) -> AbstractContextManager[Any] | None:
         """Claim there what ``path`` stands for; ``None`` while another holds it."""
@@ -300,6 +305,17 @@ class Mirror(Alone):
             path = folder / name
             if path.suffix == ".claim" and claims.is_of_the_dead(self.read(path) or b""):
                 self.remove(path)
+
+    def is_abandoned(self, path: Path) -> bool:
+        if claims.is_of_the_dead(self.read(path) or b""):
+            return True
+        with self._reaching(path):
+            try:
+                written = self._fresh().modified(self._name(path))
+            except (FileNotFoundError, NotImplementedError):
+                return False
+        age: float = (datetime.now(UTC) - written.astimezone(UTC)).total_seconds()
+        return age > claims.STALE
 
     def take(self, path: Path) -> AbstractContextManager[Any] | None:
         if self.has(path, FRESH):

@@ -30,6 +30,7 @@ __all__ = [
     "Out",
     "Per",
     "RunFolder",
+    "RunNamed",
     "Seed",
     "Split",
     "Weights",
@@ -99,6 +100,10 @@ Weights = Annotated[
 RunFolder = Annotated[
     Path, typer.Argument(parser=run_folder, metavar="RUN", help="Run folder, or its URL.")
 ]
+RunNamed = Annotated[
+    Path, typer.Argument(parser=folder, metavar="RUN", help="Run folder, or its URL.")
+]
+"""As `RunFolder`, and nothing is brought here."""
 Data = Annotated[str | None, typer.Option(help="For a run over a local file: that file again.")]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda:0, ... Default: a GPU if there is one.")

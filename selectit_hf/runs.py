@@ -38,7 +38,7 @@ from selectit_hf.shards import Shards
 from selectit_hf.sources import Source
 from selectit_hf.workers import Job, Worker, work
 
-__all__ = ["Progress", "Run", "bring", "check_folder"]
+__all__ = ["Progress", "Run", "bring", "check_folder", "look_at"]
 
 BEFORE_A_PLAN = ("rows", "rows.claim", ORIGIN)
 """What a run over a stream begins with, and a copy of one elsewhere."""
@@ -357,18 +357,27 @@ def bring(folder: Path) -> None:
     Raises:
         RunError: there is none, or the copy is of another.
     """
-    mirror = mirror_of(folder)
-    if not mirror.url:
+    if not mirror_of(folder).url:
         return
-    if not meeting.take_plan(folder / "plan.json", mirror):
+    run = look_at(folder)
+    for slug in run.slugs:
+        run.shards(slug).fetch()
+    meeting.bring_results(folder, run.mirror)
+
+
+def look_at(folder: Path) -> Run:
+    """An existing run; of one in object storage only the plan is brought here.
+
+    Raises:
+        RunError: there is none, or the copy is of another.
+    """
+    mirror = mirror_of(folder)
+    if mirror.url and not meeting.take_plan(folder / "plan.json", mirror):
         raise RunError(
             f"{mirror.url} is no run: it has no plan.json. 'selectit run' makes one. (This "
             f"machine's copy is {str(folder)!r}.)"
         )
-    run = Run.open(folder)
-    for slug in run.slugs:
-        run.shards(slug).fetch()
-    meeting.bring_results(folder, mirror)
+    return Run.open(folder)
 
 
 def check_folder(folder: Path) -> None:

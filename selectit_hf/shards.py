@@ -96,6 +96,14 @@ class Shards:
             known = self._checked[number] = signature, facts
         return known[1]
 
+    def glance(self) -> list[dict[str, Any] | None]:
+        """The sidecar of each shard: as `facts`, else the mirror's, whose table is not read."""
+        there = self.mirror.sidecars(self.folder)
+        return [
+            self.facts(number) or self._said(number, there.get(self._path(number, "json"), b""))
+            for number in range(len(self))
+        ]
+
     def is_committed(self, number: int) -> bool:
         """Whether a shard was committed, whole or not: a glance, where `facts` reads it all."""
         return self._path(number, "json").exists()
@@ -310,18 +318,22 @@ class Shards:
 
     def _whole(self, number: int, sidecar: bytes, data: bytes) -> dict[str, Any] | None:
         """What a sidecar says, if it and the table are as they were committed."""
+        facts = self._said(number, sidecar)
+        return facts if facts and facts.get("sha256") == storage.sha256(data) else None
+
+    def _said(self, number: int, sidecar: bytes) -> dict[str, Any] | None:
+        """What a sidecar says, if it is as it was committed and of this shard."""
         facts = storage.json_object(sidecar)
         rows = self.rows_of(number)
-        whole = (
+        ours = (
             facts is not None
             and _is_as_written(facts)
             and misfit(facts, self._shape) is None
             and facts.get("rows") == [rows.start, rows.stop]
             and _key(facts) == self.key
             and facts.get("of", self.of) == self.of
-            and facts.get("sha256") == storage.sha256(data)
         )
-        return facts if whole else None
+        return facts if ours else None
 
     def _not_whole(self, number: int) -> RunError:
         rows = self.rows_of(number)

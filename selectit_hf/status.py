@@ -6,8 +6,8 @@ from typing import Any
 from selectit_hf import claims
 from selectit_hf.errors import RunError
 from selectit_hf.finishing import RESULTS
-from selectit_hf.mirror import FRESH, Alone
-from selectit_hf.runs import Run
+from selectit_hf.mirror import FRESH
+from selectit_hf.runs import Run, look_at
 from selectit_hf.shards import Shards
 from selectit_hf.workers import deaths
 
@@ -16,6 +16,9 @@ __all__ = ["status"]
 
 def status(folder: Path) -> dict[str, Any]:
     """The state of a run folder, as JSON-able facts, also while workers are at it.
+
+    Every shard in the folder is hashed; of those that lie in object storage only, the sidecars are
+    read and the tables taken at their word.
 
     Returns:
         ``rows``; for each of ``models``: ``shards``, ``done``, ``in_progress`` and ``bad`` (their
@@ -26,21 +29,27 @@ def status(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: there is no run, or its plan cannot be read.
     """
-    run = Run.open(folder)
+    run = look_at(folder)
     shards = {slug: run.shards(slug) for slug in run.slugs}
     models = {slug: _of_a_model(one) for slug, one in shards.items()}
     wrong = [words for slug, one in shards.items() for words in _wrong(one, models[slug])]
-    finished = all((folder / name).is_file() for name in RESULTS)
+    finished = _is_finished(run)
     if finished and any(model["done"] < model["shards"] for model in models.values()):
         wrong.append("there are results, and not every row is rated: they are of other ratings")
     return {"rows": run.rows, "models": models, "finished": finished, "wrong": wrong}
 
 
+def _is_finished(run: Run) -> bool:
+    if run.is_mirrored:
+        return {*RESULTS} <= run.mirror.sizes(run.folder).keys()
+    return all((run.folder / name).is_file() for name in RESULTS)
+
+
 def _of_a_model(shards: Shards) -> dict[str, Any]:
-    facts = {number: shards.facts(number) for number in range(len(shards))}
-    done = {number: one for number, one in facts.items() if one is not None}
-    left = [number for number in facts if number not in done]
-    in_progress = [n for n in left if _is_claimed(shards.beside(n, "claim"), shards.mirror)]
+    facts = shards.glance()
+    done = {number: one for number, one in enumerate(facts) if one is not None}
+    left = [number for number in range(len(shards)) if number not in done]
+    in_progress = [number for number in left if _is_at_work(shards, number)]
     rows_done = sum(len(shards.rows_of(number)) for number in done)
     seconds = sum(one.get("seconds", 0) for one in done.values())
     speed = len(in_progress) * rows_done / seconds if in_progress and seconds else None
@@ -48,15 +57,23 @@ def _of_a_model(shards: Shards) -> dict[str, Any]:
         "shards": len(shards),
         "done": len(done),
         "in_progress": in_progress,
-        "bad": [number for number in left if shards.is_committed(number)],
+        "bad": [n for n in left if shards.is_committed(n) or shards.is_elsewhere(n, FRESH)],
         "rows_done": rows_done,
         "rows_per_second": None if speed is None else round(speed, 3),
         "seconds_left": None if speed is None else round((shards.rows - rows_done) / speed, 1),
     }
 
 
-def _is_claimed(path: Path, mirror: Alone) -> bool:
-    return claims.is_live(path) or mirror.has(path, FRESH)
+def _is_at_work(shards: Shards, number: int) -> bool:
+    path = shards.beside(number, "claim")
+    if claims.is_live(path):
+        return True
+    return shards.mirror.has(path, FRESH) and not shards.mirror.is_abandoned(path)
+
+
+def _is_claimed(shards: Shards, number: int) -> bool:
+    path = shards.beside(number, "claim")
+    return path.exists() or shards.mirror.has(path, FRESH)
 
 
 def _wrong(shards: Shards, model: dict[str, Any]) -> list[str]:
@@ -72,7 +89,7 @@ def _wrong(shards: Shards, model: dict[str, Any]) -> list[str]:
     ]
     for number in range(len(shards)):
         rows = f"{_rows(shards, number)}, by {slug!r}"
-        if number not in model["in_progress"] and shards.beside(number, "claim").exists():
+        if number not in model["in_progress"] and _is_claimed(shards, number):
             found.append(f"who was at {rows}, is gone; any worker takes over")
         found += _deaths(shards, number, rows)
     return found

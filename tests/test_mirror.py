@@ -100,6 +100,19 @@ def rated_by(machine: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return rated
 
 
+def drive_to_the_second_model(folder: Path, rows: Dataset) -> None:
+    """All shards of the first model and one of the second; then Ctrl-C."""
+
+    def stop(model: str, number: int) -> None:
+        if (model, number) == (chaos.MODELS[1], 1):
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chaos.Stub, "begun", stop)
+        with pytest.raises(KeyboardInterrupt):
+            chaos.drive(folder, rows, Worker())
+
+
 # One machine, then another
 
 
@@ -137,13 +150,7 @@ def test_another_machine_goes_on_where_the_first_was_stopped(
     alone: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def stop(model: str, number: int) -> None:
-        if (model, number) == ("large", 1):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(chaos.Stub, "begun", stop)
-    with pytest.raises(KeyboardInterrupt):
-        chaos.drive(at("a"), rows, Worker())
+    drive_to_the_second_model(at("a"), rows)
     assert not [name for name in there(url) if name.endswith(".claim")]
     rated = rated_by("b", monkeypatch)
     chaos.drive(at("b"), rows, Worker())
@@ -714,6 +721,54 @@ def test_a_shard_that_another_machine_is_at_is_left_to_it(
     assert shown[0] == [1]
     assert rated[-1] == "small/1"
     assert run.slugs == run_b.slugs
+
+
+# Status
+
+
+def test_how_far_a_run_is_can_be_asked_from_anywhere_without_its_ratings(
+    at: Callable[[str], Path], rows: Dataset, url: str
+) -> None:
+    copy = at("a")
+    drive_to_the_second_model(copy, rows)
+    here = status(copy)
+    assert [model["done"] for model in here["models"].values()] == [SHARDS, 1]
+    before = there(url)
+    assert status(at("b")) == here
+    assert {path.name for path in at("b").rglob("*") if path.is_file()} == {
+        "origin.json",
+        "plan.json",
+    }
+    chaos.drive(at("a"), rows, Worker())
+    done = status(at("b"))
+    assert done["finished"]
+    assert [model["rows_done"] for model in done["models"].values()] == [chaos.ROWS] * 2
+    assert not done["wrong"]
+    assert before.items() <= there(url).items()
+    files, root = fsspec.core.url_to_fs(url)
+    sidecar = f"{root}/ratings/small/00001.json"
+    files.pipe_file(sidecar, files.cat_file(sidecar).replace(b'"sha256": "', b'"sha256": "f'))
+    files.rm_file(f"{root}/selection.json")
+    damaged = status(at("b"))
+    assert (damaged["models"]["small"]["bad"], damaged["finished"]) == ([1], False)
+    assert "is not what was committed" in damaged["wrong"][0]
+
+
+def test_who_claimed_a_shard_and_is_gone_is_not_at_work(
+    at: Callable[[str], Path], rows: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = at("a")
+    chaos.start(copy, rows)
+    claim = mirror_of(copy).take(copy / "ratings" / "small" / "00001.claim")
+    assert claim is not None
+    asked = status(at("b"))
+    assert (asked["models"]["small"]["in_progress"], asked["wrong"]) == ([1], [])
+    monkeypatch.setattr(claims, "STALE", -1.0)
+    asked = status(at("b"))
+    assert asked["models"]["small"]["in_progress"] == []
+    assert asked["wrong"] == [
+        "who was at the rows 4 to 7, by 'small', is gone; any worker takes over"
+    ]
 
 
 # What cannot be
