@@ -6,7 +6,7 @@ JSON with the number of examples of each; a failure prints a minimal example and
 repeats it, and exits with 1.
 
     python scripts/fuzz.py                 # 100 of each, as the tests do
-    python scripts/fuzz.py --long          # 10,000 of each, in half an hour
+    python scripts/fuzz.py --long          # 10,000 of each, in six minutes
 """
 
 import argparse
