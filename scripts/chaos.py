@@ -249,12 +249,12 @@ def without_sidecar_check() -> None:
         except FileNotFoundError:
             return None, b""
 
-    def signature(self: Shards, number: int) -> Any:
+    def version_of(self: Shards, number: int) -> Any:
         path = self._path(number, "parquet")
         return ((0, 0, path.stat().st_mtime_ns),) if path.exists() else None
 
     patched: Any = Shards
-    patched._read, patched._signature = read, signature
+    patched._read, patched.version = read, version_of
     patched.is_committed = lambda self, number: self._path(number, "parquet").exists()
 
 

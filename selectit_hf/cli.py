@@ -169,6 +169,7 @@ def select_command(
     From a run, level, alpha, variant and weights may change; a scored dataset is taken as it is.
     A run's --by also takes the selectors of 'selectit compare', some of which load a model.
     """
+    _Stop()
     mirror = mirror_of(out)
     folder = options.run_folder(scored)
     if (folder / "plan.json").is_file():
@@ -176,14 +177,21 @@ def select_command(
             raise SettingError("A run's selection is several files; name a folder with --out.")
         run_ = Run.open(folder)
         how = analysis.within(how, per)
-        rows, how = analysis.rank_by(run_, rows_of(run_, data, split), how, cut, reader, seed)
+        rows = rows_of(run_, data, split)
+        if reader != Reader() and not analysis.is_selector(rows, how.by):
+            raise SettingError(
+                "--model, --device and --device-map are of a model that reads responses, for --by "
+                "ifd, perplexity or length; leave them away."
+            )
+        rows, how = analysis.rank_by(run_, rows, how, cut, reader, seed)
         summary = run_.finish(rows, how, cut, out)[1]
         screen.show_summary(summary, mirror.url or out, as_json)
         return
-    if how != Reflection(variant=how.variant, by=how.by) or per is not None:
+    if how != Reflection(variant=how.variant, by=how.by) or per is not None or reader != Reader():
         raise SettingError(
-            "--alpha, --weights and --per need the raw ratings of a run; a scored dataset has "
-            "its scores already. Score it again, which rates nothing twice, or leave them away."
+            "--alpha, --weights, --per, --model, --device and --device-map need a run; a scored "
+            "dataset has its scores already. Score it again, which rates nothing twice, or leave "
+            "them away."
         )
     if mirror.url:
         raise SettingError(f"{mirror.url} can take what is selected from a run; give a file.")
@@ -293,6 +301,7 @@ def compare(
     What a selector measures is kept in the run folder and never paid for twice. For example:
     selectit compare RUN --by sentence --by ifd --by length --by random
     """
+    _Stop()
     opened = Run.open(run)
     rows = rows_of(opened, data, split)
     found = analysis.compare_run(
@@ -347,8 +356,8 @@ def _run(
     later = analysis.is_selector(rows, how.by)
     if later and worker.world > 1:
         raise SettingError(
-            f"--by {how.by} is measured by one process: leave it away under a launcher, and run "
-            f"'selectit select {out} --by {how.by}' afterwards."
+            f"--by {how.by} is measured when all is rated: leave it away under a launcher, and run "
+            f"'selectit select {out} --by {how.by}' afterwards, by as many processes as you like."
         )
     started.check(replace(how, by=None) if later else how, rows.column_names)
     stop = _Stop()

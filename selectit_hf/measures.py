@@ -7,14 +7,14 @@ nothing that was paid is ever thrown away, and nothing is paid twice.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 from datasets import Dataset
 
-from selectit_hf import meeting
+from selectit_hf import claims
 from selectit_hf.errors import RunError
 from selectit_hf.fingerprint import fingerprint
 from selectit_hf.runs import Run
@@ -24,8 +24,8 @@ from selectit_hf.workers import Job, work
 
 __all__ = ["Cost", "Measures"]
 
-Made = tuple[pa.Table, dict[str, Any]]
-"""A shard's table, and what its sidecar says."""
+POLL = 0.05
+"""Seconds between two looks at a shard that is being replaced."""
 
 
 class Cost(NamedTuple):
@@ -85,34 +85,33 @@ class Measures:
 
         Whoever measures the same at the same time, on whatever machine, takes other shards.
         """
-        from selectit_hf import engine
-
-        engine.set_threads(self.run.plan["threads"])
         shards, paid = self._shards(one), Cost()
-        shards.fetch()
-        again = [n for n in range(len(shards)) if _unanswered(shards, n)]
 
-        def make(number: int, halvings: int = 0) -> Made:
+        def make(number: int, halvings: int) -> tuple[pa.Table, dict[str, Any]]:
+            from selectit_hf import engine
+
             nonlocal paid
+            engine.set_threads(self.run.plan["threads"])
             table, facts = self._measured(one, shards.rows_of(number), progress)
             paid = paid.plus(Cost(*(facts[name] for name in Cost._fields)))
             return table, facts
 
-        def seen(number: int) -> None:
+        def seen(job: Job, number: int) -> None:
             if progress is not None:
                 progress(len(shards.rows_of(number)))
 
-        work(
-            [Job(one.column, shards, make)],
-            seen=lambda _, number: None if number in again else seen(number),
-        )
-        for number in again:
-            if not _replace(shards, number, make):
-                seen(number)
         shards.fetch(repair=True)
+        facts = enumerate(map(shards.facts, range(len(shards))))
+        stale = {n: shards.version(n) for n, said in facts if said and said.get("unanswered")}
+        work([Job(one.column, shards, make, stale)], seen=seen)
+        while shards.missing():  # those of other machines, and what is bad there
+            shards.fetch(repair=True)
+            work([Job(one.column, shards, make)])
         return paid
 
-    def _measured(self, one: Measurement, rows: range, progress: Progress | None) -> Made:
+    def _measured(
+        self, one: Measurement, rows: range, progress: Progress | None
+    ) -> tuple[pa.Table, dict[str, Any]]:
         """The table of a shard, and what its sidecar says."""
         columns = self.run.reader.columns(self.dataset.column_names)
         batch = self.dataset.select_columns(list(columns))[rows.start : rows.stop]
@@ -128,7 +127,7 @@ class Measures:
             RunError: some are missing.
         """
         shards = self._shards(one)
-        return pa.concat_tables([shards.table(number) for number in range(len(shards))])
+        return pa.concat_tables([_table(shards, number) for number in range(len(shards))])
 
     def cost(self, measurements: Sequence[Measurement]) -> Cost:
         """What the stored shards of some measurements took."""
@@ -154,18 +153,13 @@ class Measures:
         )
 
 
-def _replace(shards: Shards, number: int, make: Callable[[int], Made]) -> bool:
-    """Measure a shard with rows without an answer anew; not if another has meanwhile."""
-    with meeting.holding(shards.beside(number, "claim"), shards.mirror):
-        shards.fetch()
-        if not _unanswered(shards, number):
-            return False
-        table, facts = make(number)
-        shards.discard(number)
-        shards.commit(number, table, facts)
-    return True
-
-
-def _unanswered(shards: Shards, number: int) -> bool:
-    """Whether a stored shard has rows that were asked about in vain."""
-    return bool((shards.facts(number) or {}).get("unanswered"))
+def _table(shards: Shards, number: int) -> pa.Table:
+    """A shard's rows; one that another is just replacing is waited for."""
+    while True:
+        replaced = claims.is_live(shards.beside(number, "claim"))
+        try:
+            return shards.table(number)
+        except RunError:
+            if not replaced:
+                raise
+            time.sleep(POLL)

@@ -5,7 +5,7 @@ What is done here does nothing for a run folder that is no copy.
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from selectit_hf.mirror import Alone
 
 __all__ = [
     "bring_results",
-    "holding",
     "offer_plan",
     "read_results",
     "send_results",
@@ -104,13 +103,8 @@ def bring_results(folder: Path, mirror: Alone) -> None:
                 mirror.fetch(path)
 
 
-def writing_results(folder: Path, mirror: Alone) -> AbstractContextManager[None]:
-    """Nobody else writes results meanwhile, here or there."""
-    return holding(folder / CLAIM, mirror)
-
-
 @contextmanager
-def holding(path: Path, mirror: Alone) -> Iterator[None]:
-    """Nobody else is at what ``path`` stands for meanwhile, here or there."""
-    with claims.wait(path), mirror.wait(path):
+def writing_results(folder: Path, mirror: Alone) -> Iterator[None]:
+    """Nobody else writes results there meanwhile."""
+    with claims.wait(folder / CLAIM), mirror.wait(folder / CLAIM):
         yield

@@ -312,10 +312,11 @@ class Mirror(Alone):
         with self._reaching(path):
             try:
                 written = self._fresh().modified(self._name(path))
-            except (FileNotFoundError, NotImplementedError):
-                return False
-        age: float = (datetime.now(UTC) - written.astimezone(UTC)).total_seconds()
-        return age > claims.STALE
+            except (FileNotFoundError, RuntimeError):
+                written = None  # it is gone, or the storage does not know
+        if not isinstance(written, datetime):
+            return False
+        return (datetime.now(UTC) - written.astimezone(UTC)).total_seconds() > claims.STALE
 
     def take(self, path: Path) -> AbstractContextManager[Any] | None:
         if self.has(path, FRESH):

@@ -335,6 +335,8 @@ def _pinned(name: str | None) -> tuple[str | None, str | None]:
     if name is None or Path(name).expanduser().is_dir():
         return name, None
     path, _, revision = name.partition("@")
+    if revision and not path:
+        raise SettingError(f"--model {name} names no model; write NAME{name}.")
     return path or None, revision or None
 
 

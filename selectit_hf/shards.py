@@ -85,15 +85,15 @@ class Shards:
 
     def facts(self, number: int) -> dict[str, Any] | None:
         """The sidecar of a committed, whole shard, else ``None``. Hashes what changed on disk."""
-        signature = self._signature(number)
-        if signature is None:
+        version = self.version(number)
+        if version is None:
             return None
         known = self._checked.get(number)
-        if known is None or known[0] != signature:
+        if known is None or known[0] != version:
             facts, _ = self._read(number)
             if facts is None:
                 return None
-            known = self._checked[number] = signature, facts
+            known = self._checked[number] = version, facts
         return known[1]
 
     def glance(self) -> list[dict[str, Any] | None]:
@@ -103,6 +103,14 @@ class Shards:
             self.facts(number) or self._said(number, there.get(self._path(number, "json"), b""))
             for number in range(len(self))
         ]
+
+    def version(self, number: int) -> tuple[tuple[int, int, int], ...] | None:
+        """What changes whenever a shard is written here; ``None`` where there is none."""
+        try:
+            stats = [self._path(number, ending).stat() for ending in ("json", "parquet")]
+        except OSError:
+            return None
+        return tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
 
     def is_committed(self, number: int) -> bool:
         """Whether a shard was committed, whole or not: a glance, where `facts` reads it all."""
@@ -165,22 +173,25 @@ class Shards:
 
     # Writing
 
-    def commit(self, number: int, table: pa.Table, facts: dict[str, Any]) -> None:
-        """Make a shard durable, its sidecar last. One that is whole already stays as it is.
+    def commit(
+        self, number: int, table: pa.Table, facts: dict[str, Any], replace: bool = False
+    ) -> None:
+        """Make a shard durable, its sidecar last.
 
         Args:
             number: which shard.
             table: one row for each row of the shard, in order.
             facts: what else its sidecar says, JSON-able.
+            replace: take the place of a shard that is whole; else that one stays.
 
         Raises:
             OSError: the disk is full or failing; the shard is not committed.
         """
         rows = self.rows_of(number)
         assert table.num_rows == len(rows), f"{table.num_rows} rows for shard {number} of {rows}"
-        if self.facts(number) is None:  # else by another worker, meanwhile
+        if replace or self.facts(number) is None:  # else by another worker, meanwhile
             self._write(number, table, facts)
-        self.send(number)
+        self.send(number, replace=replace)
         storage.reached("shard committed")
 
     def _write(self, number: int, table: pa.Table, facts: dict[str, Any]) -> None:
@@ -196,19 +207,14 @@ class Shards:
         said = json.loads(json.dumps({**own, **facts}))
         storage.write_json(self._path(number, "json"), {**said, "facts_sha256": _hash(said)})
 
-    def send(self, number: int, age: float = 0.0) -> None:
+    def send(self, number: int, age: float = 0.0, replace: bool = False) -> None:
         """Commit to the mirror what was committed here, unless it was; see `is_elsewhere`."""
-        if self.is_elsewhere(number, age):
+        if not replace and self.is_elsewhere(number, age):
             return
         self.mirror.send(self._path(number, "parquet"))
         storage.reached("table mirrored")
         self.mirror.send(self._path(number, "json"))
         storage.reached("sidecar mirrored")
-
-    def discard(self, number: int) -> None:
-        """Take back a commit, here and in the mirror, so that another can take its place."""
-        self._path(number, "json").unlink(missing_ok=True)
-        self.mirror.remove(self._path(number, "json"))
 
     def hashes_there(self) -> list[str] | None:
         """As `hashes`, of the mirror, by its sidecars alone; ``None`` where one is missing."""
@@ -216,6 +222,13 @@ class Shards:
         sidecars = [there.get(self._path(number, "json"), b"") for number in range(len(self))]
         facts = [storage.json_object(one) or {} for one in sidecars]
         return [str(one["sha256"]) for one in facts] if all("sha256" in f for f in facts) else None
+
+    def refresh(self, number: int) -> None:
+        """Have one shard as the mirror has it, if it is another there, and whole."""
+        path = self._path(number, "json")
+        there = self.mirror.read(path)
+        if there is not None and not (path.exists() and path.read_bytes() == there):
+            self._take(number, there)
 
     def fetch(self, repair: bool = False) -> None:
         """Have every shard as the mirror has it.
@@ -295,13 +308,6 @@ class Shards:
             return False
         number = int(match[1])
         return number < len(self) and name == self._path(number, match[2]).name
-
-    def _signature(self, number: int) -> tuple[tuple[int, int, int], ...] | None:
-        try:
-            stats = [self._path(number, ending).stat() for ending in ("json", "parquet")]
-        except OSError:
-            return None
-        return tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
 
     def _read(self, number: int) -> tuple[dict[str, Any] | None, bytes]:
         """A shard's sidecar and the bytes of its table; ``None`` where they are not as committed.

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -36,11 +36,20 @@ class Job:
         shards: where they are committed.
         make: a shard's number, and how often its batches are to be halved from the start, to the
             table of its rows and what its sidecar says.
+        stale: shards that are there and are to be made anew, with their `Shards.version`; one that
+            has another by now has been.
     """
 
     name: str
     shards: Shards
     make: Callable[[int, int], tuple[pa.Table, dict[str, Any]]]
+    stale: Mapping[int, object] = field(default_factory=dict)
+
+    def is_stale(self, number: int) -> bool:
+        """Whether a shard is still to be made anew."""
+        return number in self.stale and (
+            self.shards.facts(number) is None or self.shards.version(number) == self.stale[number]
+        )
 
 
 @dataclass(frozen=True)
@@ -134,7 +143,7 @@ def work(
             for number in worker.order(len(job.shards)):
                 if (job.name, number) in done:
                     continue
-                there = _is_there(job.shards, number, worker)
+                there = _is_there(job, number, worker)
                 if not there and not _make(job, number, worker):
                     left += 1
                     continue
@@ -162,8 +171,10 @@ def deaths(shards: Shards, number: int) -> int:
     return int(facts["deaths"])
 
 
-def _is_there(shards: Shards, number: int, worker: Worker) -> bool:
-    owned = worker.owns(number)
+def _is_there(job: Job, number: int, worker: Worker) -> bool:
+    if number in job.stale:
+        return not job.is_stale(number)
+    shards, owned = job.shards, worker.owns(number)
     here = shards.facts(number) is not None if owned else shards.is_committed(number)
     if here:
         shards.send(number, FRESH)  # whoever committed it may have been killed before that
@@ -202,15 +213,20 @@ def _make(job: Job, number: int, worker: Worker) -> bool:
 
 
 def _make_claimed(job: Job, number: int, worker: Worker) -> bool:
-    shards = job.shards
-    if shards.facts(number) is not None or shards.is_elsewhere(number):  # before it was claimed
+    shards, stale = job.shards, number in job.stale
+    if stale:
+        shards.refresh(number)
+    # By another, before it was claimed.
+    if stale and not job.is_stale(number):
+        return False
+    if not stale and (shards.facts(number) is not None or shards.is_elsewhere(number)):
         return False
     if worker.at is not None:
         worker.at(job.name, number)
     # The first death at a shard may have had any cause; the second asks for less memory.
     table, facts = job.make(number, max(0, deaths(shards, number) - 1))
     storage.reached("shard rated")
-    shards.commit(number, table, facts)
+    shards.commit(number, table, facts, replace=stale)
     shards.beside(number, "retry").unlink(missing_ok=True)
     return True
 

@@ -3,6 +3,8 @@
 # ruff: noqa: F811  (fixtures of another module are arguments here)
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,10 @@ from transformers import AutoTokenizer
 
 from selectit_hf import SentenceScore, loading, options, raters, scorers
 from selectit_hf.analysis import Reader, rank_by
+from selectit_hf.baselines import Length
 from selectit_hf.checkpoints import Checkpoint
 from selectit_hf.engine import Engine
+from selectit_hf.errors import SettingError
 from selectit_hf.finishing import Reflection
 from selectit_hf.runs import Run
 from selectit_hf.selection import Cut
@@ -94,6 +98,33 @@ def test_what_reads_responses_runs_where_it_is_told(
     done = selectit(command, *given[command], *model, "--by", by, flag, value)
     assert done.code == 0, done.err
     assert [place[2:] for place in loaded] == [("cpu", value if flag == "--device-map" else None)]
+
+
+def test_a_scheduler_that_stops_a_comparison_finds_no_claim_left(
+    selectit: Callable[..., Outcome], data: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert selectit("run", data, "--model", checkpoint, "--out", "run").code == 0
+    held: list[int] = []
+
+    def stopped(self: Length, *given: Any, **named: Any) -> None:
+        held.append(len([*Path("run").rglob("*.claim")]))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Length, "measure", stopped)
+    compare = ("compare", "run", "--data", data, "--model", checkpoint, "--by", "length")
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert selectit(*compare).code == 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert held == [1]
+    assert not [*Path("run").rglob("*.claim")]
+
+
+def test_a_revision_without_a_model_is_refused() -> None:
+    with pytest.raises(SettingError, match="names no model"):
+        options.reader("@v1")
 
 
 @pytest.mark.parametrize(

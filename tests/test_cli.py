@@ -102,6 +102,9 @@ def test_select_again_without_a_model(
     assert pq.read_table("other/selected.parquet").num_rows == 7
     assert json.loads(Path("other/selection.json").read_text())["reflection"]["alpha"] == 2
     assert pq.read_table("run/selected.parquet").num_rows == 6
+    unread = selectit(*again, "--data", data, "--device", "cpu")
+    assert unread.code == 1
+    assert "of a model that reads responses" in unread.err
     missing = selectit(*again)
     assert missing.code == 1
     assert "give it again with --data" in missing.err
@@ -165,9 +168,10 @@ def test_score_then_select(
     assert loaded is not None
     assert len(loaded) == 15
     assert {"instruction", "sentence_score__random_llama"} < set(loaded.column_names)
-    refused = selectit("select", scored, "--out", kept, "--alpha", 1)
-    assert refused.code == 1
-    assert "raw ratings" in refused.err
+    for flags in (("--alpha", 1), ("--device", "cpu")):
+        refused = selectit("select", scored, "--out", kept, *flags)
+        assert refused.code == 1
+        assert "need a run" in refused.err
 
 
 def test_scoring_a_scored_file_again_rates_nothing(

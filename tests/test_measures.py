@@ -3,12 +3,15 @@
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import chaos
 import pyarrow as pa
 import pytest
 
+from selectit_hf import claims
+from selectit_hf.errors import RunError
 from selectit_hf.fingerprint import fingerprint
 from selectit_hf.measures import Cost, Measures
 from selectit_hf.runs import Run
@@ -19,7 +22,7 @@ STARTS = [f"Say {first}." for first in range(0, chaos.ROWS, chaos.SHARD_SIZE)]
 
 
 class Slow:
-    """A measurement that notes which shards it is asked for; the first waits for a second."""
+    """A measurement that notes which shards it is asked for; and before the first meets others."""
 
     column = "length"
 
@@ -77,11 +80,41 @@ def test_two_at_once_share_the_shards(run: Run) -> None:
     assert stored["length"].to_pylist() == [len(t) for t in chaos.make_rows()["output"]]
 
 
-def test_two_at_once_ask_again_once(run: Run) -> None:
+def test_two_at_once_ask_again_together(run: Run) -> None:
     (first,) = at_once(run, Slow(lambda: None, unanswered=True))
     assert first[0].sequences == chaos.ROWS
-    both = [Slow(lambda: None), Slow(lambda: None)]
+    meet = threading.Barrier(2, timeout=30)
+    both = [Slow(meet.wait), Slow(meet.wait)]
     found = at_once(run, *both)
+    assert all(each.asked for each in both)
     assert sorted(both[0].asked + both[1].asked) == sorted(STARTS)
     assert [rows for _, rows in found] == [chaos.ROWS] * 2
     assert set(Measures(run, chaos.make_rows()).table(both[0])["status"].to_pylist()) == {"ok"}
+
+
+def test_what_nobody_answers_is_asked_once_by_two_and_once_more_by_the_next(run: Run) -> None:
+    for _ in range(2):
+        meet = threading.Barrier(2, timeout=30)
+        both = [Slow(meet.wait, unanswered=True), Slow(meet.wait, unanswered=True)]
+        at_once(run, *both)
+        assert sorted(both[0].asked + both[1].asked) == sorted(STARTS)
+
+
+def test_a_shard_that_is_just_replaced_is_waited_for(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, measures = Slow(lambda: None), Measures(run, chaos.make_rows())
+    measures.measure(one)
+    expected = measures.table(one)
+    (sidecar,) = run.folder.glob("measures/*/00002.json")
+    said = sidecar.read_bytes()
+    claim = claims.take(sidecar.with_suffix(".claim"))
+    assert claim is not None
+    with claim:
+        sidecar.write_bytes(b"{}")
+        there = SimpleNamespace(sleep=lambda seconds: sidecar.write_bytes(said))
+        monkeypatch.setattr("selectit_hf.measures.time", there)
+        assert measures.table(one).equals(expected)
+    sidecar.write_bytes(b"{}")
+    with pytest.raises(RunError, match="The rows 8 to 11"):
+        measures.table(one)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -574,10 +575,15 @@ class Counted:
     def key(self) -> str:
         return "k" * 64
 
+    def missing(self, batch: Any) -> int:
+        return self.unanswered if "Say 0." in batch["instruction"] else 0
+
     def measure(self, batch: Any, progress: Any = None) -> Measured:
         count = len(batch["output"])
-        missing = self.unanswered if "Say 0." in batch["instruction"] else 0
         measured.append(count)
+        missing = self.missing(batch)
+        if progress is not None:
+            progress(count)
         statuses = ["unanswered"] * missing + ["ok"] * (count - missing)
         return Measured(pa.table({"status": statuses}), count)
 
@@ -599,6 +605,65 @@ def test_what_one_machine_measured_no_other_pays_for(at: Callable[[str], Path]) 
     assert measure("b", unanswered=1) == 1
     assert measure("a") == 1
     assert measure("b") == 0
+
+
+def measuring(folder: Path, rows: Dataset) -> Measures:
+    run, _ = chaos.start(folder, rows)
+    run.plan["input"]["fingerprint"] = fingerprint(rows)
+    return Measures(run, rows)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_another_machine_measured_meanwhile_is_taken(
+    at: Callable[[str], Path], rows: Dataset, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All shards, or all anew that were asked about in vain."""
+    one = Counted(unanswered=1)
+    theirs = pa.table({"status": ["theirs"] * chaos.SHARD_SIZE})
+    answered = {"seconds": 1.0, "sequences": 4, "tokens": 0, "unanswered": 0}
+    a = measuring(at("a"), rows)
+    if again:
+        monkeypatch.setattr(Counted, "missing", lambda *given: 1)
+        a.measure(one)
+        monkeypatch.undo()
+    at("b")
+    b = measuring(at("b"), rows)
+    measured.clear()
+
+    def others(self: Counted, batch: Any) -> int:
+        if len(measured) == 1:
+            machine = at("a")
+            a._shards(one).commit(2, theirs, answered, replace=True)
+            assert machine != at("b")
+        return 0
+
+    monkeypatch.setattr(Counted, "missing", others)
+    told: list[int] = []
+    paid = b.measure(one, told.append)
+    assert len(measured) == SHARDS - 1
+    assert paid.sequences == chaos.ROWS - chaos.SHARD_SIZE
+    statuses = b.table(one)["status"].to_pylist()
+    assert statuses == ["ok"] * 8 + ["theirs"] * 4 + ["ok"] * (chaos.ROWS - 12)
+    assert b.run.mirror.sizes(b._shards(one).folder).keys() == {
+        f"{number:05d}.{ending}" for number in range(SHARDS) for ending in ("json", "parquet")
+    }
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: b""])
+def test_a_measure_that_is_bad_there_is_measured_again(
+    at: Callable[[str], Path], rows: Dataset, url: str, damage: Callable[[bytes], bytes]
+) -> None:
+    one = Counted()
+    measuring(at("a"), rows).measure(one)
+    files, _ = fsspec.core.url_to_fs(url)
+    (table,) = (name for name in there(url) if re.search(r"count.*/00003.parquet", name))
+    path = fsspec.core.url_to_fs(f"{url}/{table}")[1]
+    files.pipe_file(path, damage(files.cat_file(path)))
+    b = measuring(at("b"), rows)
+    measured.clear()
+    b.measure(one)
+    assert measured == [chaos.SHARD_SIZE]
+    assert b.table(one).num_rows == chaos.ROWS
 
 
 def test_what_is_of_one_machine_stays_there(at: Callable[[str], Path], url: str) -> None:
@@ -740,7 +805,8 @@ def test_how_far_a_run_is_can_be_asked_from_anywhere_without_its_ratings(
         "plan.json",
     }
     chaos.drive(at("a"), rows, Worker())
-    done = status(at("b"))
+    with mirror_of(at("a")).wait(at("a") / "ratings" / "small" / "00001.claim"):
+        done = status(at("b"))  # its sidecar is there, and its claim not yet given back
     assert done["finished"]
     assert [model["rows_done"] for model in done["models"].values()] == [chaos.ROWS] * 2
     assert not done["wrong"]
