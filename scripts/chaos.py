@@ -49,7 +49,7 @@ from datasets import Dataset
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
-from selectit_hf import claims, mirror, plans, shards, storage, workers
+from selectit_hf import claims, engine, mirror, plans, shards, storage, workers
 from selectit_hf.errors import RunError
 from selectit_hf.finishing import Reflection
 from selectit_hf.ratings import Ratings
@@ -78,6 +78,8 @@ NOT_REPEATED = ("seconds", "facts_sha256")
 """What a sidecar says that another run of the same shard does not."""
 VERSIONS = {name: version(name) for name in plans.LIBRARIES}
 FORK = multiprocessing.get_context("fork")
+LOADED = (engine,)
+"""What a run loads when it must; loaded here, so that no worker that is forked does."""
 
 
 def main() -> int:
