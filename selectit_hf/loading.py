@@ -8,14 +8,15 @@ import gc
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from accelerate.utils import get_balanced_memory, get_max_memory, infer_auto_device_map
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from selectit_hf.errors import ModelError, SettingError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 __all__ = [
     "DEVICE_MAPS",
@@ -89,7 +90,7 @@ def default_budget(device: str) -> int:
 
 
 def fitting_budget(
-    config: PreTrainedConfig, dtype: str, device: str, device_map: str | None = None
+    config: "PreTrainedConfig", dtype: str, device: str, device_map: str | None = None
 ) -> int:
     """Padded tokens that a forward pass can hold beside the weights on ``device``.
 
@@ -110,7 +111,7 @@ def fitting_budget(
     return budget_in(free - weights // fewest, config, DTYPES[dtype].itemsize)
 
 
-def budget_in(room: int, config: PreTrainedConfig, itemsize: int) -> int:
+def budget_in(room: int, config: "PreTrainedConfig", itemsize: int) -> int:
     """Padded tokens for which ``room`` bytes are enough, of ``itemsize`` bytes a number."""
     text = config.get_text_config()
     inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
@@ -121,7 +122,7 @@ def budget_in(room: int, config: PreTrainedConfig, itemsize: int) -> int:
 
 def load_model(
     path: str, dtype: str, device: str, device_map: str | None = None, **arguments: Any
-) -> PreTrainedModel:
+) -> "PreTrainedModel":
     """Load a causal language model from safetensors, in ``dtype``, onto ``device``.
 
     With a ``device_map``, one of `DEVICE_MAPS`, its layers are spread over all visible GPUs
@@ -140,7 +141,7 @@ def load_model(
         model = _read(path, dtype, device_map, **arguments)
         placed = (model if device_map else cast(Any, model).to(torch.device(device))).eval()
         _check_causal(placed)
-    return cast(PreTrainedModel, placed)
+    return cast("PreTrainedModel", placed)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -168,8 +169,10 @@ def _room(device: str, device_map: str | None) -> Iterator[None]:
         ) from error
 
 
-def _read(path: str, dtype: str, device_map: str | None, **arguments: Any) -> PreTrainedModel:
+def _read(path: str, dtype: str, device_map: str | None, **arguments: Any) -> "PreTrainedModel":
     """The model with all its weights, spread as ``device_map`` says or on the CPU."""
+    from transformers import AutoModelForCausalLM
+
     try:
         places = _places(path, dtype, device_map, **arguments) if device_map else None
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -195,17 +198,22 @@ def _read(path: str, dtype: str, device_map: str | None, **arguments: Any) -> Pr
             f"The checkpoint lacks {len(missing)} weights, {missing[0]!r} among them, which would "
             "have been drawn at random; use a complete causal language model."
         )
-    return cast(PreTrainedModel, model)
+    return cast("PreTrainedModel", model)
 
 
-def _without_weights(config: PreTrainedConfig, dtype: str) -> Any:
+def _without_weights(config: "PreTrainedConfig", dtype: str) -> Any:
     """A model on the meta device: the sizes of its weights, and none of them."""
+    from transformers import AutoModelForCausalLM
+
     with torch.device("meta"):
         return cast(Any, AutoModelForCausalLM).from_config(config, dtype=DTYPES[dtype])
 
 
 def _places(path: str, dtype: str, device_map: str, **arguments: Any) -> dict[str, int | str]:
     """The device of each part of a model, by its name, before any weight is read."""
+    from accelerate.utils import get_balanced_memory, get_max_memory, infer_auto_device_map
+    from transformers import AutoConfig
+
     model = _without_weights(AutoConfig.from_pretrained(path, **arguments), dtype)
     whole = sorted(model._no_split_modules or ())
     if device_map == "sequential":
@@ -256,14 +264,14 @@ def _devices() -> str:
     return "the one visible GPU" if gpus else "the CPU"
 
 
-def input_device(model: PreTrainedModel) -> torch.device:
+def input_device(model: "PreTrainedModel") -> torch.device:
     """Where a model takes token ids, which is not where all its layers are if it was spread."""
     embedding = cast(Any, model).get_input_embeddings()
     return cast(torch.device, next(embedding.parameters()).device)
 
 
 @torch.inference_mode()
-def _check_causal(model: PreTrainedModel) -> None:
+def _check_causal(model: "PreTrainedModel") -> None:
     """Padding is left unmasked, so what comes later must not reach an earlier position."""
     ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=input_device(model))
     one, other = model(input_ids=ids, use_cache=False).logits[:, :3].float()

@@ -567,14 +567,12 @@ def test_what_is_written_to_this_machine_takes_no_url(
 
 
 def test_ctrl_c_leaves_whole_shards_and_the_same_command_goes_on(
-    data: Path, checkpoint: Path, tmp_path: Path
+    selectit: Callable[..., Outcome], data: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "selectit_hf", "run", str(data), "--model", str(checkpoint)]
-    command += ["--shard-size", "1", "--out"]
-    environment = {**os.environ, "COLUMNS": "200"}
+    command = ["run", str(data), "--model", str(checkpoint), "--shard-size", "1", "--out"]
     process = subprocess.Popen(
-        [*command, str(tmp_path / "stopped")],
-        env=environment,
+        [sys.executable, "-m", "selectit_hf", *command, str(tmp_path / "stopped")],
+        env={**os.environ, "COLUMNS": "200"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -592,15 +590,8 @@ def test_ctrl_c_leaves_whole_shards_and_the_same_command_goes_on(
     assert "Traceback" not in err
     assert not (tmp_path / "stopped" / "selected.parquet").exists()
     for folder in ("stopped", "straight"):
-        done = subprocess.run(
-            [*command, str(tmp_path / folder)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        done = selectit(*command, tmp_path / folder)
+        assert done.code == 0, done.err
     files = [
         {p.name: p.read_bytes() for p in (tmp_path / folder).rglob("*.parquet")}
         for folder in ("stopped", "straight")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from selectit_hf.workers import Worker
 SOURCE = Source("rows.json", None, "train", "sha256:0")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def rows() -> Dataset:
     return Dataset.from_dict(
         {
@@ -36,19 +37,30 @@ def rows() -> Dataset:
     )
 
 
+@pytest.fixture(scope="module")
+def second(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("models") / "second", seed=8, hidden_size=64)
+
+
 @pytest.fixture
-def scorers(
-    checkpoint: Path, make_checkpoint: Callable[..., Path], tmp_path: Path
-) -> list[SentenceScore]:
-    second = make_checkpoint(tmp_path / "second", seed=8, hidden_size=64)
+def scorers(checkpoint: Path, second: Path) -> list[SentenceScore]:
     return [SentenceScore(str(checkpoint)), SentenceScore(str(second))]
 
 
-@pytest.fixture
-def run(tmp_path: Path, rows: Dataset, scorers: list[SentenceScore]) -> Run:
-    run = Run.start(tmp_path / "run", rows, SOURCE, scorers, shard_size=4)
+@pytest.fixture(scope="module")
+def rated(
+    rows: Dataset, checkpoint: Path, second: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run folder to copy."""
+    scorers = [SentenceScore(str(checkpoint)), SentenceScore(str(second))]
+    run = Run.start(tmp_path_factory.mktemp("rated") / "run", rows, SOURCE, scorers, shard_size=4)
     run.rate(rows, scorers)
-    return run
+    return run.folder
+
+
+@pytest.fixture
+def run(rated: Path, tmp_path: Path) -> Run:
+    return Run.open(Path(shutil.copytree(rated, tmp_path / "run")))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

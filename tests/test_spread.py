@@ -31,7 +31,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from selectit_hf import SentenceScore, TokenScore, loading, mapping, supervisor
+from selectit_hf import SentenceScore, TokenScore, mapping, supervisor
 from selectit_hf.engine import Engine
 from selectit_hf.errors import ModelError, SettingError
 from selectit_hf.loading import DEVICE_MAPS, budget_in, fitting_budget, load_model
@@ -246,7 +246,7 @@ def give_memory(patch: pytest.MonkeyPatch, **bytes_of: int) -> None:
     room = {int(n[3:]) if n != "cpu" else n: size for n, size in bytes_of.items()}
     monkey = {"get_max_memory": lambda: dict(room), "get_balanced_memory": lambda *a, **k: room}
     for name, value in monkey.items():
-        patch.setattr(loading, name, value)
+        patch.setattr(f"accelerate.utils.{name}", value)
     patch.setattr(torch.cuda, "device_count", lambda: len(room) - 1)
 
 
@@ -328,8 +328,8 @@ def test_accelerators_without_cuda_are_left_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What accelerate says on a Mac, and on a machine with GPUs of another kind."""
-    monkeypatch.setattr(loading, "get_max_memory", lambda: dict(room))
-    monkeypatch.setattr(loading, "get_balanced_memory", lambda *args, **others: dict(room))
+    monkeypatch.setattr("accelerate.utils.get_max_memory", lambda: dict(room))
+    monkeypatch.setattr("accelerate.utils.get_balanced_memory", lambda *args, **others: dict(room))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ModelError, match="stopped here"):
         load_model(saved, "float32", "cpu", device_map)
