@@ -3,7 +3,8 @@
     RUN/measures/<column>.<key>/NNNNN.parquet  raw values of one shard; NNNNN.json commits it
 
 A sidecar says what its shard cost. Other settings make another key and hence another folder, so
-nothing that was paid is ever thrown away, and nothing is paid twice.
+nothing that was paid is ever thrown away, and what is stored is not paid for again. Shards are
+claimed as those of ratings are, so that several processes share the work.
 """
 
 import time

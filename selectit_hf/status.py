@@ -89,7 +89,8 @@ def _wrong(shards: Shards, model: dict[str, Any]) -> list[str]:
     ]
     for number in range(len(shards)):
         rows = f"{_rows(shards, number)}, by {slug!r}"
-        if _is_claimed(shards, number) and not _is_at_work(shards, number):
+        left = _is_claimed(shards, number) and number not in model["in_progress"]
+        if left and not _is_at_work(shards, number):  # or just done, and about to give it back
             found.append(f"who was at {rows}, is gone; any worker takes over")
         found += _deaths(shards, number, rows)
     return found

@@ -216,10 +216,10 @@ def _make_claimed(job: Job, number: int, worker: Worker) -> bool:
     shards, stale = job.shards, number in job.stale
     if stale:
         shards.refresh(number)
-    # By another, before it was claimed.
-    if stale and not job.is_stale(number):
-        return False
-    if not stale and (shards.facts(number) is not None or shards.is_elsewhere(number)):
+        made = not job.is_stale(number)
+    else:
+        made = shards.facts(number) is not None or shards.is_elsewhere(number)
+    if made:  # by another, before it was claimed
         return False
     if worker.at is not None:
         worker.at(job.name, number)
