@@ -1,34 +1,34 @@
-"""Token ids in, log-probabilities out. The only module that runs a model; `loading` loads it.
+"""Token ids in, log-probabilities out: of the next token, or of a span.
 
-One forward: batches of neighbours in length, padded on the right, without an attention mask (for a
-causal model the padding behind a position cannot reach it), one position read through the model's
-own head, nothing kept for generation.
+Sequences are computed together by the first of `selectit_hf.ways.WAYS` that agrees with plain
+forward passes of some of them. Where memory runs out, batches are halved.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any, NamedTuple, TypeVar, cast
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from selectit_hf.batching import buckets
 from selectit_hf.errors import ModelError
+from selectit_hf.forward import Forward
 from selectit_hf.loading import default_budget, input_device, is_out_of_memory, tame_fork
-from selectit_hf.shortcuts import (
-    SharedPrefix,
-    Unshareable,
-    check_positions,
-    last_mlp,
-    mlp_reads_at,
-    sharing,
+from selectit_hf.shared_prefix import SharedPrefix, Unshareable, last_mlp
+from selectit_hf.ways import (
+    WAYS,
+    Batch,
+    Reading,
+    Way,
+    agree,
+    batches_of,
+    members_of,
+    witnesses,
 )
 
 __all__ = ["Engine", "Read", "set_threads", "thread_count"]
@@ -37,29 +37,53 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-HEAD_ROWS = 16384
 SPAN_LOGITS = 2**28
 """Logits that reading spans may hold at once: 1 GiB in float32."""
-PROBE = (3, 5, 4, 7)
-PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.2}
-NO_LIMIT = 2**62
-
-
-Batch = Mapping[int, Sequence[int]]
-"""Sequences of token ids, by their number."""
 
 
 class Read(NamedTuple):
     """What was read: ``values`` (n, m) float32, NaN where ``oom`` (n,) is true.
 
-    ``oom`` marks the sequences that did not fit in memory even alone and without padding;
-    ``splits`` counts how often memory ran out and the work was done in another way: a batch halved,
-    a sequence without its padding, or without its shared prefix, or all without shortcuts.
+    Attributes:
+        values: log-probabilities.
+        oom: the sequences that did not fit in memory even alone and without padding.
+        splits: how often memory ran out and the work was done in another way: a batch halved, a
+            sequence without its padding or its shared prefix, a comparison left out.
+        reading: how the sequences were computed together.
     """
 
     values: NDArray[np.float32]
     oom: NDArray[np.bool_]
     splits: int
+    reading: Reading
+
+
+class Disagrees(Exception):
+    """Why the values of a way do not count."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is read of which sequences.
+
+    Attributes:
+        ids: the sequences.
+        prefixes: beginnings that many of them share.
+        budget: padded tokens in a forward pass.
+        read: the values (b, m) of a batch, with the last MLP where that may be cut.
+        plain: the values (m) of the sequence of a number, by a plain forward pass, and how far the
+            log-probabilities that they are made of are spread.
+        width: m.
+        last_only: nothing but the last position of each sequence is read.
+    """
+
+    ids: Sequence[Sequence[int]]
+    prefixes: Sequence[Sequence[int]]
+    budget: int
+    read: Callable[[Batch, nn.Module | None], Tensor]
+    plain: Callable[[int], tuple[Tensor, float]]
+    width: int
+    last_only: bool
 
 
 def thread_count() -> int:
@@ -73,13 +97,13 @@ def set_threads(count: int) -> None:
 
 
 class Engine:
-    """A causal language model that reads log-probabilities of chosen tokens.
+    """A causal language model that predicts one position of each sequence, in batches.
 
     Args:
-        model: a causal language model in evaluation mode, on its device or spread over several.
-        token_budget: padded tokens a forward pass may hold; see `default_budget`.
-        shortcuts: compute less for the same answer, where a check of this model finds it the same;
-            see `selectit_hf.shortcuts`.
+        model: in evaluation mode, on its device or devices.
+        token_budget: padded tokens in a forward pass; ``None`` for the device's default. When
+            memory runs out, the batch is halved.
+        shortcuts: share prefixes and cut the last MLP; see `selectit_hf.shared_prefix`.
     """
 
     def __init__(
@@ -88,7 +112,9 @@ class Engine:
         self.model = model
         self.device = input_device(model)
         self.token_budget = token_budget or default_budget(str(self.device))
-        self._wants_shortcuts = shortcuts
+        self._ways = [way for way in WAYS if shortcuts or not way.reads_last]
+        self._forward = Forward(model)
+        self._said: set[str] = set()
 
     @property
     def parameters(self) -> int:
@@ -108,20 +134,21 @@ class Engine:
         log-softmax over the whole vocabulary, computed in float32. The same as one forward pass for
         each sequence alone, up to rounding. ``progress`` is told the number of sequences done.
         ``prefixes`` are beginnings that many of the sequences share; they change the speed only.
+
+        Raises:
+            ModelError: the model gives other values even for one sequence at a time.
         """
-        tame_fork()
         chosen = torch.tensor(list(token_ids), device=self.device)
-        mlp = self._shortcuts.mlp
-        tally = _Tally(len(ids), progress)
-        tally.splits += self._shortcuts.unchecked
-        for beginning, members in self._by_prefix(ids, prefixes):
-            prefix = self._recorded(beginning, tally) if beginning else None
-            shared = prefix.length if prefix is not None else 0
-            rest = {i: ids[i][shared:] for i in members}
-            self._read_all(
-                rest, self.token_budget, partial(self._next_token, chosen, prefix, mlp), tally
-            )
-        return tally.read(len(token_ids))
+
+        def plain(number: int) -> tuple[Tensor, float]:
+            logprobs = self._forward.plain_logprobs(ids[number], 1)[0]
+            return logprobs[chosen], _spread(logprobs)
+
+        task = _Task(
+            ids, prefixes, self.token_budget, partial(self._next_token, chosen), plain,
+            len(token_ids), last_only=True,
+        )  # fmt: skip
+        return self._vouched(task, _Told(progress))
 
     def span_logprobs(
         self,
@@ -138,113 +165,156 @@ class Engine:
         Raises:
             ValueError: a span that starts at the first token, which nothing predicts, or behind the
                 end.
+            ModelError: the model gives other values even for one sequence at a time.
         """
         for i, (row, start) in enumerate(zip(ids, starts, strict=True)):
             if not 1 <= start <= len(row):
                 raise ValueError(f"starts[{i}]={start} must be from 1 to {len(row)}.")
-        tame_fork()
         vocabulary = int(self.model.config.get_text_config().vocab_size)
         budget = min(self.token_budget, max(SPAN_LOGITS // vocabulary, 1))
-        tally = _Tally(len(ids), progress)
-        self._read_all(dict(enumerate(ids)), budget, partial(self._spans, starts), tally)
-        return tally.read(1)
 
-    # One forward pass
+        def plain(number: int) -> tuple[Tensor, float]:
+            row, start = ids[number], starts[number]
+            logprobs = self._forward.plain_logprobs(row, len(row) - start + 1)[:-1]
+            target = torch.tensor(row[start:], dtype=torch.long, device=logprobs.device)
+            found = logprobs.gather(1, target.unsqueeze(1)).double().sum(dim=0).float()
+            return found, _spread(logprobs[0]) * len(logprobs) if len(logprobs) else 0.0
+
+        task = _Task(ids, (), budget, partial(self._spans, starts), plain, 1, last_only=False)
+        return self._vouched(task, _Told(progress))
+
+    # Ways
+
+    def _vouched(self, task: _Task, told: "_Told") -> Read:
+        """What is read by the first way that agrees with plain forward passes."""
+        tame_fork()
+        ways = [way for way in self._ways if task.last_only or not way.reads_last]
+        for way in ways[:-1]:
+            try:
+                return self._by(way, task, told)
+            except Unshareable as reason:
+                self._say_once(f"{type(self.model).__name__} takes no {way.name}: {reason}.")
+            except Exception as error:  # whatever a shortcut meets, a plain pass may not
+                said = str(error).strip().splitlines() or [type(error).__name__]
+                logger.warning("Not by %s, for these rows: %s", way.name, said[0])
+        try:
+            return self._by(ways[-1], task, told)
+        except Disagrees as reason:
+            raise ModelError(
+                f"{type(self.model).__name__} cannot rate, since it gives other values for the "
+                f"same text: {reason} Use another model."
+            ) from reason
+
+    def _by(self, way: Way, task: _Task, told: "_Told") -> Read:
+        """What is read by one way.
+
+        Raises:
+            Disagrees: it differs from plain forward passes.
+            Unshareable: the model is known not to fit.
+        """
+        mlp = last_mlp(self.model) if way.last_mlp else None
+        if way.last_mlp and mlp is None:
+            raise Unshareable("its last MLP is not found")
+        tally = _Tally(len(task.ids))
+        shared = self._shared(task, tally) if way.shares else {}
+        if way.shares and not (shared or way.last_mlp):
+            raise Unshareable("no two sequences begin alike")
+        batches = batches_of(task.ids, shared, way, task.budget, self._forward.rope_limit)
+        chosen = witnesses(task.ids, batches)
+
+        def read(batch: Batch) -> Tensor:
+            return task.read(batch, mlp)
+
+        first = [batch for batch in batches if not batch.ids.keys().isdisjoint(chosen)]
+        for batch in first:
+            self._read(batch, read, tally)
+        self._compare(chosen, task, tally)
+        told.reach(tally.done)
+        for batch in batches:
+            if batch not in first:
+                self._read(batch, read, tally)
+                told.reach(tally.done)
+        return tally.read(task.width, way)
+
+    def _compare(self, numbers: Sequence[int], task: _Task, tally: "_Tally") -> None:
+        """Compare what was read of some sequences with a plain forward pass of each."""
+        for i in numbers:
+            found = tally.of(i)
+            if found is None:
+                continue
+            computed = self._in_memory(partial(task.plain, i))
+            if computed is None:
+                logger.warning("Out of memory with a plain pass of sequence %d; not compared.", i)
+                tally.splits += 1
+                continue
+            plain, spread = computed
+            ours, theirs = found.float().cpu().numpy(), plain.float().cpu().numpy()
+            gap = float(np.nan_to_num(np.abs(ours - theirs)).max(initial=0))
+            if not agree(ours, theirs, spread, str(self.model.dtype).removeprefix("torch.")):
+                raise Disagrees(
+                    f"a sequence of {len(task.ids[i])} tokens differs from a plain forward pass "
+                    f"by {gap:.2g} nats."
+                )
+            tally.compared += 1
+            tally.gap = max(tally.gap, gap)
+
+    def _shared(self, task: _Task, tally: "_Tally") -> dict[SharedPrefix, list[int]]:
+        """The sequences that go on from each prefix, which is recorded."""
+        shared = {}
+        for ids, rows in members_of(task.ids, task.prefixes, self._forward.rope_limit).items():
+            prefix = self._in_memory(partial(self._forward.record, ids))
+            if prefix is None:
+                logger.warning(
+                    "Out of memory with a shared prefix of %d tokens; not shared.", len(ids)
+                )
+                tally.splits += 1
+                continue
+            prefix.check(self.model)
+            limit = prefix.limit
+            fits = [i for i in rows if limit is None or len(task.ids[i]) <= limit]
+            if len(fits) > 1:
+                shared[prefix] = fits
+        return shared
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            logger.info(text)
+
+    # What is read
 
     @torch.inference_mode()
-    def _next_token(
-        self,
-        chosen: Tensor,
-        prefix: SharedPrefix | None,
-        mlp: nn.Module | None,
-        batch: Batch,
-        length: int,
-    ) -> Tensor:
-        logits = self._last_logits(list(batch.values()), length, prefix, mlp)
+    def _next_token(self, chosen: Tensor, batch: Batch, mlp: nn.Module | None) -> Tensor:
+        logits = self._forward.last_logits(batch, mlp)
         return logits[:, chosen.to(logits.device)] - logits.logsumexp(dim=-1, keepdim=True)
 
     @torch.inference_mode()
-    def _spans(self, starts: Sequence[int], batch: Batch, length: int) -> Tensor:
+    def _spans(self, starts: Sequence[int], batch: Batch, mlp: nn.Module | None) -> Tensor:
         places = [
             (row, p, ids[p])
-            for row, (i, ids) in enumerate(batch.items())
+            for row, (i, ids) in enumerate(batch.ids.items())
             for p in range(starts[i], len(ids))
         ]
         rows, ends, target = torch.tensor(places, dtype=torch.long).reshape(-1, 3).unbind(1)
-        logits = self._logits(list(batch.values()), length, rows, ends - 1)
+        logits = self._forward.logits(batch, rows, ends - 1)
         found = logits.gather(1, target.to(logits.device).unsqueeze(1)).squeeze(1)
-        sums = torch.zeros(len(batch), dtype=torch.float64, device=logits.device)
+        sums = torch.zeros(len(batch.ids), dtype=torch.float64, device=logits.device)
         sums.index_add_(0, rows.to(logits.device), (found - logits.logsumexp(dim=-1)).double())
         return sums.float().unsqueeze(1)
 
-    def _last_logits(
-        self,
-        ids: Sequence[Sequence[int]],
-        length: int,
-        prefix: SharedPrefix | None = None,
-        mlp: nn.Module | None = None,
-    ) -> Tensor:
-        """(b, vocabulary) float32 logits behind the end of each sequence."""
-        last = torch.tensor([len(row) - 1 for row in ids])
-        return self._logits(ids, length, torch.arange(len(ids)), last, prefix, mlp)
+    # Memory
 
-    def _logits(
-        self,
-        ids: Sequence[Sequence[int]],
-        length: int,
-        rows: Tensor,
-        positions: Tensor,
-        prefix: SharedPrefix | None = None,
-        mlp: nn.Module | None = None,
-    ) -> Tensor:
-        """(p, vocabulary) float32 logits at ``positions`` (p) of the sequences ``rows`` (p).
-
-        ``mlp``, the last one, may be given where each sequence is read once, in order.
-        """
-        padded = torch.zeros((len(ids), length), dtype=torch.long)
-        for i, row in enumerate(ids):
-            padded[i, : len(row)] = torch.tensor(row)
-        settings: dict[str, Any] = {}
-        if prefix is not None:
-            places = torch.arange(prefix.length, prefix.length + length)
-            settings["position_ids"] = places.expand(len(ids), -1).to(self.device)
-        if self.device.type == "cuda":
-            padded = padded.pin_memory()
-        read = (rows.to(self.device), positions.to(self.device))
-        with (
-            sharing(self.model, prefix) if prefix is not None else nullcontext(),
-            mlp_reads_at(mlp, *read),
-            _reads_at(self.model, *read),
-        ):
-            output = self.model(
-                input_ids=padded.to(self.device, non_blocking=True),
-                use_cache=False,
-                **settings,
-            )
-        return cast(Tensor, output.logits[:, 0].float())
-
-    # Batches
-
-    def _read_all(
-        self, ids: Batch, budget: int, read: Callable[[Batch, int], Tensor], tally: "_Tally"
-    ) -> None:
-        numbers = list(ids)
-        for bucket in buckets([len(row) for row in ids.values()], budget):
-            batch = {numbers[i]: ids[numbers[i]] for i in bucket}
-            self._read(batch, len(ids[numbers[bucket[0]]]), read, tally)
-
-    def _read(
-        self, batch: Batch, length: int, read: Callable[[Batch, int], Tensor], tally: "_Tally"
-    ) -> None:
+    def _read(self, batch: Batch, read: Callable[[Batch], Tensor], tally: "_Tally") -> None:
         """One batch; halved, at the same padded length, for as long as it is out of memory.
 
         A sequence alone is tried once more without padding before it is given up.
         """
-        values = self._in_memory(partial(read, batch, length))
+        values = self._in_memory(partial(read, batch))
         if values is not None:
             tally.add(batch, values)
             return
-        rows, own = list(batch.items()), max(map(len, batch.values()))
+        rows, length = list(batch.ids.items()), batch.length
+        own = max(map(len, batch.ids.values()))
         parts = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
         if len(rows) > 1:
             logger.warning("Out of memory with %d x %d tokens; halving.", len(rows), length)
@@ -257,7 +327,7 @@ class Engine:
             return
         tally.splits += 1
         for part in parts:
-            self._read(dict(part), length, read, tally)
+            self._read(Batch(dict(part), length, batch.prefix), read, tally)
 
     def _in_memory(self, compute: Callable[[], T]) -> T | None:
         """What is computed; ``None`` where memory ran out, once what was held of it is let go."""
@@ -270,116 +340,49 @@ class Engine:
             torch.cuda.empty_cache()
         return None
 
-    # Shortcuts
 
-    def _by_prefix(
-        self, ids: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]]
-    ) -> list[tuple[tuple[int, ...], list[int]]]:
-        """The sequences that share each prefix, and last, without any, the others."""
-        shared: dict[tuple[int, ...], list[int]] = {}
-        limit = self._shortcuts.limit if prefixes else 0
-        for prefix in sorted({tuple(p) for p in prefixes if p}, key=len, reverse=True):
-            shared[prefix] = []
-        others: list[int] = []
-        for i, row in enumerate(ids):
-            begun = (p for p in shared if len(p) < len(row) <= limit)
-            found = next((p for p in begun if tuple(row[: len(p)]) == p), ())
-            (shared[found] if found else others).append(i)
-        worth = [(p, rows) for p, rows in shared.items() if len(rows) > 1]
-        others += [i for rows in shared.values() if len(rows) == 1 for i in rows]
-        return [*worth, ((), sorted(others))]
-
-    def _recorded(self, ids: Sequence[int], tally: "_Tally") -> SharedPrefix | None:
-        """A prefix to go on from; ``None`` where memory is too short to keep it."""
-        prefix = self._in_memory(partial(self._record, ids))
-        if prefix is None:
-            logger.warning("Out of memory with a shared prefix of %d tokens; not shared.", len(ids))
-            tally.splits += 1
-        return prefix
-
-    @torch.inference_mode()
-    def _record(self, *parts: Sequence[int]) -> SharedPrefix:
-        prefix = SharedPrefix()
-        for ids in parts:
-            prefix.recording = True
-            self._last_logits([ids], len(ids), prefix)
-            prefix.length += len(ids)
-            prefix.recording = False
-        return prefix
-
-    @cached_property
-    def _shortcuts(self) -> "_Shortcuts":
-        if not self._wants_shortcuts:
-            return _Shortcuts()
-        checked = self._in_memory(self._checked_shortcuts)
-        if checked is None:
-            logger.warning("Out of memory while the shortcuts were checked; none is taken.")
-        return checked or _Shortcuts(unchecked=True)
-
-    @torch.inference_mode()
-    def _checked_shortcuts(self) -> "_Shortcuts":
-        """What gives this model's own logits for a few sequences, computed both ways."""
-        probes = [[*PROBE, *range(1, 1 + n)] for n in (5, 3, 1)]
-        ends = [row[len(PROBE) :] for row in probes]
-        whole = self._last_logits(probes, len(probes[0])).log_softmax(-1)
-        without = self._last_logits(ends, len(ends[0])).log_softmax(-1)
-
-        def same(name: str, logits: Tensor) -> bool:
-            gap = float((logits.log_softmax(-1) - whole).abs().max())
-            far = float((without - whole).abs().max())
-            logger.debug("%s: within %.1g (without the beginning: %.1g).", name, gap, far)
-            return gap < PROBE_TOLERANCE[self.model.dtype] and gap * 10 < far
-
-        try:
-            check_positions(self.model)
-            prefix = self._record(PROBE)
-            self._record(PROBE, ends[0]).check(self.model, self._record(probes[0]))
-            if not same("Shared prefix", self._last_logits(ends, len(ends[0]), prefix)):
-                raise Unshareable("its logits change")
-        except Unshareable as reason:
-            logger.info(
-                "Whole prompts are computed, since %s: %s.", type(self.model).__name__, reason
-            )
-            return _Shortcuts()
-        logger.info("What the prompts begin with is computed once; checked to be the same.")
-        mlp = last_mlp(self.model, list(prefix.layers)[-1])
-        if mlp is not None:
-            read = self._last_logits(probes, len(probes[0]), mlp=mlp)
-            mlp = mlp if same("Last MLP for one position", read) else None
-        return _Shortcuts(prefix.limit or NO_LIMIT, mlp)
+def _spread(logprobs: Tensor) -> float:
+    """How far the middle half of log-probabilities (vocabulary) is spread, as a deviation."""
+    quarters = torch.quantile(logprobs, torch.tensor([0.25, 0.75], device=logprobs.device))
+    return float((quarters[1] - quarters[0]) / 1.35)
 
 
-@dataclass(frozen=True)
-class _Shortcuts:
-    """What is taken of `selectit_hf.shortcuts`.
+class _Told:
+    """Says how many sequences are done, each once, whatever is done again."""
 
-    Attributes:
-        limit: longest sequence whose prefix may be shared.
-        mlp: the last one.
-        unchecked: memory was too short to check them, so that every read goes another way.
-    """
+    def __init__(self, progress: Callable[[int], None] | None) -> None:
+        self._progress = progress
+        self._said = 0
 
-    limit: int = 0
-    mlp: nn.Module | None = None
-    unchecked: bool = False
+    def reach(self, done: int) -> None:
+        """``done`` sequences are done."""
+        if self._progress is not None and done > self._said:
+            self._progress(done - self._said)
+        self._said = max(done, self._said)
 
 
 class _Tally:
     """What has been read so far; it stays on the device until all is asked for."""
 
-    def __init__(self, count: int, progress: Callable[[int], None] | None) -> None:
+    def __init__(self, count: int) -> None:
         self.splits = 0
+        self.compared = 0
+        self.gap = 0.0
+        self.done = 0
         self._count = count
-        self._progress = progress
         self._parts: list[tuple[list[int], Tensor | None]] = []
 
     def add(self, batch: Batch, values: Tensor | None) -> None:
         """The values (b, m) of a batch, or ``None`` where it does not fit in memory."""
-        self._parts.append((list(batch), values))
-        if self._progress is not None:
-            self._progress(len(batch))
+        self._parts.append((list(batch.ids), values))
+        self.done += len(batch.ids)
 
-    def read(self, width: int) -> Read:
+    def of(self, number: int) -> Tensor | None:
+        """The values (m) of one sequence that was read, if it did fit in memory."""
+        numbers, values = next(part for part in self._parts if number in part[0])
+        return None if values is None else values[numbers.index(number)]
+
+    def read(self, width: int, way: Way) -> Read:
         """All of it, in the sequences' order."""
         values = np.full((self._count, width), np.nan, dtype=np.float32)
         oom = np.ones(self._count, dtype=np.bool_)
@@ -387,38 +390,4 @@ class _Tally:
             if part is not None:
                 values[numbers] = part.cpu().numpy()
                 oom[numbers] = False
-        return Read(values, oom, self.splits)
-
-
-@contextmanager
-def _reads_at(model: PreTrainedModel, rows: Tensor, positions: Tensor) -> Iterator[None]:
-    """Let the model's head see ``positions`` (p) of ``rows`` (p) only, and compute it in float32.
-
-    What the model does to its logits afterwards (softcaps, scales) stays the model's own.
-    """
-    head: Any = cast(Any, model).get_output_embeddings()
-    if head is None:
-        raise ModelError(f"{type(model).__name__} has no output embeddings to read from.")
-
-    def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden = args[0]
-        read = hidden[rows.to(hidden.device), positions.to(hidden.device)]
-        return (read.unsqueeze(1), *args[1:])
-
-    def in_float32(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        if type(module) is not nn.Linear or module.weight.dtype == torch.float32:
-            return None
-        # Not moved yet where the head, tied to the embeddings, is not with the last layer.
-        hidden = args[0].to(module.weight.device, torch.float32)
-        # Again, since the module did it in 16 bits (few positions, so cheap); and by parts, since a
-        # float32 copy of a large vocabulary's head would cost gigabytes.
-        parts = [F.linear(hidden, part.float()) for part in torch.split(module.weight, HEAD_ROWS)]
-        logits = torch.cat(parts, dim=-1)
-        return logits if module.bias is None else logits + module.bias.float()
-
-    hooks = [head.register_forward_pre_hook(gather), head.register_forward_hook(in_float32)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+        return Read(values, oom, self.splits, Reading(way.name, self.compared, self.gap))

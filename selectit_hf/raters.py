@@ -90,7 +90,7 @@ class Rater:
         places = {pair: i for i, pair in enumerate(different)}
         rows = [places[pair] for pair in pairs]
         statuses = [answers.statuses[i] for i in rows]
-        return Ratings(statuses, answers.logprobs[rows], {}, answers.splits)
+        return Ratings(statuses, answers.logprobs[rows], {}, answers.splits, answers.reading)
 
     def _ask(
         self, pairs: Sequence[Pair], prompts: range, progress: Callable[[int], None] | None
@@ -112,7 +112,7 @@ class Rater:
         for i in asked:
             if not np.isfinite(logprobs[i]).all():
                 statuses[i] = "oom" if oom[i].any() else "nonfinite"
-        return Ratings(statuses, logprobs, {}, read.splits)
+        return Ratings(statuses, logprobs, {}, read.splits, read.reading)
 
     def facts(self) -> dict[str, Any]:
         """Who rates: name, revision and number of parameters. Loads the model to count them."""

@@ -9,6 +9,7 @@ from datasets import Features
 from numpy.typing import NDArray
 
 from selectit_hf.errors import RatingsError
+from selectit_hf.ways import Reading
 
 __all__ = [
     "RATED",
@@ -40,12 +41,14 @@ class Ratings(NamedTuple):
         rater: who rated: ``model``, ``revision``, ``parameters``, and the ``rating_key``, a hash of
             all that can change a rating.
         splits: batches that had to be halved for memory.
+        reading: how the log-probabilities were computed; ``None`` where none were.
     """
 
     statuses: list[str]
     logprobs: NDArray[np.float32]
     rater: dict[str, Any]
     splits: int = 0
+    reading: Reading | None = None
 
     @property
     def rated(self) -> NDArray[np.bool_]:

@@ -35,6 +35,7 @@ from selectit_hf.ratings import (
 )
 from selectit_hf.reflection import Variant, check_variant
 from selectit_hf.rows import STATUSES, Pair, RowReader, Turns, check_batch, worst
+from selectit_hf.ways import together
 
 __all__ = [
     "OF_A_PLACE",
@@ -292,17 +293,18 @@ class RatingScorer:
             if isinstance(pair, Pair) and (unrated or (known in RATED and has[i] < count)):
                 todo.setdefault(0 if unrated else int(has[i]), []).append(i)
         rater = Rater(self.checkpoint, self._question, self.place(rank))
-        splits = 0
+        splits, readings = 0, []
         for first, rows in sorted(todo.items()):
             asked = [cast(Pair, pairs[i]) for i in rows]
             answer = rater.ask(asked, range(first, count), progress)
             logprobs[rows, first:] = answer.logprobs
             splits += answer.splits
+            readings += [answer.reading] if answer.reading is not None else []
             for i, status in zip(rows, answer.statuses, strict=True):
                 statuses[i] = status
         logprobs[[status not in RATED for status in statuses]] = np.nan
         facts = stored.rater or {**rater.facts(), "rating_key": self.rating_key()}
-        return Ratings(statuses, logprobs, facts, splits)
+        return Ratings(statuses, logprobs, facts, splits, together(readings))
 
     def prepare(self) -> None:
         """Load the tokenizer and refuse, before any weights are read, what cannot rate.

@@ -1,17 +1,21 @@
 """From rating prompts to token ids: rating tokens in context, special tokens, a length that fits.
 
+The ids that a model is fed are those of the prompt with a rating behind it, without the last one.
+A prompt tokenized by itself can end in other ids: GPT-2's vocabulary merges the final ``" \\n"`` of
+the default template into one token, which it never does before a digit.
+
 The text of a sample is only ever text: a literal ``</s>`` in it becomes the pieces of that text,
 never the token that ends a sequence.
 """
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from selectit_hf.errors import SettingError, TokenizerError
 from selectit_hf.prompts import Template
 from selectit_hf.rows import Pair
-from selectit_hf.seams import Joint, common_beginning, find_joint
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -21,6 +25,8 @@ __all__ = ["Encoded", "PromptEncoder", "context_length", "text_ids"]
 UNLIMITED = 10**9
 BEGINNINGS = ("Name a colour.", "a", " the", "\n\n", "1", "...", "/home", "-", "é", "")
 PLAIN_PAIR = Pair("Name a colour.", "Blue")
+RESPONSE_ENDS = ("", "\n", " ", "\n\n", "7", ".", ":", "é", "a ", " 1")
+"""Ends of responses behind which the ratings must stay tokens of their own."""
 
 
 class Encoded(NamedTuple):
@@ -94,7 +100,7 @@ class PromptEncoder:
         self._start = [] if chat else self._leading_special_ids()
         self.rating_token_ids = self._rating_token_ids(k)
         self._special_ids = self._ids_samples_must_not_hold()
-        self._special_count = self._count_special(self._encode([self._texts(PLAIN_PAIR)[0]])[0])
+        self._special_count = self._count_special(self._rows([PLAIN_PAIR])[0][0])
         shortest = self._length(Pair("", ""))
         if max_length is not None and shortest >= max_length:
             raise SettingError(
@@ -109,7 +115,7 @@ class PromptEncoder:
         A pair that is too long loses the end of its response, then of its instruction, until the
         longest of its prompts fits, and gets the status ``truncated``; rating prompt and suffix
         stay whole, and all prompts of a pair see the same text. Where a sample would still yield a
-        special token, its status is ``encoding``.
+        special token, or merge with the rating, its status is ``encoding``.
         """
         rows = self._rows(pairs)
         return [self._checked(pair, ids) for pair, ids in zip(pairs, rows, strict=True)]
@@ -121,15 +127,20 @@ class PromptEncoder:
         What all of `BEGINNINGS` leave alone; another instruction may still merge with the end of
         it, so a row's ids are compared with a prefix before it is used.
         """
-        rows = [self._encode(self._texts(Pair(text, text))) for text in BEGINNINGS]
-        return tuple(common_beginning(ids) for ids in zip(*rows, strict=True))
+        rows = self._rows([Pair(text, text) for text in BEGINNINGS])
+        return tuple(_common_beginning(ids) for ids in zip(*rows, strict=True))
+
+    @property
+    def prompt_end(self) -> list[str]:
+        """The texts of the last three tokens before the rating."""
+        return self._pieces(self._rows([PLAIN_PAIR])[0][0])
 
     def _checked(self, pair: Pair, ids: list[list[int]]) -> Encoded:
         status = "ok"
         if self.max_length is not None and max(map(len, ids)) > self.max_length:
             ids = self._rows([self._fitted(pair)])[0]
             status = "truncated"
-        if any(self._count_special(row) != self._special_count for row in ids):
+        if any(not row or self._count_special(row) != self._special_count for row in ids):
             return Encoded([], "encoding")
         return Encoded(ids, status)
 
@@ -147,38 +158,37 @@ class PromptEncoder:
         return max(map(len, self._rows([pair])[0]))
 
     def _rows(self, pairs: Sequence[Pair]) -> list[list[list[int]]]:
-        """Each pair's ids under every rating prompt, which are those of its k whole texts."""
-        if self._joint is not None:
-            bare = text_ids(self.tokenizer, [self.template.render("", pair) for pair in pairs])
-            return [self._joint.join(ids) for ids in bare]
-        flat = self._encode([text for pair in pairs for text in self._texts(pair)])
+        """Each pair's ids under every rating prompt; none where the rating is no token of its own.
+
+        The texts go to the tokenizer in one call, which cuts them on all cores.
+        """
+        texts = [text for pair in pairs for text in self._texts(pair)]
+        rated = self._with_rating(texts, "1")
+        flat = [ids[:-1] if ids[-1] == self.rating_token_ids[0] else [] for ids in rated]
         count = len(self.rating_prompts)
         return [flat[i : i + count] for i in range(0, len(flat), count)]
-
-    @cached_property
-    def _joint(self) -> Joint | None:
-        """What makes k prompts of a pair that is tokenized once, without a rating prompt."""
-        if self.chat:
-            return None
-        texts = [self.template.render(text, PLAIN_PAIR) for text in ("", *self.rating_prompts)]
-        rows = text_ids(self.tokenizer, texts)
-        return find_joint(self.tokenizer, self.template, rows, self._start)
 
     def _texts(self, pair: Pair) -> list[str]:
         return [self.template.render(prompt, pair) for prompt in self.rating_prompts]
 
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def _with_rating(self, texts: Sequence[str], rating: str) -> list[list[int]]:
+        """The ids of each text with a rating written where the model would answer."""
         if self.chat:
-            return [self._encode_chat(text) for text in texts]
-        ids = text_ids(self.tokenizer, texts)
+            return [self._chat_with_rating(text, rating) for text in texts]
+        ids = text_ids(self.tokenizer, [text + rating for text in texts])
         return [self._start + row for row in ids] if self._start else ids
 
-    def _encode_chat(self, text: str) -> list[int]:
+    def _chat_with_rating(self, text: str, rating: str) -> list[int]:
+        # The chat template itself writes the rating, so that it is tokenized in its place. Jinja
+        # drops a newline at the end of a template, and keeps one before more text.
+        template = self.tokenizer.get_chat_template()
         ids: Any = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": text}],
+            chat_template=template.removesuffix("\n") + "{{ selectit_rating }}",
             add_generation_prompt=True,
             sanitize_control_tokens=True,
             return_dict=False,
+            selectit_rating=rating,
         )
         return list(ids)
 
@@ -195,35 +205,32 @@ class PromptEncoder:
         )
 
     def _rating_token_ids(self, k: int) -> tuple[int, ...]:
-        before = self._open_ids("")
-        found = []
-        for rating in range(1, k + 1):
-            after = self._open_ids(str(rating))
-            if len(after) != len(before) + 1 or after[:-1] != before:
-                raise TokenizerError(
-                    f"The rating {rating} is not one token of its own after "
-                    f"{self.template.suffix!r}: the tokenizer turns it into {after[-3:]}, and the "
-                    f"text without it ends in {before[-3:]}. Use another model, or a template "
-                    "whose end does not merge with a digit."
-                )
-            found.append(after[-1])
+        """The ids of the ratings, the same behind every end that a response may have.
+
+        Raises:
+            TokenizerError: a rating merges with what stands before it, or two share an id.
+        """
+        pairs = [PLAIN_PAIR, *(Pair("Name a colour.", end) for end in RESPONSE_ENDS)]
+        texts = [self._texts(pair)[0] for pair in pairs]
+        rated = [self._with_rating(texts, str(rating)) for rating in range(1, k + 1)]
+        for rating, rows in enumerate(rated, 1):
+            for ids, first in zip(rows, rated[0], strict=True):
+                if ids[:-1] != first[:-1] or ids[-1] != rows[0][-1]:
+                    raise TokenizerError(
+                        f"The rating {rating} is not one token of its own after "
+                        f"{self.template.suffix!r}: this tokenizer turns the end of the prompt "
+                        f"with it into {self._pieces(ids)}, and with 1 into {self._pieces(first)}."
+                    )
+        found = [rows[0][-1] for rows in rated]
         if len(set(found)) != k:
             raise TokenizerError(
-                f"The ratings 1..{k} share token ids {found}, so they cannot be told apart; the "
+                f"The ratings 1..{k} share token ids {found}, so they cannot be told apart: the "
                 "tokenizer has no digits. Use another model."
             )
         return tuple(found)
 
-    def _open_ids(self, rating: str) -> list[int]:
-        """A whole prompt with ``rating`` written where the model would answer."""
-        text = self._texts(PLAIN_PAIR)[0]
-        if not self.chat:
-            return self._encode([text + rating])[0]
-        opened: Any = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-        )
-        ids: list[int] = self.tokenizer(opened + rating, add_special_tokens=False)["input_ids"]
-        return ids
+    def _pieces(self, ids: Sequence[int]) -> list[str]:
+        return [str(self.tokenizer.decode([i])) for i in ids[-3:]]
 
     def _ids_samples_must_not_hold(self) -> frozenset[int]:
         """Special ids, save the one for text that the vocabulary does not know."""
@@ -237,6 +244,12 @@ class PromptEncoder:
 
     def _count_special(self, ids: Sequence[int]) -> int:
         return sum(map(self._special_ids.__contains__, ids))
+
+
+def _common_beginning(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The longest beginning that all rows share."""
+    same = takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
+    return tuple(column[0] for column in same)
 
 
 def _longest(text: str, fits: Callable[[str], bool]) -> str:

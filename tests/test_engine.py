@@ -37,6 +37,8 @@ from transformers import (
     Olmo2Config,
     OlmoConfig,
     OPTConfig,
+    Phi3Config,
+    Phi3ForCausalLM,
     PhiConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -47,6 +49,7 @@ from transformers import (
 from selectit_hf import loading
 from selectit_hf.engine import Engine
 from selectit_hf.errors import ModelError, SettingError
+from selectit_hf.forward import Forward
 from selectit_hf.loading import (
     budget_in,
     choose_device,
@@ -54,6 +57,7 @@ from selectit_hf.loading import (
     fitting_budget,
     load_model,
 )
+from selectit_hf.ways import WAYS, Batch, batches_of, witnesses
 
 
 def llama() -> PreTrainedModel:
@@ -102,7 +106,7 @@ def one_by_one(model: PreTrainedModel, ids: list[list[int]], read: Sequence[int]
 @pytest.mark.parametrize("budget", [1, 90, 333, 10_000])
 def test_batches_change_nothing(model: PreTrainedModel, budget: int) -> None:
     ids = sequences()
-    values, oom, splits = Engine(model, budget).next_token_logprobs(ids, READ)
+    values, oom, splits, _ = Engine(model, budget).next_token_logprobs(ids, READ)
     assert values.dtype == np.float32
     assert not oom.any()
     assert splits == 0
@@ -167,17 +171,24 @@ def test_progress_counts_every_sequence(model: PreTrainedModel) -> None:
 # Out of memory
 
 
-class Scarce(Engine):
+class Scarce(Forward):
     """Memory for ``room`` rows, and never for a row with the id 7 in front."""
 
     room = 2
     error: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    def _logits(self, ids: Any, length: int, *others: Any) -> Any:
-        if len(ids) > self.room or any(row[0] == 7 for row in ids):
+    def logits(self, batch: Batch, *others: Any) -> Any:
+        if len(batch.ids) > self.room or any(row[0] == 7 for row in batch.ids.values()):
             raise self.error
-        self.lengths = {*getattr(self, "lengths", set()), length}
-        return super()._logits(ids, length, *others)
+        self.lengths = {*getattr(self, "lengths", set()), batch.length}
+        return super().logits(batch, *others)
+
+
+def engine_of(forward: Forward, shortcuts: bool = False) -> Engine:
+    """An engine whose forward passes are those."""
+    engine = Engine(forward.model, 10_000, shortcuts)
+    engine._forward = forward
+    return engine
 
 
 @pytest.mark.parametrize(
@@ -193,18 +204,18 @@ class Scarce(Engine):
 )
 def test_a_batch_out_of_memory_is_halved(model: PreTrainedModel, error: Exception) -> None:
     ids = [[5, *row] for row in sequences()]
-    engine = Scarce(model, 10_000, shortcuts=False)
-    engine.error = error
-    values, oom, splits = engine.next_token_logprobs(ids, READ)
+    scarce = Scarce(model)
+    scarce.error = error
+    values, oom, splits, _ = engine_of(scarce).next_token_logprobs(ids, READ)
     np.testing.assert_allclose(values, one_by_one(model, ids, READ), rtol=0, atol=1e-4)
     assert not oom.any()
     assert splits > 0
-    assert engine.lengths == {max(map(len, ids))}  # halves keep the batch's padded length
+    assert scarce.lengths == {max(map(len, ids))}  # halves keep the batch's padded length
 
 
 def test_a_row_that_never_fits_leaves_its_neighbours_alone(model: PreTrainedModel) -> None:
     ids = [[7 if i == 4 else 5, *row] for i, row in enumerate(sequences())]
-    values, oom, _ = Scarce(model, 10_000, shortcuts=False).next_token_logprobs(ids, READ)
+    values, oom, _, _ = engine_of(Scarce(model)).next_token_logprobs(ids, READ)
     assert oom.tolist() == [i == 4 for i in range(len(ids))]
     assert np.isnan(values[4]).all()
     others = ~oom
@@ -212,15 +223,15 @@ def test_a_row_that_never_fits_leaves_its_neighbours_alone(model: PreTrainedMode
     np.testing.assert_allclose(values[others], expected, rtol=0, atol=1e-4)
 
 
-class Narrow(Engine):
+class Narrow(Forward):
     """Memory for so many tokens, padding included."""
 
     room = 70
 
-    def _logits(self, ids: Any, length: int, *others: Any) -> Any:
-        if len(ids) * length > self.room:
+    def logits(self, batch: Batch, *others: Any) -> Any:
+        if len(batch.ids) * batch.length > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return super()._logits(ids, length, *others)
+        return super().logits(batch, *others)
 
 
 def test_a_row_alone_is_tried_without_padding_before_it_is_given_up(
@@ -228,8 +239,8 @@ def test_a_row_alone_is_tried_without_padding_before_it_is_given_up(
 ) -> None:
     ids = [list(range(3, 3 + n)) for n in (80, 70, 31)]
     told: list[int] = []
-    engine = Narrow(model, 10_000, shortcuts=False)
-    values, oom, splits = engine.next_token_logprobs(ids, READ, told.append)
+    engine = engine_of(Narrow(model))
+    values, oom, splits, _ = engine.next_token_logprobs(ids, READ, told.append)
     assert oom.tolist() == [True, False, False]
     np.testing.assert_allclose(values[1:], one_by_one(model, ids[1:], READ), rtol=0, atol=1e-4)
     assert splits == 4  # twice halved, two rows without padding
@@ -241,13 +252,13 @@ def test_a_row_alone_is_tried_without_padding_before_it_is_given_up(
     assert spans.values[2, 0] == pytest.approx(span_by_hand(model, ids[2], 1), abs=1e-3)
 
 
-class Forgets(Engine):
+class Forgets(Forward):
     """No memory to keep the keys and values of one prefix."""
 
-    def _logits(self, ids: Any, length: int, *others: Any) -> Any:
-        if list(ids[0]) == list(PREFIXES[1]):
+    def record(self, ids: Sequence[int]) -> Any:
+        if list(ids) == list(PREFIXES[1]):
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return super()._logits(ids, length, *others)
+        return super().record(ids)
 
 
 def test_a_prefix_that_cannot_be_kept_is_computed_with_each_row(
@@ -256,42 +267,152 @@ def test_a_prefix_that_cannot_be_kept_is_computed_with_each_row(
     torch.manual_seed(5)
     model = llama().eval()
     ids = begun()
-    values, oom, splits = Forgets(model, 333).next_token_logprobs(ids, READ, prefixes=PREFIXES)
+    engine = engine_of(Forgets(model), shortcuts=True)
+    values, oom, splits, _ = engine.next_token_logprobs(ids, READ, prefixes=PREFIXES)
     assert not oom.any()
     assert splits == 1
     assert "Out of memory with a shared prefix of 7 tokens; not shared." in caplog.text
     np.testing.assert_allclose(values, one_by_one(model, ids, READ), rtol=0, atol=1e-4)
-    members = [i for i, row in enumerate(ids) if tuple(row[:7]) == tuple(PREFIXES[1])]
-    whole = Engine(model, 333).next_token_logprobs([ids[i] for i in members], READ)
-    np.testing.assert_array_equal(values[members], whole.values)
 
 
-class Unprobed(Engine):
-    """No memory to check the shortcuts."""
+class Cramped(Forward):
+    """No memory for plain passes."""
 
-    def _record(self, *parts: Any) -> Any:
+    def plain_logprobs(self, ids: Sequence[int], last: int) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
-def test_without_memory_to_check_them_no_shortcuts_are_taken(
+def test_a_comparison_that_memory_forbids_is_left_out_and_said(
     model: PreTrainedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ids = begun()
-    engine = Unprobed(model, 333)
-    reads = [engine.next_token_logprobs(ids, READ, prefixes=PREFIXES) for _ in range(2)]
-    assert caplog.text.count("Out of memory while the shortcuts were checked; none is taken.") == 1
-    whole = Engine(model, 333, shortcuts=False).next_token_logprobs(ids, READ)
-    for values, oom, splits in reads:  # each was done in another way than with enough memory
-        assert splits == 1
-        assert not oom.any()
-        np.testing.assert_array_equal(values, whole.values)
+    ids = sequences()
+    read = engine_of(Cramped(model)).next_token_logprobs(ids, READ)
+    assert read.reading.compared == 0
+    assert read.splits == caplog.text.count("not compared") > 0
+    np.testing.assert_allclose(read.values, one_by_one(model, ids, READ), rtol=0, atol=1e-4)
 
 
-def test_another_error_is_not_swallowed(model: PreTrainedModel) -> None:
-    engine = Scarce(model)
-    engine.error = RuntimeError("CUDA error: an illegal memory access was encountered")
+@pytest.mark.parametrize("shortcuts", [True, False])
+def test_an_error_of_every_way_is_not_swallowed(model: PreTrainedModel, shortcuts: bool) -> None:
+    scarce = Scarce(model)
+    scarce.error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    ids = [[7, 5, 3], [7, 5, 4]]
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        engine.next_token_logprobs(sequences(), READ)
+        engine_of(scarce, shortcuts).next_token_logprobs(ids, READ)
+
+
+# Ways
+
+
+class Wrong(Forward):
+    """Computes well only by some ways: another may be off, or fail."""
+
+    def __init__(self, model: PreTrainedModel, wrong: Callable[[Batch, Any], bool]) -> None:
+        super().__init__(model)
+        self.wrong = wrong
+        self.error: Exception | None = None
+
+    def last_logits(self, batch: Batch, mlp: Any = None) -> Any:
+        logits = super().last_logits(batch, mlp)
+        if not self.wrong(batch, mlp):
+            return logits
+        if self.error is not None:
+            raise self.error
+        logits[:, READ[1]] += 0.05
+        return logits
+
+
+BREAKS: dict[str, Callable[[Batch, Any], bool]] = {
+    "shared prefix, last MLP at one position": lambda batch, mlp: False,
+    "shared prefix": lambda batch, mlp: mlp is not None,
+    "padded batches": lambda batch, mlp: batch.prefix is not None or mlp is not None,
+    "batches of one length": lambda batch, mlp: any(
+        len(row) < batch.length or batch.prefix or mlp for row in batch.ids.values()
+    ),
+    "one sequence at a time": lambda batch, mlp: bool(len(batch.ids) > 1 or batch.prefix or mlp),
+}
+
+
+@pytest.mark.parametrize("error", [None, IndexError("out of range"), ValueError("no mask")])
+@pytest.mark.parametrize("way", BREAKS)
+def test_the_first_way_that_agrees_with_plain_passes_is_taken(
+    way: str, error: Exception | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(5)
+    model = llama().eval()
+    wrong = Wrong(model, BREAKS[way])
+    wrong.error = error
+    ids = begun(30) + begun(30)
+    told: list[int] = []
+    read = engine_of(wrong, shortcuts=True).next_token_logprobs(ids, READ, told.append, PREFIXES)
+    assert read.reading.way == way
+    assert 2 <= read.reading.compared <= 4
+    assert read.reading.gap < 1e-4
+    assert sum(told) == len(ids)
+    np.testing.assert_allclose(read.values, one_by_one(model, ids, READ), rtol=0, atol=1e-4)
+    said = [one.message for one in caplog.records if one.levelname == "WARNING"]
+    assert len(said) == list(BREAKS).index(way)
+
+
+def test_what_no_way_computes_alike_is_refused(model: PreTrainedModel) -> None:
+    wrong = Wrong(model, lambda batch, mlp: True)
+    with pytest.raises(ModelError, match=r"cannot rate.*differs from a plain forward pass by 0\.0"):
+        engine_of(wrong).next_token_logprobs(sequences(), READ)
+
+
+def test_the_most_padded_sequence_is_among_the_compared(model: PreTrainedModel) -> None:
+    ids = [[5] * n for n in (60, 60, 58, 57, 30, 21, 20, 20, 20, 20, 20, 19, 19, 19, 7)]
+    batches = batches_of(ids, {}, WAYS[2], 240, None)
+    chosen = witnesses(ids, batches)
+    padding = {i: b.length - len(row) for b in batches for i, row in b.ids.items()}
+    assert len(padding) == len(ids)
+    assert {len(ids[i]) for i in chosen} >= {60, 20, 7}
+    assert max(padding.values()) == max(padding[i] for i in chosen) > 0
+
+
+def spread(model: PreTrainedModel) -> PreTrainedModel:
+    """Weights large enough that a wrong position shows."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.copy_(torch.randn_like(weight) * 1.5 / weight.shape[-1] ** 0.5)
+    return model
+
+
+def dynamic() -> PreTrainedModel:
+    """Rotary embeddings that grow with the longest sequence they have met."""
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    sizes = {**SIZES, "max_position_embeddings": 24}
+    return LlamaForCausalLM(LlamaConfig(**COMMON, **sizes, rope_parameters=rope))
+
+
+def longrope() -> PreTrainedModel:
+    """Rotary embeddings of two kinds, by the longest sequence of the batch."""
+    rope = {
+        "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4,
+        "long_factor": [1.0, 2.0, 4.0, 8.0], "original_max_position_embeddings": 24,
+    }  # fmt: skip
+    config = Phi3Config(
+        **COMMON, **SIZES, pad_token_id=0, original_max_position_embeddings=24,
+        sliding_window=None, rope_parameters=rope,
+    )  # fmt: skip
+    return Phi3ForCausalLM(config)
+
+
+@pytest.mark.parametrize("budget", [1, 100, 10_000])
+@pytest.mark.parametrize("make", [dynamic, longrope])
+def test_rope_that_depends_on_the_length(make: Callable[[], PreTrainedModel], budget: int) -> None:
+    torch.manual_seed(5)
+    model = spread(make()).eval()
+    ids = begun()
+    assert min(map(len, ids)) < 24 < max(map(len, ids))
+    expected = []
+    for row in ids:  # a model that has met nothing else
+        model(input_ids=torch.tensor([[1]]))
+        expected.append(one_by_one(model, [row], READ)[0])
+    read = Engine(model, budget).next_token_logprobs(ids, READ, prefixes=PREFIXES)
+    np.testing.assert_allclose(read.values, expected, rtol=0, atol=1e-4)
+    assert read.reading.way == "shared prefix, last MLP at one position"
 
 
 # Loading
@@ -554,6 +675,14 @@ def tokens_seen(model: PreTrainedModel, work: Callable[[], Any]) -> int:
     return sum(seen)
 
 
+def ways_tokens(model: PreTrainedModel, engine: Engine, ids: list[list[int]]) -> int:
+    """Tokens that go through the model in the way that counts, comparisons left out."""
+    reading = engine.next_token_logprobs(ids, READ, prefixes=PREFIXES).reading
+    engine._ways = [way for way in WAYS if way.name == reading.way]
+    engine._compare = lambda *others: None  # type: ignore[method-assign]
+    return tokens_seen(model, lambda: engine.next_token_logprobs(ids, READ, prefixes=PREFIXES))
+
+
 @pytest.mark.parametrize(
     ("make", "shares"), [(llama, True), (gpt2, True), (neox, True), (gemma2, False), (bloom, False)]
 )
@@ -564,10 +693,9 @@ def test_a_prefix_is_computed_once_where_that_is_exact(
     model = make().eval()
     ids = [[*PREFIXES[0], *row] for row in sequences(30)]
     engine = Engine(model, 1)  # every sequence alone: no padding
-    engine.next_token_logprobs(ids[:1], READ, prefixes=PREFIXES)  # the check of the model
-    seen = tokens_seen(model, lambda: engine.next_token_logprobs(ids, READ, prefixes=PREFIXES))
     whole, prefix = sum(map(len, ids)), len(PREFIXES[0])
-    assert seen == (whole - (len(ids) - 1) * prefix if shares else whole)
+    found = ways_tokens(model, engine, ids)
+    assert found == ((whole - (len(ids) - 1) * prefix) if shares else whole)
 
 
 def test_beyond_a_sliding_window_nothing_is_shared() -> None:
@@ -575,11 +703,8 @@ def test_beyond_a_sliding_window_nothing_is_shared() -> None:
     model = mistral().eval()
     longer = [[*PREFIXES[0], *range(3, 3 + n)] for n in (36, 37, 50)]
     fits = [[*PREFIXES[0], *range(3, 3 + n)] for n in (35, 20, 3)]
-    engine = Engine(model, 1)
-    engine.next_token_logprobs(fits, READ, prefixes=PREFIXES)
-    for ids, saved in ((fits, 2 * len(PREFIXES[0])), (longer, 0)):
-        ask = partial(engine.next_token_logprobs, ids, READ, prefixes=PREFIXES)
-        assert tokens_seen(model, ask) == sum(map(len, ids)) - saved
+    for ids, saved in ((fits, 2 * len(PREFIXES[0])), (longer, -len(PREFIXES[0]))):
+        assert ways_tokens(model, Engine(model, 1), ids) == sum(map(len, ids)) - saved
 
 
 class Forgetful(LlamaForCausalLM):
@@ -594,10 +719,11 @@ def test_a_model_that_ignores_its_positions_shares_nothing(
     dtype: torch.dtype, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.manual_seed(5)
-    model = Forgetful(LlamaConfig(**COMMON, **SIZES)).to(dtype).eval()
+    model = spread(Forgetful(LlamaConfig(**COMMON, **SIZES))).to(dtype).eval()
     with caplog.at_level("INFO"):
         found = Engine(model, 333).next_token_logprobs(begun(), READ, prefixes=PREFIXES)
-    assert "Whole prompts are computed, since Forgetful" in caplog.text
+    assert found.reading.way == "padded batches"
+    assert "Not by shared prefix, for these rows: a sequence of" in caplog.text
     plain = Engine(model, 333, shortcuts=False).next_token_logprobs(begun(), READ)
     np.testing.assert_array_equal(found.values, plain.values)
 
@@ -607,13 +733,12 @@ def test_the_last_mlp_sees_one_position_of_each_row() -> None:
     model = llama().eval()
     engine = Engine(model, 10_000)
     ids = sequences(6)
-    engine.next_token_logprobs(ids, READ)
     shapes: list[tuple[int, ...]] = []
     for layer in model.model.layers:
         layer.mlp.register_forward_hook(lambda m, args, out: shapes.append(tuple(out.shape[:2])))
     engine.next_token_logprobs(ids, READ)
     longest = max(map(len, ids))
-    assert shapes == [(6, longest), (6, longest), (6, 1)]
+    assert shapes[:3] == [(6, longest), (6, longest), (6, 1)]  # then come the plain passes
 
 
 # Memory

@@ -1,4 +1,4 @@
-"""Computing less for the same answer, where a check on the model at hand says it is the same.
+"""Sharing what many sequences begin with, and reading one position only: less work, same answer.
 
 A shared prefix: every rating prompt begins with the same tokens in every row. Their keys and values
 are computed once, and a batch holds only what follows. The queries are padded in front by as many
@@ -7,6 +7,9 @@ attention sees the padding, and it is a small part of the work.
 
 The last MLP: behind the last layer's attention nothing but the position that is read matters, so
 its MLP gets that position alone, and the residual stream broadcasts it back.
+
+Neither is exact for every model. What is known not to fit is refused here; the engine compares the
+rest with plain forward passes before it counts.
 """
 
 import inspect
@@ -20,11 +23,10 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-__all__ = ["SharedPrefix", "Unshareable", "check_positions", "last_mlp", "mlp_reads_at", "sharing"]
+__all__ = ["SharedPrefix", "Unshareable", "last_mlp", "mlp_reads_at", "sharing"]
 
 NAME = "selectit_shared_prefix"
 CHANGES_ATTENTION = ("softcap", "s_aux", "position_bias")
-KEY_TOLERANCE = 0.02
 CAUSAL_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -49,16 +51,15 @@ class SharedPrefix:
         self.limit: int | None = None
         self.recording = False
 
-    def check(self, model: PreTrainedModel, whole: "SharedPrefix") -> None:
-        """Whether a batch of ``model`` can go on from here.
-
-        ``whole`` holds the same tokens, recorded in one pass instead of two: the first layer's keys
-        show whether the second pass knew the positions it went on from.
+    def check(self, model: PreTrainedModel) -> None:
+        """Refuse what was recorded of a model that cannot go on from it.
 
         Raises:
             Unshareable: with the reason.
         """
         config = model.config.get_text_config()
+        if "position_ids" not in inspect.signature(model.forward).parameters:
+            raise Unshareable("it takes no positions")
         if len(self.layers) != config.num_hidden_layers:
             raise Unshareable(
                 f"{len(self.layers)} of {config.num_hidden_layers} layers use the common attention"
@@ -66,19 +67,6 @@ class SharedPrefix:
         others = set(getattr(config, "layer_types", None) or ()) - CAUSAL_LAYERS
         if others:
             raise Unshareable(f"it has layers of the type {min(others)}")
-        ours, theirs = (next(iter(one.layers.values()))[0].float() for one in (self, whole))
-        if float((ours - theirs).abs().max()) > KEY_TOLERANCE * float(theirs.abs().max()):
-            raise Unshareable("its keys change with the place where it goes on")
-
-
-def check_positions(model: PreTrainedModel) -> None:
-    """Whether a model can be told the positions of its tokens.
-
-    Raises:
-        Unshareable: it cannot.
-    """
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise Unshareable("it takes no positions")
 
 
 _SHARED: ContextVar[SharedPrefix] = ContextVar("shared_prefix")
@@ -130,16 +118,12 @@ def _attention(
 AttentionInterface.register(NAME, _attention)
 
 
-def last_mlp(model: PreTrainedModel, attention: nn.Module) -> nn.Module | None:
-    """The MLP of the layer that holds the last ``attention``, where it goes by that name."""
-    layers = (
-        layer
-        for stack in model.modules()
-        if isinstance(stack, nn.ModuleList)
-        for layer in stack
-        if any(part is attention for part in layer.modules())
-    )
-    return getattr(next(layers, None), "mlp", None)
+def last_mlp(model: PreTrainedModel) -> nn.Module | None:
+    """The MLP of the last layer, where it goes by that name."""
+    layers = model.config.get_text_config().num_hidden_layers
+    stacks = (m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers)
+    stack = next(stacks, None)
+    return None if stack is None else getattr(stack[-1], "mlp", None)
 
 
 @contextmanager
