@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from selectit_hf.checkpoints import Checkpoint
+from selectit_hf.errors import ModelError, TokenizerError
 from selectit_hf.prompts import Template
 from selectit_hf.ratings import Ratings
 from selectit_hf.rows import Pair
+from selectit_hf.template_ends import advice, encoders_by_end
 from selectit_hf.tokens import PromptEncoder, context_length
 
 if TYPE_CHECKING:
@@ -131,9 +133,28 @@ class Rater:
         asked = self.question
         limits = [context_length(self.checkpoint.config(), tokenizer), asked.max_length]
         limit = min((n for n in limits if n is not None), default=None)
-        return PromptEncoder(
-            tokenizer, asked.template, asked.rating_prompts, asked.k, limit, asked.chat
-        )
+
+        def make(template: Template) -> PromptEncoder:
+            return PromptEncoder(
+                tokenizer, template, asked.rating_prompts, asked.k, limit, asked.chat
+            )
+
+        try:
+            return make(asked.template)
+        except TokenizerError as error:
+            if asked.chat:  # how the prompt ends is the chat template's
+                raise
+            others = encoders_by_end(asked.template, make)
+            raise TokenizerError(f"{error} {advice(others, self._mass)}") from error
+
+    def _mass(self, encoder: PromptEncoder, ids: Sequence[list[int]]) -> float | None:
+        """The mean probability of all ratings together; ``None`` where the model does not load."""
+        try:
+            read = self.engine().next_token_logprobs(ids, encoder.rating_token_ids)
+        except ModelError as error:
+            logger.info("The model is not asked which template suits it: %s", error)
+            return None
+        return float(np.exp(read.values).sum(axis=1).mean())
 
     def engine(self) -> "Engine":
         """The model, loaded; ModelError where it cannot be."""

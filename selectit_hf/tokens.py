@@ -20,11 +20,12 @@ from selectit_hf.rows import Pair
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-__all__ = ["Encoded", "PromptEncoder", "context_length", "text_ids"]
+__all__ = ["PLAIN_PAIR", "Encoded", "PromptEncoder", "context_length", "text_ids"]
 
 UNLIMITED = 10**9
 BEGINNINGS = ("Name a colour.", "a", " the", "\n\n", "1", "...", "/home", "-", "é", "")
 PLAIN_PAIR = Pair("Name a colour.", "Blue")
+"""What prompts are tried with."""
 RESPONSE_ENDS = ("", "\n", " ", "\n\n", "7", ".", ":", "é", "a ", " 1")
 """Ends of responses behind which the ratings must stay tokens of their own."""
 
@@ -132,7 +133,7 @@ class PromptEncoder:
 
     @property
     def prompt_end(self) -> list[str]:
-        """The texts of the last three tokens before the rating."""
+        """The last three tokens before the rating, as the vocabulary spells them."""
         return self._pieces(self._rows([PLAIN_PAIR])[0][0])
 
     def _checked(self, pair: Pair, ids: list[list[int]]) -> Encoded:
@@ -225,12 +226,12 @@ class PromptEncoder:
         if len(set(found)) != k:
             raise TokenizerError(
                 f"The ratings 1..{k} share token ids {found}, so they cannot be told apart: the "
-                "tokenizer has no digits. Use another model."
+                "tokenizer has no digits."
             )
         return tuple(found)
 
     def _pieces(self, ids: Sequence[int]) -> list[str]:
-        return [str(self.tokenizer.decode([i])) for i in ids[-3:]]
+        return [str(piece) for piece in self.tokenizer.convert_ids_to_tokens(list(ids[-3:]))]
 
     def _ids_samples_must_not_hold(self) -> frozenset[int]:
         """Special ids, save the one for text that the vocabulary does not know."""

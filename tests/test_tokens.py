@@ -1,12 +1,15 @@
 """Ids of rating prompts: ratings in context, special tokens, a length that fits."""
 
 import copy
+import functools
+import re
+import subprocess
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
     LlamaTokenizer,
@@ -16,8 +19,9 @@ from transformers import (
 )
 
 from selectit_hf.errors import SettingError, TokenizerError
-from selectit_hf.prompts import Template, load_rating_prompts
+from selectit_hf.prompts import RELEASED_TEMPLATE, Template, load_rating_prompts
 from selectit_hf.rows import Pair
+from selectit_hf.template_ends import advice, encoders_by_end
 from selectit_hf.tokens import Encoded, PromptEncoder, context_length
 
 COLOUR = Pair("Name a colour of the rainbow.", "Red.")
@@ -121,17 +125,93 @@ def test_the_prefix_holds_the_rating_prompt_and_nothing_of_a_sample(bpe_split):
 
 
 def test_a_rating_that_merges_with_the_newline_is_refused():
-    merging = trained(["\n1"] * 9, pre_tokenizers.ByteLevel(False, use_regex=False))
-    assert merging.tokenize("\n1") == ["Ċ1"]
-    with pytest.raises(TokenizerError, match=r"rating 1 is not one token of its own"):
+    merging = trained(["\n5"] * 9, pre_tokenizers.ByteLevel(False, use_regex=False))
+    assert merging.tokenize("\n5") == ["Ċ5"]
+    with pytest.raises(TokenizerError, match=r"rating 5 is not one token of its own"):
         encoder(merging)
 
 
-def test_a_suffix_that_changes_when_a_rating_follows_is_refused():
+def test_an_end_that_merges_only_by_itself_is_fed_as_before_a_rating():
+    """As GPT-2, GPT-NeoX, SmolLM2 and Falcon do with the default template."""
     merging = trained(["a: \n\n b: \n"] * 9, pre_tokenizers.ByteLevel(False))
-    assert merging.tokenize(": \n")[-1] != merging.tokenize(": \n1")[-2]
-    with pytest.raises(TokenizerError, match=r"rating 1 is not one token of its own"):
-        encoder(merging)
+    assert merging.tokenize(": \n")[-1] == "ĠĊ"
+    assert merging.tokenize(": \n1")[-3:] == ["Ġ", "Ċ", "1"]
+    encode = encoder(merging)
+    (read,) = encode.encode([COLOUR])
+    assert merging.convert_ids_to_tokens(read.ids[0])[-2:] == ["Ġ", "Ċ"]
+    assert encode.prompt_end[-2:] == ["Ġ", "Ċ"]
+
+
+# Vocabularies as people have them, by how they cut numbers and the end of the template.
+
+GPT4 = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+NUMBERS = ["12 123 1234 2024 555 is: 1 2 3 4 5 6 7 8 9 \n5: \n"] * 9
+
+
+def byte_level(*splits: pre_tokenizers.PreTokenizer, regex: bool = True):
+    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(False, use_regex=regex)])
+
+
+def cut_at(expression: str) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Split(Regex(expression), "isolated")
+
+
+ENDS = {
+    "gpt_neox": (["a: \n\n b: \n"] * 9, byte_level()),
+    "olmo": (["a: \n b: \n 12"] * 9, byte_level()),
+    "starcoder": (NUMBERS, byte_level(pre_tokenizers.Digits(individual_digits=True))),
+    "falcon": (NUMBERS, byte_level(cut_at("[0-9][0-9][0-9]"))),
+    "llama_3": (NUMBERS, byte_level(cut_at(GPT4), regex=False)),
+    "numbers": (["1999 2024 555 55 a 1 2 3 4 5 6 7 8 9"] * 9, byte_level()),
+}
+
+
+@pytest.mark.parametrize("end", ["\nThe answer is: \n", "\nThe answer is: ", "\nRating:", "\n"])
+@pytest.mark.parametrize("name", ENDS)
+@given(pair=PAIRS)
+@settings(max_examples=15)
+def test_real_kinds_of_vocabularies_are_rated_in_context(name, end, pair):
+    made = cached(name)
+    text = RELEASED_TEMPLATE.replace("\nThe answer is: \n", end)
+    encode = PromptEncoder(made, Template(text), load_rating_prompts(None, 5), 5, None)
+    (read,) = encode.encode([pair])
+    for prompt, ids in zip(encode.rating_prompts, read.ids, strict=True):
+        whole = literal_text(prompt, pair).removesuffix("\nThe answer is: \n") + end
+        fed = [bare_ids(made, whole + str(digit)) for digit in range(1, 6)]
+        assert all(ids == row[:-1] for row in fed)
+        assert [row[-1] for row in fed] == list(encode.rating_token_ids)
+
+
+@functools.cache
+def cached(name: str) -> PreTrainedTokenizerBase:
+    return trained(*ENDS[name])
+
+
+def test_a_response_that_merges_with_the_rating_is_a_status():
+    merging = trained(["|@5", "|@1", "|@2"] * 9, pre_tokenizers.ByteLevel(False, use_regex=False))
+    assert merging.tokenize("|@1")[-1] == "|@1"
+    template = Template("{rating_prompt} {instruction} {response}@")
+    encode = PromptEncoder(merging, template, ["Rate {}."] * 5, 5, None)
+    assert [one.status for one in encode.encode([COLOUR, Pair("a", "b|")])] == ["ok", "encoding"]
+
+
+@pytest.mark.parametrize("lost", ["\n5", "\n1"])
+def test_a_refusal_names_an_end_that_works(lost):
+    merging = trained([lost] * 9, pre_tokenizers.ByteLevel(False, use_regex=False))
+
+    def make(template: Template) -> PromptEncoder:
+        return PromptEncoder(merging, template, load_rating_prompts(None, 5), 5, None)
+
+    others = encoders_by_end(Template(), make)
+    suffixes = [template.suffix for template in others]
+    assert "\nThe answer is: " in suffixes
+    assert not any(suffix.endswith("\n") for suffix in suffixes)
+    likes = {suffix: 0.1 * i for i, suffix in enumerate(suffixes, 1)}
+    said = advice(others, lambda encode, ids: likes[encode.template.suffix])
+    assert f"A template that ends in {suffixes[-1]!r} works here, with 0." in said
+    typed = re.search(r"printf '%b' '(.*)' > template.txt", said)[1]
+    shown = subprocess.run(["bash", "-c", f"printf '%b' '{typed}'"], capture_output=True, text=True)
+    assert Template(shown.stdout).suffix == suffixes[-1]
 
 
 def test_a_rating_of_two_tokens_is_refused(bpe_split):
