@@ -58,8 +58,8 @@ class Read(NamedTuple):
     reading: Reading
 
 
-class Disagrees(Exception):
-    """Why the values of a way do not count."""
+class Disagrees(ModelError):
+    """The values of a way do not count."""
 
 
 @dataclass(frozen=True)
@@ -189,21 +189,22 @@ class Engine:
         """What is read by the first way that agrees with plain forward passes."""
         tame_fork()
         ways = [way for way in self._ways if task.last_only or not way.reads_last]
-        for way in ways[:-1]:
+        failed = ""
+        for way in ways:
             try:
-                return self._by(way, task, told)
+                read = self._by(way, task, told)
             except Unshareable as reason:
                 self._say_once(f"{type(self.model).__name__} takes no {way.name}: {reason}.")
             except Exception as error:  # whatever a shortcut meets, a plain pass may not
+                if way is ways[-1]:
+                    raise
                 said = str(error).strip().splitlines() or [type(error).__name__]
-                logger.warning("Not by %s, for these rows: %s", way.name, said[0])
-        try:
-            return self._by(ways[-1], task, told)
-        except Disagrees as reason:
-            raise ModelError(
-                f"{type(self.model).__name__} cannot rate, since it gives other values for the "
-                f"same text: {reason} Use another model."
-            ) from reason
+                failed = f"not by {way.name}, since {said[0]}"
+            else:
+                if failed:
+                    logger.warning("%d prompts: %s, %s", len(task.ids), way.name, failed)
+                return read
+        raise AssertionError("the plainest way raises or reads")
 
     def _by(self, way: Way, task: _Task, told: "_Told") -> Read:
         """What is read by one way.
@@ -252,8 +253,9 @@ class Engine:
             gap = float(np.nan_to_num(np.abs(ours - theirs)).max(initial=0))
             if not agree(ours, theirs, spread, str(self.model.dtype).removeprefix("torch.")):
                 raise Disagrees(
-                    f"a sequence of {len(task.ids[i])} tokens differs from a plain forward pass "
-                    f"by {gap:.2g} nats."
+                    f"{type(self.model).__name__} gives a sequence of {len(task.ids[i])} tokens "
+                    f"values that differ from those of a plain forward pass by {gap:.2g} nats. "
+                    "If no way agrees, the model cannot rate: use another."
                 )
             tally.compared += 1
             tally.gap = max(tally.gap, gap)

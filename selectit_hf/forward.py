@@ -65,7 +65,7 @@ class Forward:
         with (
             sharing(self.model, batch.prefix) if batch.prefix is not None else nullcontext(),
             mlp_reads_at(mlp, *read),
-            _reads_at(self.model, *read),
+            _reads_at(self.model, padded.shape, *read),
         ):
             output = self.model(
                 input_ids=padded.to(self.device, non_blocking=True), use_cache=False, **settings
@@ -113,8 +113,12 @@ class Forward:
 
 
 @contextmanager
-def _reads_at(model: PreTrainedModel, rows: Tensor, positions: Tensor) -> Iterator[None]:
+def _reads_at(
+    model: PreTrainedModel, shape: torch.Size, rows: Tensor, positions: Tensor
+) -> Iterator[None]:
     """Let the model's head see ``positions`` (p) of ``rows`` (p) only, and compute it in float32.
+
+    ``shape`` is that of the ids that are fed.
 
     What the model does to its logits afterwards (softcaps, scales) stays the model's own.
     """
@@ -124,6 +128,11 @@ def _reads_at(model: PreTrainedModel, rows: Tensor, positions: Tensor) -> Iterat
 
     def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = args[0]
+        if hidden.shape[:2] != shape:
+            raise ModelError(
+                f"{type(model).__name__} cannot rate: its head is not asked about each position "
+                "of each sequence. Use a causal language model."
+            )
         read = hidden[rows.to(hidden.device), positions.to(hidden.device)]
         return (read.unsqueeze(1), *args[1:])
 

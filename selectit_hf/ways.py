@@ -1,7 +1,8 @@
 """Ways to compute many sequences together, from the fastest to the plainest, and what checks them.
 
 A way is never taken on trust. Before the values of a call count, its longest, its shortest, a
-middle and its most padded sequence are computed once more, each by itself in a plain forward pass.
+middle and its most padded sequence, with a shared prefix and without, are computed once more, each
+by itself in a plain forward pass.
 Where they differ from the batches, the next way is taken for all sequences of that call. What is
 taken therefore follows from the model and the sequences alone, not from what was computed before.
 """
@@ -158,13 +159,19 @@ def batches_of(
 
 
 def witnesses(ids: Sequence[Sequence[int]], batches: Sequence[Batch]) -> list[int]:
-    """The longest, the shortest, a middle and the most padded sequence; each once."""
-    if not ids:
-        return []
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    padding = {i: batch.length - len(row) for batch in batches for i, row in batch.ids.items()}
-    most = max(padding, key=lambda i: padding[i])
-    return list(dict.fromkeys([order[-1], order[0], order[len(order) // 2], most]))
+    """The longest, the shortest, a middle and the most padded sequence.
+
+    Of those that share a prefix, and of those that do not; each once.
+    """
+    chosen = []
+    for shares in (True, False):
+        alike = [batch for batch in batches if (batch.prefix is not None) == shares]
+        padding = {i: batch.length - len(row) for batch in alike for i, row in batch.ids.items()}
+        order = sorted(padding, key=lambda i: (len(ids[i]), i))
+        if order:
+            most = max(order, key=lambda i: padding[i])
+            chosen += [order[-1], order[0], order[len(order) // 2], most]
+    return list(dict.fromkeys(chosen))
 
 
 def agree(

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -346,17 +345,19 @@ def test_the_first_way_that_agrees_with_plain_passes_is_taken(
     told: list[int] = []
     read = engine_of(wrong, shortcuts=True).next_token_logprobs(ids, READ, told.append, PREFIXES)
     assert read.reading.way == way
-    assert 2 <= read.reading.compared <= 4
+    assert 2 <= read.reading.compared <= 8
     assert read.reading.gap < 1e-4
     assert sum(told) == len(ids)
     np.testing.assert_allclose(read.values, one_by_one(model, ids, READ), rtol=0, atol=1e-4)
     said = [one.message for one in caplog.records if one.levelname == "WARNING"]
-    assert len(said) == list(BREAKS).index(way)
+    assert len(said) == (way != next(iter(BREAKS)))
 
 
 def test_what_no_way_computes_alike_is_refused(model: PreTrainedModel) -> None:
     wrong = Wrong(model, lambda batch, mlp: True)
-    with pytest.raises(ModelError, match=r"cannot rate.*differs from a plain forward pass by 0\.0"):
+    with pytest.raises(
+        ModelError, match=r"differ from those of a plain forward pass by 0\.0.*use another"
+    ):
         engine_of(wrong).next_token_logprobs(sequences(), READ)
 
 
@@ -641,9 +642,8 @@ def test_other_architectures_share_and_stay_the_same(name: str) -> None:
     engine = Engine(model, 333)
     found = engine.next_token_logprobs(ids, READ, prefixes=PREFIXES)
     np.testing.assert_allclose(found.values, one_by_one(model, ids, READ), rtol=0, atol=1e-4)
-    again = partial(engine.next_token_logprobs, ids, READ, prefixes=PREFIXES)
-    whole = partial(engine.next_token_logprobs, ids, READ)
-    assert tokens_seen(model, again) < tokens_seen(model, whole)
+    assert found.reading.way.startswith("shared prefix")
+    assert ways_tokens(model, Engine(model, 1), ids) < sum(map(len, ids))
 
 
 def begun(count: int = 23) -> list[list[int]]:
@@ -723,7 +723,9 @@ def test_a_model_that_ignores_its_positions_shares_nothing(
     with caplog.at_level("INFO"):
         found = Engine(model, 333).next_token_logprobs(begun(), READ, prefixes=PREFIXES)
     assert found.reading.way == "padded batches"
-    assert "Not by shared prefix, for these rows: a sequence of" in caplog.text
+    assert (
+        "padded batches, not by shared prefix, since Forgetful gives a sequence of" in caplog.text
+    )
     plain = Engine(model, 333, shortcuts=False).next_token_logprobs(begun(), READ)
     np.testing.assert_array_equal(found.values, plain.values)
 
