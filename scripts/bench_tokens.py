@@ -1,58 +1,77 @@
-"""What does it save to tokenize each row once, and not once for every rating prompt?
+"""What does tokenizing cost, and does the model wait for it?
 
-The same rows are encoded both ways in turn, in one process on one core: as k whole texts, and as
-one text whose ids get each rating prompt's own put before them. The ids of both must be the same.
-The clock is process time, the figures are medians over the repeats. The last line is JSON.
+Tokenizes every rating prompt of the rows whole, on one core, and prints prompts a second. Then
+rates the rows in batches by a model, once as they come and once with the next batch tokenized in a
+thread, in turn in one process, and prints which share of the time the model waited for tokens. The
+ratings of both must be the same. Figures are medians over the repeats. The last line is JSON.
 
     python scripts/bench_tokens.py
-    python scripts/bench_tokens.py --rows rows.json --tokenizer FOLDER --n 999
+    python scripts/bench_tokens.py --rows rows.json --model FOLDER --n 999 --batch 100
 
-Without ``--rows`` the bundled sample is encoded, without ``--tokenizer`` by tiny-rater's.
+Without ``--rows`` the bundled sample is rated, without ``--model`` by tiny-rater.
 """
 
 import argparse
-import gc
 import json
 import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import numpy as np
 import tokenizers
 import transformers
-from bench import K, chosen_rows, machine
-from transformers import AutoTokenizer
+from bench import chosen_rows, machine
+from datasets import Dataset
 
-from selectit_hf.prompts import Template, load_rating_prompts
+from selectit_hf import SentenceScore, raters
 from selectit_hf.rows import Pair
-from selectit_hf.tokens import Encoded, PromptEncoder
+
+
+class Clock:
+    """Adds up the seconds in which the model has no tokens to work on."""
+
+    def __init__(self) -> None:
+        self.waited = 0.0
+        self._encode = raters._AHEAD.encode
+        raters._AHEAD.encode = self.encode  # type: ignore[method-assign]
+
+    def encode(self, *asked: Any) -> Any:
+        """What `Ahead.encode` gives, timed."""
+        started = time.perf_counter()
+        try:
+            return self._encode(*asked)
+        finally:
+            self.waited += time.perf_counter() - started
 
 
 def main() -> None:
     given = parse()
-    tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
-    once, whole = (
-        PromptEncoder(tokenizer, Template(), load_rating_prompts(None, K), K, None)
-        for _ in range(2)
-    )
-    if once._joint is None:
-        sys.exit("It is not shown that this tokenizer's ids can be joined; all texts stay whole.")
-    whole.__dict__["_joint"] = None
-    pairs = chosen_rows(given, once)
-    seconds: dict[str, list[float]] = {"whole": [], "once": []}
-    for repeat in range(given.repeats):
-        ids = {}
-        for name, encoder in (("whole", whole), ("once", once)):
-            ids[name], taken = encoded(encoder, pairs)
-            seconds[name].append(taken)
-            print(f"{repeat + 1}: {name}: {taken:.3f} s", file=sys.stderr, flush=True)
-        assert ids["whole"] == ids["once"], "the ids differ"
-    print(json.dumps({**facts(given), **measured(ids["once"], seconds)}))
+    scorer = SentenceScore(given.model, name="bench")
+    rater = raters.Rater(scorer.checkpoint, scorer._question, scorer.place(None))
+    encoder = rater.encoder()
+    pairs = chosen_rows(given, encoder)
+    speeds, lengths = [], []
+    for _ in range(given.repeats):
+        started = time.process_time()
+        encoded = encoder.encode(pairs)
+        lengths = [len(ids) for one in encoded for ids in one.ids]
+        speeds.append(len(lengths) / (time.process_time() - started))
+    rater.engine()
+    clock = Clock()
+    shares: dict[str, list[float]] = {"as they come": [], "ahead": []}
+    for _ in range(given.repeats):
+        found = {}
+        for way, taken in shares.items():
+            clock.waited, started = 0.0, time.perf_counter()
+            found[way] = rated(scorer, pairs, given.batch, way == "ahead")
+            taken.append(clock.waited / (time.perf_counter() - started))
+            print(f"{way}: the model waited {taken[-1]:.2%} of the time", file=sys.stderr)
+        np.testing.assert_array_equal(*found.values())
+    print(json.dumps({**facts(given), **measured(lengths, speeds, shares)}))
 
 
 def parse() -> argparse.Namespace:
@@ -60,43 +79,39 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     flags.add_argument("--rows", help="Alpaca rows, json or jsonl; default: the bundled sample")
-    flags.add_argument("--tokenizer", default=str(files("selectit_hf") / "data" / "tiny-rater"))
-    flags.add_argument("--n", type=int, default=1000, help="rows, spread over the file")
-    flags.add_argument("--repeats", type=int, default=5)
+    flags.add_argument("--model", default="tiny-rater", help="who rates; default: tiny-rater")
+    flags.add_argument("--n", type=int, default=200, help="rows, spread over the file")
+    flags.add_argument("--batch", type=int, default=50, help="rows rated at once")
+    flags.add_argument("--repeats", type=int, default=3)
     flags.set_defaults(short=False)
     return flags.parse_args()
 
 
-def encoded(encoder: PromptEncoder, pairs: Sequence[Pair]) -> tuple[list[Encoded], float]:
-    gc.collect()  # what the other way left behind
-    started = time.process_time()
-    found = encoder.encode(pairs)
-    return found, time.process_time() - started
+def rated(scorer: SentenceScore, pairs: list[Pair], size: int, ahead: bool) -> np.ndarray:
+    rows = Dataset.from_list([{"instruction": a, "output": b} for a, b in pairs])
+    batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+    following = [*batches[1:], None] if ahead else [None] * len(batches)
+    both = zip(batches, following, strict=True)
+    return np.concatenate([scorer.rate(now, then=then).logprobs for now, then in both])
 
 
-def measured(ids: Sequence[Encoded], seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Prompts a second both ways, and the ratio within a repeat: what slows both cancels."""
-    lengths = [len(row) for one in ids for row in one.ids]
-    ratios = [a / b for a, b in zip(seconds["whole"], seconds["once"], strict=True)]
-    speeds = {
-        f"{name}_prompts_per_second": round(len(lengths) / statistics.median(taken))
-        for name, taken in seconds.items()
-    }
+def measured(
+    lengths: list[int], speeds: list[float], shares: dict[str, list[float]]
+) -> dict[str, Any]:
     return {
         "prompts": len(lengths),
         "mean_tokens": round(statistics.fmean(lengths), 1),
-        **speeds,
-        "ratio": round(statistics.median(ratios), 2),
-        "spread": [round(min(ratios), 2), round(max(ratios), 2)],
+        "tokenized_prompts_per_second_of_one_core": round(statistics.median(speeds)),
+        "model_waits": {way: round(statistics.median(taken), 5) for way, taken in shares.items()},
     }
 
 
 def facts(given: argparse.Namespace) -> dict[str, Any]:
     return {
         "machine": machine("cpu"),
+        "model": os.path.basename(given.model),
         "tokenizers": tokenizers.__version__,
         "transformers": transformers.__version__,
-        "clock": "process",
         "repeats": given.repeats,
     }
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
+from selectit_hf.ahead import Ahead
 from selectit_hf.checkpoints import Checkpoint
 from selectit_hf.errors import ModelError, TokenizerError
 from selectit_hf.prompts import Template
@@ -62,6 +63,7 @@ class _Slot(Generic[T]):
         return self._held[1]
 
 
+_AHEAD = Ahead()
 _ENCODER: _Slot[PromptEncoder] = _Slot()
 _ENGINE: "_Slot[Engine]" = _Slot()
 
@@ -79,27 +81,35 @@ class Rater:
         pairs: Sequence[Pair],
         prompts: range,
         progress: Callable[[int], None] | None = None,
+        then: Sequence[Pair] = (),
     ) -> Ratings:
         """Rate each pair under the rating prompts numbered ``prompts``; equal pairs once.
 
-        The result's ``rater`` is empty, and rows without a rating are NaN.
+        While the model works on them, the pairs that come ``then`` are encoded. The result's
+        ``rater`` is empty, and rows without a rating are NaN.
 
         Raises:
             ModelError: the checkpoint cannot be loaded, or cannot rate.
         """
         different = list(dict.fromkeys(pairs))
-        answers = self._ask(different, prompts, progress)
+        answers = self._ask(different, prompts, progress, list(dict.fromkeys(then)))
         places = {pair: i for i, pair in enumerate(different)}
         rows = [places[pair] for pair in pairs]
         statuses = [answers.statuses[i] for i in rows]
         return Ratings(statuses, answers.logprobs[rows], {}, answers.splits, answers.reading)
 
     def _ask(
-        self, pairs: Sequence[Pair], prompts: range, progress: Callable[[int], None] | None
+        self,
+        pairs: Sequence[Pair],
+        prompts: range,
+        progress: Callable[[int], None] | None,
+        then: Sequence[Pair],
     ) -> Ratings:
         k = self.question.k
         encoder = self.encoder()
-        encoded = encoder.encode(pairs)
+        encoded = _AHEAD.encode(encoder, pairs)
+        if then:
+            _AHEAD.begin(encoder, then)
         asked = [i for i, one in enumerate(encoded) if one.ids]
         ids = [encoded[i].ids[j] for i in asked for j in prompts]
         read = self.engine().next_token_logprobs(

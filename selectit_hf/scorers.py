@@ -51,7 +51,7 @@ __all__ = [
 
 OF_A_PLACE = ("device", "device_map", "token_budget")
 """The fields that say where a model runs, and can change no rating."""
-RATING_VERSION = 2
+RATING_VERSION = 3
 """Raised whenever a change to rows, prompts, tokens or engine changes a rating."""
 
 
@@ -270,8 +270,11 @@ class RatingScorer:
         batch: Batch,
         rank: int | None = None,
         progress: Callable[[int], None] | None = None,
+        then: Batch | None = None,
     ) -> Ratings:
         """The raw ratings of a batch.
+
+        The batch that comes ``then`` is tokenized meanwhile.
 
         Ratings that the same scorer left in the batch are used again, and only rating prompts that
         are missing are asked; without any, no model is loaded. They are recognised by the scorer's
@@ -293,10 +296,12 @@ class RatingScorer:
             if isinstance(pair, Pair) and (unrated or (known in RATED and has[i] < count)):
                 todo.setdefault(0 if unrated else int(has[i]), []).append(i)
         rater = Rater(self.checkpoint, self._question, self.place(rank))
+        next_pairs = self.reader.pairs(then) if then is not None else ()
+        coming = [pair for pair in next_pairs if isinstance(pair, Pair)]
         splits, readings = 0, []
         for first, rows in sorted(todo.items()):
             asked = [cast(Pair, pairs[i]) for i in rows]
-            answer = rater.ask(asked, range(first, count), progress)
+            answer = rater.ask(asked, range(first, count), progress, coming)
             logprobs[rows, first:] = answer.logprobs
             splits += answer.splits
             readings += [answer.reading] if answer.reading is not None else []
