@@ -5,7 +5,8 @@
     input        where the rows come from, how many, their columns, a hash of all their values
     rating       the question: k, rating prompts, template, columns, turns, longest prompt
     method       versions of what is done with them: prompt hash, truncation, batches, formulas
-    models       name, revision, dtype and rating key of each
+    models       name, revision, dtype and rating key of each; where set, an adapter's base,
+                 quantization and attention
     shard_size, token_budget, threads    the same for every worker, whoever starts it
     versions     of the libraries
 
@@ -27,11 +28,20 @@ from selectit_hf.checkpoints import slug
 from selectit_hf.errors import InputError, RunError, SettingError
 from selectit_hf.prompts import Template
 from selectit_hf.rows import RowReader
-from selectit_hf.scorers import SentenceScore
+from selectit_hf.scorers import RatingScorer, SentenceScore
 from selectit_hf.shapes import misfit
 from selectit_hf.sources import Source
 
-__all__ = ["SHARD_SIZE", "check_plan", "compare", "make_plan", "read_plan", "write_plan"]
+__all__ = [
+    "OF_THE_WEIGHTS",
+    "SHARD_SIZE",
+    "check_plan",
+    "compare",
+    "make_plan",
+    "read_plan",
+    "weights_facts",
+    "write_plan",
+]
 
 FORMAT = 2
 LARGEST = 2**53
@@ -42,7 +52,9 @@ BATCH_PLAN = 1
 TRUNCATION = "the response, then the instruction; rating prompt and suffix stay whole"
 ATTENTION = "as transformers chooses for the architecture"
 LIBRARIES = ("datasets", "huggingface_hub", "numpy", "tokenizers", "torch", "transformers")
-OF_A_MODEL = ("model", "revision", "dtype", "name")
+OF_THE_WEIGHTS = ("quantization", "attn_implementation")
+"""In the plan where they are set."""
+OF_A_MODEL = ("model", "revision", "base_model", "dtype", "name", *OF_THE_WEIGHTS)
 OF_A_REFLECTION = ("alpha", "variant", "versions")
 
 TEXT_OR_NULL = (str, type(None))
@@ -104,6 +116,8 @@ def make_plan(
     from selectit_hf import engine
 
     settings = [scorer.__getstate__() for scorer in scorers]
+    for scorer in scorers:
+        scorer.check_place()
     names = [scorer.slug for scorer in scorers]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -127,6 +141,7 @@ def make_plan(
                 "revision": scorer.checkpoint.revision,
                 "dtype": state["dtype"],
                 "rating_key": scorer.rating_key(),
+                **weights_facts(scorer),
             }
             for scorer, state in zip(scorers, settings, strict=True)
         ],
@@ -137,6 +152,18 @@ def make_plan(
         "threads": old.get("threads") or engine.thread_count(),
         "versions": {name: version(name) for name in LIBRARIES},
     }
+
+
+def weights_facts(scorer: RatingScorer) -> dict[str, str]:
+    """What else is to be told of the weights, where there is any of it.
+
+    ``base``, the name of the model that an adapter changes; ``quantization``;
+    ``attn_implementation``.
+    """
+    base = scorer.checkpoint.base
+    facts = {name: getattr(scorer, name) for name in OF_THE_WEIGHTS}
+    facts["base"] = base.name if base is not None else None
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _method(settings: dict[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Question:
     k: int
     max_length: int | None
     chat: bool
+    chat_template_kwargs: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Place:
     device: str
     token_budget: int
     device_map: str | None = None
+    quantization: str | None = None
+    attn_implementation: str | None = None
 
 
 class _Slot(Generic[T]):
@@ -146,11 +149,15 @@ class Rater:
         place = self.place
         where = place.device if place.device_map is None else f"all GPUs ({place.device_map})"
         logger.info("Loading %s on %s in %s.", self.checkpoint.name, where, place.dtype)
+        weights = self.checkpoint.weights
         model = load_model(
-            self.checkpoint.path,
+            weights.path,
             place.dtype,
             place.device,
             place.device_map,
-            **self.checkpoint.load_arguments,
+            adapter=self.checkpoint.adapter_folder(),
+            quantization=place.quantization,
+            attn_implementation=place.attn_implementation,
+            **weights.load_arguments,
         )
         return Engine(model, place.token_budget)
