@@ -5,7 +5,10 @@ whole weights where `peft` is installed, and ignores it where not; here such a f
 """
 
 import json
-from collections.abc import Collection
+import logging
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["CONFIG", "WEIGHTS", "AdapterConfig", "apply_adapter", "is_adapter", "read_adapter"]
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -85,9 +90,9 @@ def read_adapter(name: str, config: Path) -> AdapterConfig:
 def apply_adapter(model: "PreTrainedModel", folder: str, merge: bool) -> "PreTrainedModel":
     """The model with the adapter in ``folder``, loaded with `peft`.
 
-    With ``merge`` the adapter is added to the weights (for LoRA ``W + scale * B @ A``, computed in
-    float32, rounded to the weights' dtype once), which leaves a plain model. Quantized weights are
-    not merged, since that would round them again: the adapter is computed beside them.
+    With ``merge`` the adapter is added to the weights (for LoRA ``W + scale * B @ A``; the product
+    is computed in float32 and rounded to the dtype of ``W``), which leaves a plain model. Quantized
+    weights are not merged, since that would round them again: the adapter is computed beside them.
 
     Raises:
         ModelError: `peft` is not installed, the adapter is of a kind that has no weights to add, or
@@ -101,17 +106,19 @@ def apply_adapter(model: "PreTrainedModel", folder: str, merge: bool) -> "PreTra
     from peft import PeftConfig, PeftModel
 
     try:
-        config = PeftConfig.from_pretrained(folder)
+        with _warnings_in_the_log():
+            config = PeftConfig.from_pretrained(folder)
         if config.is_prompt_learning:
             raise ModelError(
                 f"The adapter {name!r} adds virtual tokens to the prompt instead of weights, which "
                 "is not supported; use LoRA or another method that changes weights."
             )
         config.inference_mode = True
-        adapted: Any = PeftModel(model, config)
-        read = adapted.load_adapter(folder, "default", torch_device="cpu")
-        _check_complete(name, read)
-        whole = adapted.merge_and_unload(safe_merge=True) if merge else adapted.get_base_model()
+        with _warnings_in_the_log():
+            adapted: Any = PeftModel(model, config)
+            read = adapted.load_adapter(folder, "default", torch_device="cpu")
+            _check_complete(name, read)
+            whole = adapted.merge_and_unload(safe_merge=True) if merge else adapted.get_base_model()
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(
             f"Merge the adapter {name!r} into its base yourself and name the result, or use "
@@ -119,6 +126,17 @@ def apply_adapter(model: "PreTrainedModel", folder: str, merge: bool) -> "PreTra
         ) from error
     loaded: PreTrainedModel = whole
     return loaded
+
+
+@contextmanager
+def _warnings_in_the_log() -> Iterator[None]:
+    """What `peft` warns of, as of a setting that it does not know; not of its own code's age."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        if not issubclass(warning.category, (FutureWarning, DeprecationWarning)):
+            logger.warning("%s", warning.message)
 
 
 def _check_complete(name: str, read: Any) -> None:

@@ -4,6 +4,7 @@ A Hub model is pinned to a commit sha, a local folder to the hash of its content
 that name the same `Checkpoint` loaded the same bytes.
 """
 
+import copy
 import functools
 import logging
 import os
@@ -126,14 +127,19 @@ class Checkpoint:
         Raises:
             ModelError: there is none, or it needs code of the repository.
         """
-        from transformers import AutoConfig
+        return copy.deepcopy(_config(self.weights))
 
-        owner = self.weights
-        with _readable(owner, "configuration"):
-            loaded: PretrainedConfig = AutoConfig.from_pretrained(
-                owner.path, **owner.load_arguments
-            )
-        return loaded
+
+@functools.lru_cache(maxsize=8)
+def _config(checkpoint: Checkpoint) -> "PretrainedConfig":
+    """Read once, since a GGUF file takes long to open."""
+    from transformers import AutoConfig
+
+    with _readable(checkpoint, "configuration"):
+        loaded: PretrainedConfig = AutoConfig.from_pretrained(
+            checkpoint.path, **checkpoint.load_arguments
+        )
+    return loaded
 
 
 def slug(name: str) -> str:

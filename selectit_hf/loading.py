@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from selectit_hf.adapters import apply_adapter
+from selectit_hf.attention import check_attention, check_taken
 from selectit_hf.complete import check_weights
 from selectit_hf.errors import ModelError, SettingError, in_short
 from selectit_hf.quantization import bits, check_device, check_stored, quantizing, stored_method
@@ -23,11 +24,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 __all__ = [
-    "ATTENTIONS",
     "DEVICE_MAPS",
     "DTYPES",
     "budget_in",
-    "check_attention",
     "choose_device",
     "choose_dtype",
     "default_budget",
@@ -44,8 +43,6 @@ DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 """Ways to spread one model over the visible GPUs, by transformers' names; the first two are one."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "auto": None}
-ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-"""Ways to compute attention, by transformers' names; kernels of the Hub are code, and not run."""
 TOKEN_BUDGET = {"cuda": 32768, "cpu": 1024}
 
 SMALLEST_BUDGET = 1024
@@ -148,6 +145,7 @@ def load_model(
     adapter: str | None = None,
     quantization: str | None = None,
     attn_implementation: str | None = None,
+    config: "PreTrainedConfig | None" = None,
     **arguments: Any,
 ) -> "PreTrainedModel":
     """Load a causal language model from safetensors or a GGUF file, in ``dtype``, onto ``device``.
@@ -155,7 +153,9 @@ def load_model(
     With a ``device_map``, one of `DEVICE_MAPS`, its layers are spread over all visible GPUs
     instead, or put on the CPU where there are none. ``adapter`` is a folder whose adapter is
     applied; ``quantization`` one of `selectit_hf.quantization.QUANTIZATIONS`;
-    ``attn_implementation`` one of `ATTENTIONS`. Further ``arguments`` are ``from_pretrained``'s.
+    ``attn_implementation`` one of `selectit_hf.attention.ATTENTIONS`; ``config`` what ``path``
+    holds, if it was read before, which takes long for a GGUF file. Further ``arguments`` are
+    ``from_pretrained``'s.
 
     Raises:
         ModelError: no safetensors weights, an unknown architecture, weights that are missing
@@ -165,34 +165,22 @@ def load_model(
     """
     tame_fork()
     check_device(quantization, device)
-    check_attention(attn_implementation)
+    check_attention(attn_implementation, dtype)
     # A model that was spread before this one holds itself in a circle, by its hooks.
     gc.collect()
     torch.cuda.empty_cache()
     with _room(device, device_map):
-        config = _config(path, **arguments)
-        plain = check_stored(config, quantization, device) is None and quantization is None
+        config = _config(path, **arguments) if config is None else config
+        stored = check_stored(config, quantization, device, "gguf_file" in arguments)
+        plain = stored is None and quantization is None
         settings = _settings(config, dtype, device, device_map, quantization, attn_implementation)
-        model = _read(path, dtype, **settings, **arguments)
-        _check_attention_taken(model, attn_implementation)
+        model = _read(path, dtype, config, **settings, **arguments)
+        check_taken(model, attn_implementation)
         if adapter is not None:
             model = apply_adapter(model, adapter, merge=plain)
         placed = cast(Any, model).to(torch.device(device)) if plain and not device_map else model
         _check_causal(placed.eval())
     return cast("PreTrainedModel", placed)
-
-
-def check_attention(attn_implementation: str | None) -> None:
-    """Refuse a way to compute attention that is not known.
-
-    Raises:
-        SettingError: it is not in `ATTENTIONS`.
-    """
-    if attn_implementation is not None and attn_implementation not in ATTENTIONS:
-        raise SettingError(
-            f"attn_implementation={attn_implementation!r} is unknown; choose one of "
-            f"{', '.join(ATTENTIONS)}. Kernels of the Hub are code, which is never run here."
-        )
 
 
 def embedding_rows(model: "PreTrainedModel | PreTrainedConfig") -> int:
@@ -268,13 +256,13 @@ def _settings(
     return settings
 
 
-def _read(path: str, dtype: str, **arguments: Any) -> "PreTrainedModel":
+def _read(path: str, dtype: str, config: "PreTrainedConfig", **arguments: Any) -> "PreTrainedModel":
     """The model with all its weights, on the CPU or where the ``arguments`` say."""
     from transformers import AutoModelForCausalLM, GgufConfig
 
     if "gguf_file" in arguments:
         # Else computed from its blocks with a kernel of the Hub, where one can be downloaded.
-        arguments["quantization_config"] = GgufConfig(dequantize=True)
+        arguments |= {"quantization_config": GgufConfig(dequantize=True), "config": config}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **arguments
@@ -297,15 +285,6 @@ def _unloadable(error: BaseException) -> ModelError:
     )
 
 
-def _check_attention_taken(model: "PreTrainedModel", asked: str | None) -> None:
-    taken = model.config._attn_implementation
-    if asked is not None and taken != asked:
-        raise ModelError(
-            f"Omit --attn-implementation {asked}: {type(model).__name__} would take {taken} "
-            "instead."
-        )
-
-
 def input_device(model: "PreTrainedModel") -> torch.device:
     """Where a model takes token ids, which is not where all its layers are if it was spread."""
     embedding = cast(Any, model).get_input_embeddings()
@@ -316,7 +295,15 @@ def input_device(model: "PreTrainedModel") -> torch.device:
 def _check_causal(model: "PreTrainedModel") -> None:
     """Padding is left unmasked, so what comes later must not reach an earlier position."""
     ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=input_device(model))
-    one, other = model(input_ids=ids, use_cache=False).logits[:, :3].float()
+    try:
+        one, other = model(input_ids=ids, use_cache=False).logits[:, :3].float()
+    except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"Take another checkpoint, dtype, attention or device: {type(model).__name__} cannot "
+            f"compute with these ({in_short(error)})."
+        ) from error
     if not torch.allclose(one, other, rtol=1e-2, atol=1e-2, equal_nan=True):
         raise ModelError(
             f"{type(model).__name__} is not causal: what follows a token changes what it predicts "

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from selectit_hf import storage
+from selectit_hf.chat import chat_kwargs_text
 from selectit_hf.checkpoints import slug
 from selectit_hf.errors import InputError, RunError, SettingError
 from selectit_hf.prompts import Template
@@ -53,7 +54,8 @@ TRUNCATION = "the response, then the instruction; rating prompt and suffix stay 
 ATTENTION = "as transformers chooses for the architecture"
 LIBRARIES = ("datasets", "huggingface_hub", "numpy", "tokenizers", "torch", "transformers")
 OF_THE_WEIGHTS = ("quantization", "attn_implementation")
-"""In the plan where they are set."""
+WHERE_SET = ("chat_template_kwargs", "base", *OF_THE_WEIGHTS)
+"""Of the question and the models, what came later than format 2: in the plan where it is set."""
 OF_A_MODEL = ("model", "revision", "base_model", "dtype", "name", *OF_THE_WEIGHTS)
 OF_A_REFLECTION = ("alpha", "variant", "versions")
 
@@ -122,7 +124,12 @@ def make_plan(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"Two models are both called {twice[0]!r} in column names; rename one.")
-    shared = {k: v for k, v in settings[0].items() if k not in (*OF_A_MODEL, *OF_A_REFLECTION)}
+    apart = (*OF_A_MODEL, *OF_A_REFLECTION)
+    shared = {
+        name: value
+        for name, value in settings[0].items()
+        if name not in apart and (name not in WHERE_SET or value is not None)
+    }
     given = [scorer.token_budget for scorer in scorers if scorer.token_budget is not None]
     return {
         "format": FORMAT,
@@ -247,9 +254,18 @@ def check_plan(plan: dict[str, Any]) -> None:
     if known not in (1, FORMAT) or isinstance(known, bool):
         raise _no_plan(f"its format is {known!r}, and this version reads 1 and {FORMAT}")
     shape = SHAPE if known == 1 else {**SHAPE, "method": METHOD}
-    problem = misfit(plan, shape) or _out_of_range(plan)
+    problem = misfit(plan, shape) or _later_misfit(plan) or _out_of_range(plan)
     if problem:
         raise _no_plan(problem)
+
+
+def _later_misfit(plan: dict[str, Any]) -> str | None:
+    models = {f"models.{i}": model for i, model in enumerate(plan["models"])}
+    for where, values in {"rating": plan["rating"], **models}.items():
+        wrong = misfit(values, {name: str for name in WHERE_SET if name in values}, where)
+        if wrong:
+            return wrong
+    return None
 
 
 def _out_of_range(plan: dict[str, Any]) -> str | None:
@@ -271,6 +287,7 @@ def _out_of_range(plan: dict[str, Any]) -> str | None:
     try:
         RowReader(*(rating[name] for name in READER))
         Template(rating["template"])
+        chat_kwargs_text(rating.get("chat_template_kwargs"))
     except SettingError as error:
         return f"rating holds what is no setting: {error}"
     names = [model["name"] for model in models]

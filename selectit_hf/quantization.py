@@ -66,10 +66,12 @@ def stored_method(config: "PreTrainedConfig") -> str | None:
     return str(getattr(method, "value", method))
 
 
-def check_stored(config: "PreTrainedConfig", quantization: str | None, device: str) -> str | None:
+def check_stored(
+    config: "PreTrainedConfig", quantization: str | None, device: str, is_gguf: bool = False
+) -> str | None:
     """The method that a checkpoint is stored in, once transformers agrees to load it on ``device``.
 
-    A method that is computed in full weights here instead is named in a warning.
+    ``None`` where it is stored in whole weights, and for a GGUF file, which is unpacked. A method that is computed in full weights here instead is named in a warning.
 
     Raises:
         SettingError: it is stored in one, and ``quantization`` asks for another.
@@ -77,8 +79,8 @@ def check_stored(config: "PreTrainedConfig", quantization: str | None, device: s
     """
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoHfQuantizer
 
-    method, stored = stored_method(config), _stored(config)
-    if method is None or stored is None:
+    method, stored = "GGUF" if is_gguf else stored_method(config), _stored(config)
+    if method is None or (is_gguf and quantization is None):
         return None
     if quantization is not None:
         raise SettingError(
@@ -91,7 +93,7 @@ def check_stored(config: "PreTrainedConfig", quantization: str | None, device: s
             "transformers does not know."
         )
     try:
-        quantizer: Any = AutoHfQuantizer.from_config(stored, pre_quantized=True)
+        quantizer: Any = AutoHfQuantizer.from_config(stored or {}, pre_quantized=True)
         quantizer.validate_environment(device_map={"": device}, weights_only=True)
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(

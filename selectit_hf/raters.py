@@ -158,6 +158,7 @@ class Rater:
             adapter=self.checkpoint.adapter_folder(),
             quantization=place.quantization,
             attn_implementation=place.attn_implementation,
+            config=self.checkpoint.config(),
             **weights.load_arguments,
         )
         return Engine(model, place.token_budget)

@@ -342,11 +342,12 @@ class RatingScorer:
             SettingError: the quantization, or the way to compute attention.
             ModelError: a library for it is not installed.
         """
-        from selectit_hf.loading import check_attention
+        from selectit_hf.attention import check_attention
         from selectit_hf.quantization import check_device
 
-        check_device(self.quantization, self.place(None).device)
-        check_attention(self.attn_implementation)
+        place = self.place(None)
+        check_device(place.quantization, place.device)
+        check_attention(place.attn_implementation, place.dtype)
 
     @property
     def _question(self) -> Question:

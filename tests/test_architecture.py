@@ -16,6 +16,7 @@ PACKAGE = Path(selectit_hf.__file__).parent
 FLOORS = {
     0: {
         "adapters",
+        "attention",
         "batching",
         "complete",
         "content",
@@ -163,7 +164,7 @@ def test_only_the_engine_imports_torch(module):
 
 def test_the_engine_knows_nothing_of_selectit():
     assert own_imports("engine") <= {"batching", "errors", "loading", "shortcuts"}
-    loads = {"adapters", "complete", "quantization", "spread"}
+    loads = {"adapters", "attention", "complete", "quantization", "spread"}
     assert own_imports("loading") == {"errors", *loads}
     assert set().union(*map(own_imports, loads)) <= {"errors", "quantization"}
     assert not own_imports("shortcuts")
