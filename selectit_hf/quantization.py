@@ -71,7 +71,8 @@ def check_stored(
 ) -> str | None:
     """The method that a checkpoint is stored in, once transformers agrees to load it on ``device``.
 
-    ``None`` where it is stored in whole weights, and for a GGUF file, which is unpacked. A method that is computed in full weights here instead is named in a warning.
+    ``None`` where it is stored in whole weights, and for a GGUF file, which is unpacked. A method
+    whose weights are unpacked here, since nothing computes with them, is named in a warning.
 
     Raises:
         SettingError: it is stored in one, and ``quantization`` asks for another.

@@ -147,5 +147,5 @@ def test_without_gguf_it_says_what_to_install(file: Path, monkeypatch: pytest.Mo
 
 def test_it_is_not_quantized_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("selectit_hf.loading.check_device", lambda *_: None)
-    with pytest.raises(SettingError, match="Omit --quantization 4bit.*GGUF"):
+    with pytest.raises(SettingError, match=r"Omit --quantization 4bit.*GGUF"):
         load_model(str(file.parent), "float32", "cpu", gguf_file="tiny.gguf", quantization="4bit")
