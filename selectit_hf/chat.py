@@ -21,8 +21,9 @@ __all__ = ["chat_kwargs_text", "check_chat_template", "render_chat"]
 
 CLOCKS = (
     datetime.datetime(2001, 2, 3, 4, 5, 6, 789),
-    datetime.datetime(2038, 11, 27, 16, 48, 39, 123456),
+    datetime.datetime(2038, 11, 26, 16, 48, 39, 123456),
 )
+"""Two times that differ in all that can be written of them, the day of the week included."""
 TIMES = 8
 """Renderings under each clock: one chance of two shows in all but one of 2**15 templates."""
 QUESTIONS = ("Name a colour:\n\n  - {red} & <blue>", 'Add 1 and 2. "Why?"')
