@@ -18,7 +18,15 @@ from selectit_hf.errors import ModelError, in_short
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["CONFIG", "WEIGHTS", "AdapterConfig", "apply_adapter", "is_adapter", "read_adapter"]
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "WHOLE",
+    "AdapterConfig",
+    "apply_adapter",
+    "is_adapter",
+    "read_adapter",
+]
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HFValidationError,
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -54,7 +55,9 @@ def find(model: str, revision: str | None, gguf_file: str | None) -> HubModel:
         # Pins the revision in the local cache, for a time without a network.
         path = None if gguf_file else hf_hub_download(model, needed, revision=wanted)
         sha = str(found.sha) if path is None else Path(path).parent.name
-        return HubModel(sha, Path(path) if adapter and path else None, TOKENIZER in names)
+        if adapter and path:
+            return _adapter(model, sha, Path(path))
+        return HubModel(sha, None, True)
     except GatedRepoError as error:
         raise gated(model) from error
     except RevisionNotFoundError as error:
@@ -91,26 +94,48 @@ def _lacking(model: str, needed: str, names: set[str]) -> ModelError:
 
 def _pinned(model: str, sha: str, gguf_file: str | None) -> HubModel:
     """A model at a commit; a plain one is not looked at before it is loaded."""
-    adapter = None if gguf_file else _file(model, sha, adapters.CONFIG)
+    if gguf_file is not None:
+        return HubModel(sha, None, True)
+    try:
+        adapter = _file(model, sha, adapters.CONFIG)
+    except (LocalEntryNotFoundError, RepositoryNotFoundError, HFValidationError, *UNREACHED):
+        adapter = None  # whoever loads it says more
     if adapter is None:
         return HubModel(sha, None, True)
-    if _file(model, sha, "config.json"):
-        names = {file.rfilename for file in HfApi().model_info(model, revision=sha).siblings or ()}
-        adapters.is_adapter(model, names)
-    return HubModel(sha, adapter, _file(model, sha, TOKENIZER) is not None)
+    try:
+        files = HfApi().model_info(model, revision=sha).siblings or ()
+        names = {file.rfilename for file in files}
+    except UNREACHED:
+        seen = (try_to_load_from_cache(model, name, revision=sha) for name in adapters.WHOLE)
+        names = {Path(path).name for path in seen if isinstance(path, str)}
+        names |= {adapters.CONFIG, adapters.WEIGHTS}
+    adapters.is_adapter(model, names)
+    return _adapter(model, sha, adapter)
+
+
+def _adapter(model: str, sha: str, config: Path) -> HubModel:
+    try:
+        return HubModel(sha, config, _file(model, sha, TOKENIZER) is not None)
+    except (LocalEntryNotFoundError, *UNREACHED) as error:
+        raise ModelError(
+            f"The Hub cannot be reached to see if the adapter {model!r} has a tokenizer of its own "
+            f"({type(error).__name__}). Connect once, or name a local folder."
+        ) from error
 
 
 def _file(model: str, sha: str, name: str) -> Path | None:
-    """One small file of a model; ``None`` where it has none, or none can be seen from here."""
+    """One small file of a model; ``None`` where it is known to have none."""
     cached = try_to_load_from_cache(model, name, revision=sha)
     if isinstance(cached, str):
         return Path(cached)
     if cached is not None:
-        return None  # known not to be there
+        return None
     try:
         return Path(hf_hub_download(model, name, revision=sha))
-    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError, *UNREACHED):
-        return None  # whoever loads it says more
+    except LocalEntryNotFoundError:
+        raise
+    except EntryNotFoundError:
+        return None
 
 
 def _cached(model: str, revision: str, gguf_file: str | None, cause: Exception) -> HubModel:

@@ -272,6 +272,10 @@ def _read(path: str, dtype: str, config: "PreTrainedConfig", **arguments: Any) -
             raise
         raise _unloadable(error) from error
     model, info = loaded
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(
+            "Load the adapter by itself: it lies beside weights that it may already be merged into."
+        )
     layers = {n: len(m) for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)}
     predictors = getattr(model.config.get_text_config(), "num_nextn_predict_layers", None) or 0
     check_weights(info["missing_keys"], info["unexpected_keys"], layers, predictors)

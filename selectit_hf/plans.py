@@ -179,7 +179,7 @@ def _method(settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "prompt_hash": f"sha256:{hashlib.sha256(json.dumps(asked).encode()).hexdigest()}",
         "truncation": TRUNCATION,
-        "attention": ATTENTION,
+        "attention": settings["attn_implementation"] or ATTENTION,
         "batch_plan_version": BATCH_PLAN,
         "rating_version": rating_version,
         "formula_version": formula_version,

@@ -186,6 +186,12 @@ def test_what_cannot_be_told_or_loaded_is_refused_before(
         resolve(str(make(base, lora)))
 
 
+def test_transformers_applies_none_by_itself(base: Path, lora: Path) -> None:
+    """As it would, of a folder that is loaded without a look at its files."""
+    with pytest.raises(ModelError, match="Load the adapter by itself"):
+        load_model(str(beside_whole_weights(base, lora)), "float32", "cpu")
+
+
 def without_one(weights: dict[str, torch.Tensor]) -> None:
     del weights["base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"]
 

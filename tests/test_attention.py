@@ -77,5 +77,5 @@ def test_auto_is_the_default(checkpoint: Path, device: str, dtype: str) -> None:
 
 
 def test_another_dtype_is_refused() -> None:
-    with pytest.raises(SettingError, match="choose one of float32, .* fp32, bf16, fp16, auto"):
+    with pytest.raises(SettingError, match=r"choose one of float32, .* fp32, bf16, fp16, auto"):
         choose_dtype("half", "cpu")

@@ -35,7 +35,7 @@ def stored(tmp_path: Path, make_checkpoint: Callable[..., Path]) -> Callable[...
 
 def test_on_the_cpu_it_is_refused_before_anything_is_looked_for() -> None:
     scorer = SentenceScore("there/is-no-such-model", quantization="4bit", device="cpu")
-    with pytest.raises(SettingError, match="Omit --quantization 4bit.*CUDA GPU.*here is cpu"):
+    with pytest.raises(SettingError, match=r"Omit --quantization 4bit.*CUDA GPU.*here is cpu"):
         scorer.prepare()
     with pytest.raises(SettingError, match="Omit --quantization 4bit"):
         load_model("there/is-no-such-model", "float32", "cpu", quantization="4bit")
@@ -87,7 +87,7 @@ def test_what_is_stored_quantized_is_not_quantized_again(
     stored: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "check_device", lambda *_: None)
-    with pytest.raises(SettingError, match="Omit --quantization 8bit.*in bitsandbytes_4bit alr"):
+    with pytest.raises(SettingError, match=r"Omit --quantization 8bit.*in bitsandbytes_4bit alr"):
         load_model(str(stored(**BNB)), "float32", "cpu", quantization="8bit")
 
 
