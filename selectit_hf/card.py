@@ -279,7 +279,9 @@ def _run_command(facts: Mapping[str, Any]) -> str:
     for model in facts["models"]:
         pinned = "" if _is_local(model) else f"@{model['revision']}"
         parts.append(["--model", f"{model['model']}{pinned}"])
+    bases = {model.get("base") for model in facts["models"]}
     flags = {
+        "--base-model": bases.pop() if len(bases) == 1 else None,  # else as each adapter says
         "--dtype": facts["models"][0]["dtype"],
         "--quantization": facts["models"][0].get("quantization"),
         "--attn-implementation": facts["models"][0].get("attn_implementation"),

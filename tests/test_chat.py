@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from selectit_hf import SentenceScore
 from selectit_hf.chat import chat_kwargs_text, check_chat_template, render_chat
 from selectit_hf.errors import SettingError, TokenizerError
+from selectit_hf.options import scorers
 
 PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}\n{% endfor %}<assistant>"
 DATED = (
@@ -126,3 +127,17 @@ def test_they_need_chat_and_change_the_key() -> None:
     asked = [None, {"enable_thinking": False}, {"enable_thinking": True}]
     scorers = [SentenceScore("tiny-rater", chat=True, chat_template_kwargs=one) for one in asked]
     assert len({scorer.rating_key() for scorer in scorers}) == 3
+
+
+def test_flags_are_read_as_json_or_text() -> None:
+    given = ["enable_thinking=false", "date_string=26 Jul 2024", 'quoted="5"', "of=a=b"]
+    (scorer,) = scorers(chat=True, chat_kwarg=given)
+    assert scorer.chat_template_kwargs == chat_kwargs_text(
+        {"enable_thinking": False, "date_string": "26 Jul 2024", "quoted": "5", "of": "a=b"}
+    )
+
+
+@pytest.mark.parametrize("given", [["enable_thinking"], ["=1"], ["a=1", "a=2"]])
+def test_a_flag_that_names_no_argument_is_refused(given: list[str]) -> None:
+    with pytest.raises(SettingError, match="must be NAME=VALUE, each name once"):
+        scorers(chat=True, chat_kwarg=given)
