@@ -68,19 +68,31 @@ class Reader:
     Attributes:
         model: a Hub name or a folder; ``None`` for the run's first model.
         revision: of ``model``.
-        device, device_map: see `selectit_hf.scorers.RatingScorer`.
+        device, device_map, base_model, quantization, attn_implementation: see
+            `selectit_hf.scorers.RatingScorer`.
     """
 
     model: str | None = None
     revision: str | None = None
     device: str | None = None
     device_map: str | None = None
+    base_model: str | None = None
+    quantization: str | None = None
+    attn_implementation: str | None = None
 
     @classmethod
     def of(cls, scorer: RatingScorer) -> "Reader":
         """The model that rates, at the same commit and place."""
         pinned = None if scorer.checkpoint.is_local else scorer.checkpoint.revision
-        return cls(scorer.model, pinned, scorer.device, scorer.device_map)
+        return cls(
+            scorer.model,
+            pinned,
+            scorer.device,
+            scorer.device_map,
+            scorer.base_model,
+            scorer.quantization,
+            scorer.attn_implementation,
+        )
 
 
 def compare_run(

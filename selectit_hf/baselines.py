@@ -181,7 +181,7 @@ class Length(ResolvedSelector):
     ``score__length_slug``, ``status__length_slug``.
 
     Attributes:
-        model, revision: whose tokenizer; see `selectit_hf.scorers.RatingScorer`.
+        model, revision, base_model: whose tokenizer; see `selectit_hf.scorers.RatingScorer`.
         instruction_column, response_column, turns, translation: see
             `selectit_hf.rows.RowReader`.
         slug: replaces the model's name in the column names.
@@ -192,6 +192,7 @@ class Length(ResolvedSelector):
 
     model: str | None = None
     revision: str | None = None
+    base_model: str | None = None
     instruction_column: str | None = None
     response_column: str | None = None
     turns: Turns | None = None
@@ -211,6 +212,7 @@ class Length(ResolvedSelector):
         """Everything resolved that can change a value; the revision as a commit or content hash."""
         rater = self._rater.__getstate__()
         state = {f.name: rater[f.name] for f in dataclasses.fields(self) if f.name in rater}
+        state = {name: value for name, value in state.items() if name != "base_model" or value}
         return {**state, "slug": self.slug, "version": LENGTH_VERSION}
 
     @property
@@ -226,7 +228,8 @@ class Length(ResolvedSelector):
     def key(self) -> str:
         """A hash of all that can change a length."""
         state = self.__getstate__()
-        del state["model"], state["slug"]
+        for unread in ("model", "base_model", "slug"):
+            state.pop(unread, None)
         return key_of(state)
 
     def measurements(self) -> tuple[Measurement, ...]:

@@ -32,6 +32,7 @@ from selectit_hf.errors import InputError, SettingError
 from selectit_hf.judge import Judge
 from selectit_hf.measures import Cost, Measures
 from selectit_hf.perplexity import IFD, Perplexity, ResponseScorer
+from selectit_hf.plans import OF_THE_WEIGHTS
 from selectit_hf.quotas import standing
 from selectit_hf.ratings import Ratings
 from selectit_hf.reflection import Variant
@@ -70,6 +71,8 @@ class Candidates:
             run's first model, which must be one of the Hub (a folder's path is not in a plan).
         revision: of ``model``.
         device, device_map: where ``model`` reads; see `selectit_hf.scorers.RatingScorer`.
+        base_model, quantization, attn_implementation: of ``model``, as there; of the run's first
+            model the last two are the run's.
         cut: how much is kept, where one selector builds on what another keeps.
         alpha, variant, weights: see `selectit_hf.scorers.ModelScore`.
         seed: of ``random``.
@@ -87,6 +90,9 @@ class Candidates:
     revision: str | None = None
     device: str | None = None
     device_map: str | None = None
+    base_model: str | None = None
+    quantization: str | None = None
+    attn_implementation: str | None = None
     cut: Cut = Cut()  # noqa: RUF009  (frozen)
     alpha: float = 0.2
     variant: Variant = "paper"
@@ -195,7 +201,12 @@ class Candidates:
         rating = self.measures.run.plan["rating"]
         reading = {f: rating[f] for f in ("instruction_column", "response_column", "turns")}
         model, revision = self._reader_model()
-        who = {"model": model, "revision": revision, "translation": rating["translation"]}
+        who = {
+            "model": model,
+            "revision": revision,
+            "base_model": self.base_model,
+            "translation": rating["translation"],
+        }
         if name == "length":
             return Length(**who, **reading)
         kind: Callable[..., ResponseScorer] = IFD if name == "ifd" else Perplexity
@@ -203,7 +214,9 @@ class Candidates:
         dtype = self.measures.run.plan["models"][0]["dtype"]
         length = rating["max_length"]
         place = {"device": self.device, "device_map": self.device_map, "token_budget": budget}
-        return kind(**who, **reading, **place, max_length=length, dtype=dtype)
+        first = self.measures.run.plan["models"][0] if self.model is None else {}
+        weights = {name: getattr(self, name) or first.get(name) for name in OF_THE_WEIGHTS}
+        return kind(**who, **reading, **place, **weights, max_length=length, dtype=dtype)
 
     def _reader_model(self) -> tuple[str, str | None]:
         if self.model is not None:

@@ -21,6 +21,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from selectit_hf.checkpoints import OF_BASE
 from selectit_hf.errors import HubError, SettingError
 from selectit_hf.prompts import RELEASED_TEMPLATE, load_rating_prompts
 from selectit_hf.reflection import model_weights
@@ -278,8 +279,12 @@ def _run_command(facts: Mapping[str, Any]) -> str:
     for model in facts["models"]:
         pinned = "" if _is_local(model) else f"@{model['revision']}"
         parts.append(["--model", f"{model['model']}{pinned}"])
+    bases = {model.get("base") for model in facts["models"]}
     flags = {
+        "--base-model": bases.pop() if len(bases) == 1 else None,  # else as each adapter says
         "--dtype": facts["models"][0]["dtype"],
+        "--quantization": facts["models"][0].get("quantization"),
+        "--attn-implementation": facts["models"][0].get("attn_implementation"),
         "--k": rating["k"],
         "--rating-prompts": "rating_prompts.txt" if _own_prompts(rating) else None,
         "--template": None if rating["template"] == RELEASED_TEMPLATE else "template.txt",
@@ -291,6 +296,8 @@ def _run_command(facts: Mapping[str, Any]) -> str:
         **{f"--{key}": selection["cut"][key] for key in ("proportion", "n", "threshold")},
     }
     parts += [["--chat"]] if rating["chat"] else []
+    for name, value in json.loads(rating.get("chat_template_kwargs") or "{}").items():
+        parts.append(["--chat-kwarg", f"{name}={json.dumps(value)}"])
     parts += [[flag, str(value)] for flag, value in flags.items() if value is not None]
     parts.append(["--out", "RUN"])
     return " \\\n  ".join(shlex.join(part) for part in parts)
@@ -355,7 +362,8 @@ def _dataset_link(name: str, revision: str) -> Markup:
 
 
 def _model_link(name: str, revision: str) -> Markup:
-    return _link(name, f"https://huggingface.co/{name}/tree/{revision}", revision)
+    own = revision.partition(OF_BASE)[0]
+    return _link(name, f"https://huggingface.co/{name}/tree/{own}", own)
 
 
 def _link(name: str, address: str, revision: str) -> Markup:
@@ -369,7 +377,9 @@ def _decimals(number: float, digits: int = 4) -> str:
 
 def _short(revision: str) -> str:
     """A revision that fits on a phone; the manifest has all of it."""
-    return revision[:23] + "…" if revision.startswith("sha256:") else revision
+    parts = revision.split(OF_BASE)
+    short = (part[:23] + "…" if part.startswith("sha256:") else part for part in parts)
+    return ", of its base ".join(short)
 
 
 @cache

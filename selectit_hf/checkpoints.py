@@ -4,8 +4,8 @@ A Hub model is pinned to a commit sha, a local folder to the hash of its content
 that name the same `Checkpoint` loaded the same bytes.
 """
 
+import copy
 import functools
-import hashlib
 import logging
 import os
 import re
@@ -13,34 +13,39 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from httpx2 import HTTPError
-from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import GatedRepoError
 
-from selectit_hf.errors import ModelError
+from selectit_hf import adapters, hub_models
+from selectit_hf.content import content_hash
+from selectit_hf.errors import ModelError, in_short
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-__all__ = ["DEFAULT_MODEL", "TINY_RATER", "Checkpoint", "model_name", "resolve", "slug"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "OF_BASE",
+    "TINY_RATER",
+    "Checkpoint",
+    "is_local",
+    "model_name",
+    "resolve",
+    "slug",
+]
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "Qwen/Qwen3-0.6B-Base"
 PAPER_MODEL = "meta-llama/Llama-2-7b-hf"
 TINY_RATER = "tiny-rater"
-CONTENT = (".safetensors", ".json", ".model", ".txt", ".jinja")
-"""The files of a checkpoint folder that can change a rating."""
+OF_BASE = "~"
+"""Stands between the revisions of an adapter and of its base; no git revision holds one."""
+GGUF = ".gguf"
 
 
 @dataclass(frozen=True)
@@ -48,14 +53,22 @@ class Checkpoint:
     """A model and its tokenizer, pinned.
 
     Attributes:
-        name: what to call it: the Hub name, ``tiny-rater``, or a local folder's base name.
+        name: what to call it: the Hub name, ``tiny-rater``, or a local folder's base name; a GGUF
+            file follows a colon.
         path: what ``from_pretrained`` takes: the Hub name or a folder.
-        revision: the commit sha, or ``sha256:`` and the hash of a folder's contents.
+        revision: the commit sha, or ``sha256:`` and the hash of a folder's contents; for an adapter
+            its own and its base's, joined by `OF_BASE`.
+        gguf_file: the file in ``path`` that holds the model.
+        base: the model that an adapter changes.
+        has_tokenizer: whether an adapter brings its own tokenizer.
     """
 
     name: str
     path: str
     revision: str
+    gguf_file: str | None = None
+    base: "Checkpoint | None" = None
+    has_tokenizer: bool = True
 
     @property
     def is_local(self) -> bool:
@@ -63,22 +76,48 @@ class Checkpoint:
         return self.revision.startswith("sha256:")
 
     @property
+    def weights(self) -> "Checkpoint":
+        """Where the whole weights are: an adapter's base, else this."""
+        return self.base or self
+
+    @property
     def load_arguments(self) -> dict[str, object]:
         """Keyword arguments for every ``from_pretrained``: pinned, and nothing executed."""
-        pinned = {} if self.is_local else {"revision": self.revision}
-        return {"trust_remote_code": False, **pinned}
+        pinned = {} if self.is_local else {"revision": self._own_revision}
+        file = {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+        return {"trust_remote_code": False, **pinned, **file}
+
+    @property
+    def _own_revision(self) -> str:
+        return self.revision.partition(OF_BASE)[0]
+
+    def adapter_folder(self) -> str | None:
+        """The folder of an adapter's files, downloaded from the Hub if need be; else ``None``.
+
+        Raises:
+            ModelError: the files are not there, or the Hub cannot be reached.
+        """
+        if self.base is None:
+            return None
+        if self.is_local:
+            return self.path
+        with _readable(self, "adapter"):
+            for name in (adapters.CONFIG, adapters.WEIGHTS):
+                path = hf_hub_download(self.path, name, revision=self._own_revision)
+        return str(Path(path).parent)
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """Load the tokenizer.
+        """Load the tokenizer: an adapter's own, else its base's.
 
         Raises:
             ModelError: there is none, or it needs code of the repository.
         """
         from transformers import AutoTokenizer
 
-        with _readable(self.name, "tokenizer"):
+        owner = self if self.has_tokenizer else self.weights
+        with _readable(owner, "tokenizer"):
             loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                self.path, **self.load_arguments
+                owner.path, **owner.load_arguments
             )
         return loaded
 
@@ -88,11 +127,19 @@ class Checkpoint:
         Raises:
             ModelError: there is none, or it needs code of the repository.
         """
-        from transformers import AutoConfig
+        return copy.deepcopy(_config(self.weights))
 
-        with _readable(self.name, "configuration"):
-            loaded: PretrainedConfig = AutoConfig.from_pretrained(self.path, **self.load_arguments)
-        return loaded
+
+@functools.lru_cache(maxsize=8)
+def _config(checkpoint: Checkpoint) -> "PretrainedConfig":
+    """Read once, since a GGUF file takes long to open."""
+    from transformers import AutoConfig
+
+    with _readable(checkpoint, "configuration"):
+        loaded: PretrainedConfig = AutoConfig.from_pretrained(
+            checkpoint.path, **checkpoint.load_arguments
+        )
+    return loaded
 
 
 def slug(name: str) -> str:
@@ -125,113 +172,153 @@ def _announce_default() -> None:
     )
 
 
-def resolve(model: str, revision: str | None = None) -> Checkpoint:
-    """Pin a Hub name, a local folder or ``tiny-rater`` to a `Checkpoint`.
+def is_local(model: str) -> bool:
+    """Whether ``model`` names a folder or a file of this machine, and not a model of the Hub."""
+    return _place(model).folder is not None
 
-    A revision that starts with ``sha256:`` is compared with the folder's contents. Without a
-    network, a Hub model that was used before is pinned to the commit in the local cache.
+
+def resolve(model: str, revision: str | None = None, base_model: str | None = None) -> Checkpoint:
+    """Pin a Hub name, a local folder, a GGUF file or ``tiny-rater`` to a `Checkpoint`.
+
+    A GGUF file is named by its path, or as ``FOLDER:FILE.gguf`` or ``HUB_NAME:FILE.gguf``. The base
+    of an adapter is ``base_model``, else the one that its configuration names. A revision that
+    starts with ``sha256:`` is compared with the folder's contents. Without a network, a Hub model
+    that was used before is pinned to the commit in the local cache.
 
     Raises:
-        ModelError: no such model or revision, no access, no network, or changed contents.
+        ModelError: no such model, revision, file or base, no access, no network, or changed
+            contents.
     """
-    bundled = str(files("selectit_hf").joinpath("data", TINY_RATER)) if model == TINY_RATER else ""
-    folder = bundled or (model if Path(model).expanduser().is_dir() else "")
-    if not folder:
-        return Checkpoint(model, model, _commit(model, revision))
-    path = Path(folder).expanduser().resolve()
-    name = TINY_RATER if bundled else path.name
-    content = _content_hash(path)
-    if revision is not None and revision != content:
-        raise ModelError(
-            f"The checkpoint folder {name!r} holds {content}, not revision {revision!r}. Leave "
-            "the revision unset for a local folder, or restore its contents."
+    place = _place(model)
+    own, _, of_base = (revision or "").partition(OF_BASE)
+    if place.folder is not None:
+        found = _local(model, place.folder, place.gguf_file, own or None)
+        config = place.folder / adapters.CONFIG if found.gguf_file is None else None
+        config = config if config is not None and config.is_file() else None
+    else:
+        hub = hub_models.find(place.name, own or None, place.gguf_file)
+        has_tokenizer = hub.adapter is None or hub.has_tokenizer
+        found = Checkpoint(
+            model, place.name, hub.revision, place.gguf_file, has_tokenizer=has_tokenizer
         )
-    return Checkpoint(name, str(path), content)
+        config = hub.adapter
+    if config is not None:
+        return _adapter(found, config, base_model, of_base or None)
+    if base_model is not None:
+        raise ModelError(
+            f"Omit the base model {base_model!r}: {found.name!r} is a whole model and no adapter."
+        )
+    return found
+
+
+class _Place(NamedTuple):
+    """The Hub name of a model or the folder it lies in, and its GGUF file."""
+
+    name: str
+    folder: Path | None = None
+    gguf_file: str | None = None
+
+
+def _place(model: str) -> _Place:
+    if model == TINY_RATER:
+        return _Place(model, Path(str(files("selectit_hf").joinpath("data", TINY_RATER))))
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _Place(model, path.resolve())
+    if path.is_file() and path.suffix == GGUF:
+        return _Place(model, path.parent.resolve(), path.name)
+    name, colon, file = model.rpartition(":")
+    if colon and file.endswith(GGUF):
+        folder = Path(name).expanduser()
+        return _Place(name, folder.resolve() if folder.is_dir() else None, file)
+    return _Place(model)
 
 
 # Local folders
 
 
-def _content_hash(folder: Path) -> str:
-    names = sorted(p for p in folder.iterdir() if p.suffix in CONTENT and p.is_file())
-    if not any(p.name == "config.json" for p in names):
+def _local(model: str, path: Path, gguf_file: str | None, revision: str | None) -> Checkpoint:
+    name = TINY_RATER if model == TINY_RATER else path.name + (f":{gguf_file}" if gguf_file else "")
+    names = {file.name for file in path.iterdir()}
+    adapter = gguf_file is None and adapters.is_adapter(name, names)
+    if gguf_file is not None and not (path / gguf_file).is_file():
         raise ModelError(
-            f"The folder {folder.name!r} has no config.json, so it is no checkpoint; name a folder "
-            "written by save_pretrained, or a model of the Hub."
+            f"The folder {path.name!r} has no file {gguf_file!r}; {_gguf_files(path, names)}"
         )
-    total = hashlib.sha256()
-    for path in names:
-        stat = path.stat()
-        digest = _file_hash(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        total.update(f"{path.name}\0{digest}\n".encode())
-    return f"sha256:{total.hexdigest()}"
+    if gguf_file is None and not adapter and "config.json" not in names:
+        raise ModelError(
+            f"The folder {path.name!r} has no config.json, so it is no checkpoint; "
+            f"{_gguf_files(path, names)}"
+        )
+    content = content_hash(path, gguf_file)
+    if revision is not None and revision != content:
+        raise ModelError(
+            f"The checkpoint folder {name!r} holds {content}, not revision {revision!r}. Leave "
+            "the revision unset for a local folder, or restore its contents."
+        )
+    has_tokenizer = not adapter or hub_models.TOKENIZER in names
+    return Checkpoint(name, str(path), content, gguf_file, has_tokenizer=has_tokenizer)
 
 
-@functools.lru_cache(maxsize=1024)
-def _file_hash(path: str, size: int, modified: int, changed: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _gguf_files(folder: Path, names: set[str]) -> str:
+    found = sorted(name for name in names if name.endswith(GGUF))
+    if found:
+        return f"name one of its GGUF files, as in {folder.name}:{found[0]}."
+    return "name a folder written by save_pretrained, or a model of the Hub."
 
 
-# The Hub
+# Adapters
 
 
-def _commit(model: str, revision: str | None) -> str:
-    wanted = revision or constants.DEFAULT_REVISION
-    if re.fullmatch(r"[0-9a-f]{40}", wanted):
-        return wanted
+def _adapter(
+    found: Checkpoint, config: Path, base_model: str | None, revision: str | None
+) -> Checkpoint:
+    """An adapter with its base, both pinned."""
+    said = adapters.read_adapter(found.name, config)
+    named = base_model or said.base
+    wanted = revision or (said.revision if base_model is None else None)
     try:
-        HfApi().model_info(model, revision=wanted)
-        # Pins the revision in the local cache, for a time without a network.
-        config = hf_hub_download(model, "config.json", revision=wanted)
-    except GatedRepoError as error:
-        raise _gated(model) from error
-    except RevisionNotFoundError as error:
-        raise ModelError(f"The model {model!r} has no revision {wanted!r}.") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
+        if not named:
+            raise ModelError(f"{adapters.CONFIG} names none.")
+        base = resolve(named, wanted) if is_local(named) else _hub_base(named, wanted)
+    except ModelError as error:
         raise ModelError(
-            f"There is no model {model!r}: no folder of that name here, and none on the Hub that "
-            "this login can see. Check the spelling; for a private model, log in with "
-            "'hf auth login' or set HF_TOKEN."
+            f"Name the base of the adapter {found.name!r} with --base-model (base_model=), a "
+            f"folder or a model of the Hub: {named!r} cannot be used. {error}"
         ) from error
-    except EntryNotFoundError as error:
+    if base.base is not None:
         raise ModelError(
-            f"The model {model!r} has no config.json, so it is none that transformers can load."
-        ) from error
-    except (HTTPError, OfflineModeIsEnabled) as error:
-        return _cached_commit(model, wanted, error)
-    return Path(config).parent.name
-
-
-def _cached_commit(model: str, revision: str, cause: Exception) -> str:
-    cached = try_to_load_from_cache(model, "config.json", revision=revision)
-    if not isinstance(cached, str):
-        raise ModelError(
-            f"The Hub cannot be reached to look up the model {model!r} ({type(cause).__name__}), "
-            "and it is not in the local cache. Connect once, or name a local folder."
-        ) from cause
-    sha = Path(cached).parent.name
-    logger.warning("The Hub cannot be reached; using %s at %s from the local cache.", model, sha)
-    return sha
-
-
-def _gated(model: str) -> ModelError:
-    return ModelError(
-        f"The model {model!r} is gated: accept its terms on https://huggingface.co/{model}, then "
-        "log in with 'hf auth login' or set HF_TOKEN."
+            f"Merge the adapter {base.name!r} into its own base first: it is the base of the "
+            f"adapter {found.name!r}, and one adapter on another is not loaded."
+        )
+    revision = f"{found.revision}{OF_BASE}{base.revision}"
+    return Checkpoint(
+        found.name, found.path, revision, base=base, has_tokenizer=found.has_tokenizer
     )
 
 
+@functools.lru_cache(maxsize=64)
+def _hub_base(model: str, revision: str | None) -> Checkpoint:
+    """Looked up once, since a local adapter is compared at every call."""
+    return resolve(model, revision)
+
+
+# Errors
+
+
 @contextmanager
-def _readable(name: str, part: str) -> Iterator[None]:
+def _readable(checkpoint: Checkpoint, part: str) -> Iterator[None]:
+    name = checkpoint.name
+    if checkpoint.gguf_file is not None and find_spec("gguf") is None:
+        raise ModelError(f"Install gguf to load {name!r}: pip install 'selectit-hf[gguf]'.")
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError) as error:
         if _caused_by(error, GatedRepoError):
-            raise _gated(name) from error
+            raise hub_models.gated(name) from error
         raise ModelError(
-            f"The {part} of {name!r} cannot be loaded: {_first_line(error)} "
-            "Code of a model repository is never run here; name a model that transformers knows."
+            f"Name a model that transformers knows: the {part} of {name!r} cannot be loaded "
+            f"({in_short(error)}). Code of a model repository is never run here."
         ) from error
 
 
@@ -241,8 +328,3 @@ def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _first_line(error: BaseException) -> str:
-    line = str(error).strip().split("\n", 1)[0]
-    return line if line.endswith(".") else f"{line}."

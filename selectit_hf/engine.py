@@ -18,7 +18,13 @@ from transformers import PreTrainedModel
 
 from selectit_hf.errors import ModelError
 from selectit_hf.forward import Forward
-from selectit_hf.loading import default_budget, input_device, is_out_of_memory, tame_fork
+from selectit_hf.loading import (
+    default_budget,
+    input_device,
+    is_out_of_memory,
+    parameter_count,
+    tame_fork,
+)
 from selectit_hf.shared_prefix import SharedPrefix, Unshareable, last_mlp
 from selectit_hf.ways import (
     WAYS,
@@ -119,7 +125,7 @@ class Engine:
     @property
     def parameters(self) -> int:
         """The number of parameters, tied ones counted once."""
-        return sum(p.numel() for p in self.model.parameters())
+        return parameter_count(self.model)
 
     def next_token_logprobs(
         self,

@@ -21,6 +21,7 @@ __all__ = [
     "SelectItError",
     "SettingError",
     "TokenizerError",
+    "in_short",
 ]
 
 
@@ -54,3 +55,15 @@ class RunError(SelectItError):
 
 class HubError(SelectItError):
     """A push that was refused, stopped or found wrong; the message says what the Hub holds now."""
+
+
+CLASS_LISTS = ("Model type should be one of", "or contain one of the following strings")
+
+
+def in_short(error: BaseException) -> str:
+    """What a library's error says, on one line, without its lists of all known classes."""
+    text = " ".join((str(error).strip() or type(error).__name__).split())
+    for words in CLASS_LISTS:
+        text = text.partition(words)[0].strip()
+    text = text.removesuffix(",").removesuffix(".")
+    return text if len(text) <= 400 else f"{text[:397]}..."

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from selectit_hf import reflection, report
 from selectit_hf.checkpoints import TINY_RATER
 from selectit_hf.errors import InputError, RatingsError, RunError, SettingError
+from selectit_hf.plans import weights_facts
 from selectit_hf.ratings import Ratings
 from selectit_hf.rows import RowReader
 from selectit_hf.runs import Run
@@ -33,7 +34,8 @@ BATCH = 1000
 KINDS = ("rating_logprobs__", "token_score__", "sentence_score__", "status__", "rater__")
 COMBINED = ("model_score", "selectit_status")
 READING = ("instruction_column", "response_column", "turns", "translation")
-ASKING = ("k", "rating_prompts", "template", "chat", "max_length", *READING)
+CHAT = "chat_template_kwargs"
+ASKING = ("k", "rating_prompts", "template", "chat", CHAT, "max_length", *READING)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -102,7 +104,7 @@ def from_run(folder: Path) -> Finished:
     chosen.pop("sha256", None)
     facts = {
         "input": plan["input"],
-        "rating": {key: plan["rating"][key] for key in ASKING},
+        "rating": {key: plan["rating"].get(key) for key in ASKING},
         "models": [model | _model_facts(summary, model["name"]) for model in plan["models"]],
         "selection": chosen,
         "score_quantiles": summary["score_quantiles"],
@@ -307,6 +309,7 @@ def _rated_by(scorer: RatingScorer, rated: Ratings) -> dict[str, Any]:
         "revision": rater["revision"],
         "dtype": scorer.__getstate__()["dtype"],
         "rating_key": rater["rating_key"],
+        **weights_facts(scorer),
     }
 
 

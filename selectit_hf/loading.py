@@ -6,14 +6,19 @@ fetched from main memory for every batch, is an error.
 
 import gc
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
 
-from selectit_hf.errors import ModelError, SettingError
+from selectit_hf.adapters import apply_adapter
+from selectit_hf.attention import check_attention, check_taken
+from selectit_hf.complete import check_weights
+from selectit_hf.errors import ModelError, SettingError, in_short
+from selectit_hf.quantization import bits, check_device, check_stored, quantizing, stored_method
+from selectit_hf.spread import devices, places, weight_bytes, without_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -25,16 +30,19 @@ __all__ = [
     "choose_device",
     "choose_dtype",
     "default_budget",
+    "embedding_rows",
     "fitting_budget",
     "input_device",
     "is_out_of_memory",
     "load_model",
+    "parameter_count",
     "tame_fork",
 ]
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 """Ways to spread one model over the visible GPUs, by transformers' names; the first two are one."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "auto": None}
 TOKEN_BUDGET = {"cuda": 32768, "cpu": 1024}
 
 SMALLEST_BUDGET = 1024
@@ -72,15 +80,19 @@ def choose_device(device: str | None, rank: int | None = None) -> str:
 
 
 def choose_dtype(dtype: str | None, device: str) -> str:
-    """``dtype`` itself, else bfloat16 on CUDA and float32 elsewhere.
+    """``dtype`` by its long name, else bfloat16 on CUDA and float32 elsewhere.
+
+    ``fp32``, ``bf16`` and ``fp16`` are short for the long names; ``auto`` is the same as ``None``.
 
     Raises:
-        SettingError: a dtype that is not in `DTYPES`.
+        SettingError: a dtype that is none of these.
     """
+    dtype = SHORT_DTYPES.get(dtype, dtype) if dtype is not None else None
     if dtype is None:
         return "bfloat16" if device.startswith("cuda") else "float32"
     if dtype not in DTYPES:
-        raise SettingError(f"dtype={dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
+        known = ", ".join([*DTYPES, *SHORT_DTYPES])
+        raise SettingError(f"dtype={dtype!r} is unknown; choose one of {known}.")
     return dtype
 
 
@@ -90,7 +102,11 @@ def default_budget(device: str) -> int:
 
 
 def fitting_budget(
-    config: "PreTrainedConfig", dtype: str, device: str, device_map: str | None = None
+    config: "PreTrainedConfig",
+    dtype: str,
+    device: str,
+    device_map: str | None = None,
+    quantization: str | None = None,
 ) -> int:
     """Padded tokens that a forward pass can hold beside the weights on ``device``.
 
@@ -102,8 +118,8 @@ def fitting_budget(
     """
     if torch.device(device).type != "cuda":
         return default_budget(device)
-    model = _without_weights(config, dtype)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    model = without_weights(config, DTYPES[dtype])
+    weights = weight_bytes(model, bits(config, quantization))
     seen = range(torch.cuda.device_count()) if device_map else (device,)
     with _room(device, device_map):
         free = max(min(torch.cuda.mem_get_info(one)[0] for one in seen), 1)
@@ -121,27 +137,68 @@ def budget_in(room: int, config: "PreTrainedConfig", itemsize: int) -> int:
 
 
 def load_model(
-    path: str, dtype: str, device: str, device_map: str | None = None, **arguments: Any
+    path: str,
+    dtype: str,
+    device: str,
+    device_map: str | None = None,
+    *,
+    adapter: str | None = None,
+    quantization: str | None = None,
+    attn_implementation: str | None = None,
+    config: "PreTrainedConfig | None" = None,
+    **arguments: Any,
 ) -> "PreTrainedModel":
-    """Load a causal language model from safetensors, in ``dtype``, onto ``device``.
+    """Load a causal language model from safetensors or a GGUF file, in ``dtype``, onto ``device``.
 
     With a ``device_map``, one of `DEVICE_MAPS`, its layers are spread over all visible GPUs
-    instead, or put on the CPU where there are none.
+    instead, or put on the CPU where there are none. ``adapter`` is a folder whose adapter is
+    applied; ``quantization`` one of `selectit_hf.quantization.QUANTIZATIONS`;
+    ``attn_implementation`` one of `selectit_hf.attention.ATTENTIONS`; ``config`` what ``path``
+    holds, if it was read before, which takes long for a GGUF file. Further ``arguments`` are
+    ``from_pretrained``'s.
 
     Raises:
         ModelError: no safetensors weights, an unknown architecture, weights that are missing
-            (they would be drawn at random), an architecture whose layers cannot be spread, or
-            devices that do not hold them all.
+            (they would be drawn at random) or left out, an architecture whose layers cannot be
+            spread, devices that do not hold them all, or an adapter that does not fit.
+        SettingError: it cannot be quantized, or compute its attention, in the way asked for.
     """
     tame_fork()
+    check_device(quantization, device)
+    check_attention(attn_implementation, dtype)
     # A model that was spread before this one holds itself in a circle, by its hooks.
     gc.collect()
     torch.cuda.empty_cache()
     with _room(device, device_map):
-        model = _read(path, dtype, device_map, **arguments)
-        placed = (model if device_map else cast(Any, model).to(torch.device(device))).eval()
-        _check_causal(placed)
+        config = _config(path, **arguments) if config is None else config
+        stored = check_stored(config, quantization, device, "gguf_file" in arguments)
+        plain = stored is None and quantization is None
+        settings = _settings(config, dtype, device, device_map, quantization, attn_implementation)
+        model = _read(path, dtype, config, **settings, **arguments)
+        check_taken(model, attn_implementation)
+        if adapter is not None:
+            model = apply_adapter(model, adapter, merge=plain)
+        placed = cast(Any, model).to(torch.device(device)) if plain and not device_map else model
+        _check_causal(placed.eval())
     return cast("PreTrainedModel", placed)
+
+
+def embedding_rows(model: "PreTrainedModel | PreTrainedConfig") -> int:
+    """Token ids that a model has an embedding for, 0 to this number less one.
+
+    A configuration says so before the weights are read, which may hold more rows, and not fewer.
+    """
+    if hasattr(model, "get_input_embeddings"):
+        return int(cast(Any, model).get_input_embeddings().num_embeddings)
+    return int(cast(Any, model).get_text_config().vocab_size)
+
+
+def parameter_count(model: "PreTrainedModel") -> int:
+    """The number of parameters, tied ones counted once, quantized ones as what they stand for."""
+    if stored_method(model.config) in (None, "gguf"):
+        return sum(p.numel() for p in model.parameters())
+    whole = without_weights(model.config, model.dtype)
+    return sum(p.numel() for p in whole.parameters())
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -159,7 +216,7 @@ def _room(device: str, device_map: str | None) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        where, helps = _devices() if device_map else device, ""
+        where, helps = devices() if device_map else device, ""
         if not device_map and torch.device(device).type == "cuda":
             helps = "all GPUs together (--device-map auto), "
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -169,99 +226,67 @@ def _room(device: str, device_map: str | None) -> Iterator[None]:
         ) from error
 
 
-def _read(path: str, dtype: str, device_map: str | None, **arguments: Any) -> "PreTrainedModel":
-    """The model with all its weights, spread as ``device_map`` says or on the CPU."""
-    from transformers import AutoModelForCausalLM
+def _config(path: str, **arguments: Any) -> "PreTrainedConfig":
+    from transformers import AutoConfig
 
     try:
-        places = _places(path, dtype, device_map, **arguments) if device_map else None
+        return cast("PreTrainedConfig", AutoConfig.from_pretrained(path, **arguments))
+    except UNREADABLE as error:
+        raise _unloadable(error) from error
+
+
+def _settings(
+    config: "PreTrainedConfig",
+    dtype: str,
+    device: str,
+    device_map: str | None,
+    quantization: str | None,
+    attn_implementation: str | None,
+) -> dict[str, Any]:
+    """What ``from_pretrained`` is told; it puts quantized weights in place, others are moved."""
+    settings: dict[str, Any] = {"device_map": None}
+    if device_map is not None:
+        settings["device_map"] = places(config, DTYPES[dtype], device_map, quantization)
+    elif quantization is not None or stored_method(config) is not None:
+        settings["device_map"] = {"": device}
+    if quantization is not None:
+        settings["quantization_config"] = quantizing(quantization, dtype)
+    if attn_implementation is not None:
+        settings["attn_implementation"] = attn_implementation
+    return settings
+
+
+def _read(path: str, dtype: str, config: "PreTrainedConfig", **arguments: Any) -> "PreTrainedModel":
+    """The model with all its weights, on the CPU or where the ``arguments`` say."""
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    if "gguf_file" in arguments:
+        # Else computed from its blocks with a kernel of the Hub, where one can be downloaded.
+        arguments |= {"quantization_config": GgufConfig(dequantize=True), "config": config}
+    try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=DTYPES[dtype],
-            use_safetensors=True,
-            output_loading_info=True,
-            device_map=places,
-            **arguments,
+            path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **arguments
         )
     except UNREADABLE as error:
         if is_out_of_memory(error):
             raise
-        raise ModelError(
-            f"The weights cannot be loaded: {str(error).strip().removesuffix('.')}. Only causal "
-            "language models with safetensors weights are loaded, and code of a model repository "
-            "is never run."
-        ) from error
+        raise _unloadable(error) from error
     model, info = loaded
-    missing = sorted(info["missing_keys"])
-    if missing:
+    if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(
-            f"The checkpoint lacks {len(missing)} weights, {missing[0]!r} among them, which would "
-            "have been drawn at random; use a complete causal language model."
+            "Load the adapter by itself: it lies beside weights that it may already be merged into."
         )
+    layers = {n: len(m) for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)}
+    predictors = getattr(model.config.get_text_config(), "num_nextn_predict_layers", None) or 0
+    check_weights(info["missing_keys"], info["unexpected_keys"], layers, predictors)
     return cast("PreTrainedModel", model)
 
 
-def _without_weights(config: "PreTrainedConfig", dtype: str) -> Any:
-    """A model on the meta device: the sizes of its weights, and none of them."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return cast(Any, AutoModelForCausalLM).from_config(config, dtype=DTYPES[dtype])
-
-
-def _places(path: str, dtype: str, device_map: str, **arguments: Any) -> dict[str, int | str]:
-    """The device of each part of a model, by its name, before any weight is read."""
-    from accelerate.utils import get_balanced_memory, get_max_memory, infer_auto_device_map
-    from transformers import AutoConfig
-
-    model = _without_weights(AutoConfig.from_pretrained(path, **arguments), dtype)
-    whole = sorted(model._no_split_modules or ())
-    if device_map == "sequential":
-        free = get_max_memory()
-    else:
-        low_zero = device_map == "balanced_low_0"
-        free = get_balanced_memory(model, no_split_module_classes=whole, low_zero=low_zero)
-    places = infer_auto_device_map(
-        model, max_memory=_of_cuda_and_cpu(free), no_split_module_classes=whole
+def _unloadable(error: BaseException) -> ModelError:
+    return ModelError(
+        "Name a causal language model with safetensors weights or a GGUF file, since the weights "
+        f"cannot be loaded: {in_short(error)}. Code of a model repository is never run."
     )
-    _check_fits(places)
-    if not whole and len(set(places.values())) > 1:
-        raise ModelError(
-            f"{type(model).__name__} cannot be spread over several GPUs, since it does not say "
-            "which of its parts must stay whole; load it on one device (--device cuda:0)."
-        )
-    return dict(places)
-
-
-def _of_cuda_and_cpu(free: Mapping[int | str, int]) -> dict[int | str, int]:
-    """Bytes by place, without accelerators of other kinds, which nothing else here knows.
-
-    On a Mac accelerate names only the GPU, whose memory is that of the CPU.
-    """
-    gpus = range(torch.cuda.device_count())
-    kept = {place: size for place, size in free.items() if place == "cpu" or place in gpus}
-    return kept or {"cpu": max(free.values(), default=0)}
-
-
-def _check_fits(places: Mapping[str, int | str]) -> None:
-    """Refuse a model of which parts would have to be fetched again for every batch."""
-    outside = {"cpu", "disk"} if torch.cuda.device_count() else {"disk"}
-    left = [name for name, place in places.items() if place in outside]
-    if left:
-        raise ModelError(
-            f"The model does not fit on {_devices()}: {len(left)} of its {len(places)} parts, "
-            f"{left[0] or 'all'!r} first, would stay in main memory or on the disk, which is "
-            "hundreds of times slower and not done. Take more or larger GPUs, a 16-bit dtype, "
-            "fewer --workers, or a smaller model."
-        )
-
-
-def _devices() -> str:
-    """All that a model is spread over, in words."""
-    gpus = torch.cuda.device_count()
-    if gpus > 1:
-        return f"the {gpus} visible GPUs"
-    return "the one visible GPU" if gpus else "the CPU"
 
 
 def input_device(model: "PreTrainedModel") -> torch.device:
@@ -274,7 +299,15 @@ def input_device(model: "PreTrainedModel") -> torch.device:
 def _check_causal(model: "PreTrainedModel") -> None:
     """Padding is left unmasked, so what comes later must not reach an earlier position."""
     ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=input_device(model))
-    one, other = model(input_ids=ids, use_cache=False).logits[:, :3].float()
+    try:
+        one, other = model(input_ids=ids, use_cache=False).logits[:, :3].float()
+    except (AssertionError, ImportError, RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"Take another checkpoint, dtype, attention or device: {type(model).__name__} cannot "
+            f"compute with these ({in_short(error)})."
+        ) from error
     if not torch.allclose(one, other, rtol=1e-2, atol=1e-2, equal_nan=True):
         raise ModelError(
             f"{type(model).__name__} is not causal: what follows a token changes what it predicts "

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from selectit_hf import screen
 from selectit_hf.analysis import JudgeSettings, Reader
 from selectit_hf.card import CardSettings
-from selectit_hf.checkpoints import DEFAULT_MODEL
+from selectit_hf.checkpoints import DEFAULT_MODEL, is_local
 from selectit_hf.errors import InputError, SettingError
 from selectit_hf.finishing import Reflection
 from selectit_hf.hub import PushSettings
@@ -115,6 +116,23 @@ DeviceMap = Annotated[
         "balanced, balanced_low_0 or sequential."
     ),
 ]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        help="Of an adapter: a Hub name or folder, where its adapter_config.json names none that "
+        "is here."
+    ),
+]
+Quantization = Annotated[
+    str | None,
+    typer.Option(help="8bit or 4bit: load the weights in fewer bits with bitsandbytes, on CUDA."),
+]
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        help="eager, sdpa, flash_attention_2, ... Default: as transformers chooses for the model."
+    ),
+]
 Per = Annotated[
     str | None,
     typer.Option(help="Column of groups: the same share of each, so that none takes all."),
@@ -127,8 +145,9 @@ def scorers(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A base LLM: Hub name (name\\[@revision]), folder, or tiny-rater. Repeat it for "
-            "the model level (the paper: Llama-2 7B, 13B and 70B). Default: SELECTIT_MODEL, else "
+            help="A base LLM: Hub name (name\\[@revision]), folder, GGUF file (its path, or "
+            "NAME:FILE.gguf), or tiny-rater; an adapter is loaded with its base. Repeat it for the "
+            "model level (the paper: Llama-2 7B, 13B and 70B). Default: SELECTIT_MODEL, else "
             f"{DEFAULT_MODEL}."
         ),
     ] = None,
@@ -144,6 +163,13 @@ def scorers(
     chat: Annotated[
         bool, typer.Option("--chat", help="Ask through the chat template (instruct models).")
     ] = False,
+    chat_kwarg: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Of the chat template, as in enable_thinking=false. Repeatable.",
+        ),
+    ] = None,
     instruction_column: Annotated[str | None, typer.Option(help="Instead of detection.")] = None,
     response_column: Annotated[str | None, typer.Option(help="Instead of detection.")] = None,
     turns: Annotated[
@@ -157,8 +183,14 @@ def scorers(
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="float32, bfloat16 or float16. Default: bfloat16 on CUDA, else float32."),
+        typer.Option(
+            help="float32, bfloat16 or float16; fp32, bf16 and fp16 for short. Default, and auto: "
+            "bfloat16 on CUDA, else float32."
+        ),
     ] = None,
+    base_model: BaseModel = None,
+    quantization: Quantization = None,
+    attn_implementation: Attention = None,
     device: Device = None,
     device_map: DeviceMap = None,
     token_budget: Annotated[
@@ -166,6 +198,7 @@ def scorers(
     ] = None,
 ) -> list[SentenceScore]:
     """One scorer for each model."""
+    kwargs = _named_values(chat_kwarg or [])
 
     def scorer(name: str | None) -> SentenceScore:
         path, revision = _pinned(name)
@@ -176,12 +209,16 @@ def scorers(
             rating_prompts=rating_prompts,
             template=RELEASED_TEMPLATE if template is None else _text(template),
             chat=chat,
+            chat_template_kwargs=kwargs,
             instruction_column=instruction_column,
             response_column=response_column,
             turns=cast(Any, turns),
             translation=translation,
             max_length=max_length,
+            base_model=base_model,
             dtype=dtype,
+            quantization=quantization,
+            attn_implementation=attn_implementation,
             device=device,
             device_map=device_map,
             token_budget=token_budget,
@@ -195,12 +232,16 @@ def reader(
         str | None,
         typer.Option(help="Reads responses for ifd, perplexity, length. Default: the first."),
     ] = None,
+    base_model: BaseModel = None,
+    quantization: Quantization = None,
+    attn_implementation: Attention = None,
     device: Device = None,
     device_map: DeviceMap = None,
 ) -> Reader:
     """Who reads responses, and where."""
     path, revision = _pinned(model)
-    return Reader(path, revision, device, device_map)
+    weights = (base_model, quantization, attn_implementation)
+    return Reader(path, revision, device, device_map, *weights)
 
 
 def formula(alpha: Alpha = 0.2, variant: Formula = "paper", weights: Weights = None) -> Reflection:
@@ -332,12 +373,29 @@ def with_flags(
 
 def _pinned(name: str | None) -> tuple[str | None, str | None]:
     """A model's name without its ``@revision``, and that; a folder's name may hold an ``@``."""
-    if name is None or Path(name).expanduser().is_dir():
+    if name is None or is_local(name):
         return name, None
     path, _, revision = name.partition("@")
     if revision and not path:
         raise SettingError(f"--model {name} names no model; write NAME{name}.")
     return path or None, revision or None
+
+
+def _named_values(given: list[str]) -> dict[str, Any] | None:
+    """``NAME=VALUE`` texts to a dict; a value that is JSON is read as such, another is a text."""
+    values: dict[str, Any] = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals or not name or name in values:
+            raise SettingError(
+                f"--chat-kwarg {one!r} must be NAME=VALUE, each name once, as in "
+                "enable_thinking=false."
+            )
+        try:
+            values[name] = json.loads(value)
+        except ValueError:
+            values[name] = value
+    return values or None
 
 
 def _text(path: Path) -> str:

@@ -63,8 +63,9 @@ class ResponseScorer(ResolvedSelector):
     """What `IFD` and `Perplexity` share: a model that reads responses.
 
     Attributes:
-        model, revision, dtype, device, device_map, token_budget: see
-            `selectit_hf.scorers.RatingScorer`; a model that rates and reads is loaded once.
+        model, revision, base_model, dtype, quantization, attn_implementation, device, device_map,
+            token_budget: see `selectit_hf.scorers.RatingScorer`; a model that rates and reads is
+            loaded once.
         context: what stands before a response given its instruction; see `CONTEXT`.
         instruction_column, response_column, turns, translation: see `selectit_hf.rows.RowReader`.
         max_length: longest sequence in tokens; ``None`` for the model's context.
@@ -82,7 +83,10 @@ class ResponseScorer(ResolvedSelector):
     turns: Turns | None = None
     translation: str | None = None
     max_length: int | None = None
+    base_model: str | None = None
     dtype: str | None = None
+    quantization: str | None = None
+    attn_implementation: str | None = None
     device: str | None = None
     device_map: str | None = None
     token_budget: int | None = None
@@ -104,8 +108,8 @@ class ResponseScorer(ResolvedSelector):
         resolved = {name: rater[name] for name in OF_A_RATER if name in rater}
         places = dict.fromkeys(OF_A_PLACE)
         state = {**own, **resolved, **places, "version": PASS_VERSION}
-        del state["device_map"]  # which came later than what `datasets` has cached
-        return state
+        del state["device_map"]  # which came later than what `datasets` has cached, as did:
+        return {name: value for name, value in state.items() if name not in LATER or value}
 
     @property
     def name(self) -> str:
@@ -121,6 +125,7 @@ class ResponseScorer(ResolvedSelector):
         return Pass(self, "alone")
 
 
+LATER = ("base_model", "quantization", "attn_implementation")
 OF_A_RATER = tuple(
     f.name
     for f in dataclasses.fields(ResponseScorer)
@@ -155,7 +160,8 @@ class Pass:
         """A hash of all that can change a log-probability."""
         state = self.scorer.__getstate__()
         named = (*OF_A_RATER, "context", "version")
-        shared = {name: state[name] for name in named if name in state and name != "model"}
+        unread = ("model", "base_model")  # the revision says which
+        shared = {name: state[name] for name in named if name in state and name not in unread}
         return key_of({**shared, "which": self.which})
 
     def measure(

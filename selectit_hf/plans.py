@@ -5,7 +5,8 @@
     input        where the rows come from, how many, their columns, a hash of all their values
     rating       the question: k, rating prompts, template, columns, turns, longest prompt
     method       versions of what is done with them: prompt hash, truncation, batches, formulas
-    models       name, revision, dtype and rating key of each
+    models       name, revision, dtype and rating key of each; where set, an adapter's base,
+                 quantization and attention
     shard_size, token_budget, threads    the same for every worker, whoever starts it
     versions     of the libraries
 
@@ -23,15 +24,25 @@ from pathlib import Path
 from typing import Any
 
 from selectit_hf import storage
+from selectit_hf.chat import chat_kwargs_text
 from selectit_hf.checkpoints import slug
 from selectit_hf.errors import InputError, RunError, SettingError
 from selectit_hf.prompts import Template
 from selectit_hf.rows import RowReader
-from selectit_hf.scorers import SentenceScore
+from selectit_hf.scorers import RatingScorer, SentenceScore
 from selectit_hf.shapes import misfit
 from selectit_hf.sources import Source
 
-__all__ = ["SHARD_SIZE", "check_plan", "compare", "make_plan", "read_plan", "write_plan"]
+__all__ = [
+    "OF_THE_WEIGHTS",
+    "SHARD_SIZE",
+    "check_plan",
+    "compare",
+    "make_plan",
+    "read_plan",
+    "weights_facts",
+    "write_plan",
+]
 
 FORMAT = 2
 LARGEST = 2**53
@@ -42,7 +53,10 @@ BATCH_PLAN = 1
 TRUNCATION = "the response, then the instruction; rating prompt and suffix stay whole"
 ATTENTION = "as transformers chooses for the architecture"
 LIBRARIES = ("datasets", "huggingface_hub", "numpy", "tokenizers", "torch", "transformers")
-OF_A_MODEL = ("model", "revision", "dtype", "name")
+OF_THE_WEIGHTS = ("quantization", "attn_implementation")
+WHERE_SET = ("chat_template_kwargs", "base", *OF_THE_WEIGHTS)
+"""Of the question and the models, what came later than format 2: in the plan where it is set."""
+OF_A_MODEL = ("model", "revision", "base_model", "dtype", "name", *OF_THE_WEIGHTS)
 OF_A_REFLECTION = ("alpha", "variant", "versions")
 
 TEXT_OR_NULL = (str, type(None))
@@ -104,11 +118,18 @@ def make_plan(
     from selectit_hf import engine
 
     settings = [scorer.__getstate__() for scorer in scorers]
+    for scorer in scorers:
+        scorer.check_place()
     names = [scorer.slug for scorer in scorers]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"Two models are both called {twice[0]!r} in column names; rename one.")
-    shared = {k: v for k, v in settings[0].items() if k not in (*OF_A_MODEL, *OF_A_REFLECTION)}
+    apart = (*OF_A_MODEL, *OF_A_REFLECTION)
+    shared = {
+        name: value
+        for name, value in settings[0].items()
+        if name not in apart and (name not in WHERE_SET or value is not None)
+    }
     given = [scorer.token_budget for scorer in scorers if scorer.token_budget is not None]
     return {
         "format": FORMAT,
@@ -127,6 +148,7 @@ def make_plan(
                 "revision": scorer.checkpoint.revision,
                 "dtype": state["dtype"],
                 "rating_key": scorer.rating_key(),
+                **weights_facts(scorer),
             }
             for scorer, state in zip(scorers, settings, strict=True)
         ],
@@ -139,13 +161,25 @@ def make_plan(
     }
 
 
+def weights_facts(scorer: RatingScorer) -> dict[str, str]:
+    """What else is to be told of the weights, where there is any of it.
+
+    ``base``, the name of the model that an adapter changes; ``quantization``;
+    ``attn_implementation``.
+    """
+    base = scorer.checkpoint.base
+    facts = {name: getattr(scorer, name) for name in OF_THE_WEIGHTS}
+    facts["base"] = base.name if base is not None else None
+    return {name: value for name, value in facts.items() if value is not None}
+
+
 def _method(settings: dict[str, Any]) -> dict[str, Any]:
     asked = [settings["template"], *settings["rating_prompts"]]
     rating_version, formula_version = settings["versions"]
     return {
         "prompt_hash": f"sha256:{hashlib.sha256(json.dumps(asked).encode()).hexdigest()}",
         "truncation": TRUNCATION,
-        "attention": ATTENTION,
+        "attention": settings["attn_implementation"] or ATTENTION,
         "batch_plan_version": BATCH_PLAN,
         "rating_version": rating_version,
         "formula_version": formula_version,
@@ -220,9 +254,18 @@ def check_plan(plan: dict[str, Any]) -> None:
     if known not in (1, FORMAT) or isinstance(known, bool):
         raise _no_plan(f"its format is {known!r}, and this version reads 1 and {FORMAT}")
     shape = SHAPE if known == 1 else {**SHAPE, "method": METHOD}
-    problem = misfit(plan, shape) or _out_of_range(plan)
+    problem = misfit(plan, shape) or _later_misfit(plan) or _out_of_range(plan)
     if problem:
         raise _no_plan(problem)
+
+
+def _later_misfit(plan: dict[str, Any]) -> str | None:
+    models = {f"models.{i}": model for i, model in enumerate(plan["models"])}
+    for where, values in {"rating": plan["rating"], **models}.items():
+        wrong = misfit(values, {name: str for name in WHERE_SET if name in values}, where)
+        if wrong:
+            return wrong
+    return None
 
 
 def _out_of_range(plan: dict[str, Any]) -> str | None:
@@ -244,6 +287,7 @@ def _out_of_range(plan: dict[str, Any]) -> str | None:
     try:
         RowReader(*(rating[name] for name in READER))
         Template(rating["template"])
+        chat_kwargs_text(rating.get("chat_template_kwargs"))
     except SettingError as error:
         return f"rating holds what is no setting: {error}"
     names = [model["name"] for model in models]

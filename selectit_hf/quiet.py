@@ -1,5 +1,6 @@
 """Libraries that speak only of errors, so that our own words can be read."""
 
+import logging
 from typing import Any, cast
 
 import datasets
@@ -8,10 +9,11 @@ __all__ = ["quiet_libraries"]
 
 
 def quiet_libraries() -> None:
-    """Turn off the progress bars and the lesser log lines of `datasets` and `transformers`."""
+    """Turn off the progress bars and the lesser log lines of the libraries beneath."""
     import transformers
 
     for library in (datasets, transformers):
         cast(Any, library.utils.logging).set_verbosity_error()
     cast(Any, transformers.utils.logging).disable_progress_bar()
     datasets.disable_progress_bars()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every product

@@ -38,6 +38,7 @@ class Question:
     k: int
     max_length: int | None
     chat: bool
+    chat_template_kwargs: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Place:
     device: str
     token_budget: int
     device_map: str | None = None
+    quantization: str | None = None
+    attn_implementation: str | None = None
 
 
 class _Slot(Generic[T]):
@@ -139,14 +142,24 @@ class Rater:
         return _ENCODER.get((self.checkpoint, self.question), self._load_encoder)
 
     def _load_encoder(self) -> PromptEncoder:
+        from selectit_hf.loading import embedding_rows
+
         tokenizer = self.checkpoint.tokenizer()
         asked = self.question
-        limits = [context_length(self.checkpoint.config(), tokenizer), asked.max_length]
+        config = self.checkpoint.config()
+        limits = [context_length(config, tokenizer), asked.max_length]
         limit = min((n for n in limits if n is not None), default=None)
 
         def make(template: Template) -> PromptEncoder:
             return PromptEncoder(
-                tokenizer, template, asked.rating_prompts, asked.k, limit, asked.chat
+                tokenizer,
+                template,
+                asked.rating_prompts,
+                asked.k,
+                limit,
+                asked.chat,
+                asked.chat_template_kwargs,
+                embedding_rows(config),
             )
 
         try:
@@ -177,11 +190,16 @@ class Rater:
         place = self.place
         where = place.device if place.device_map is None else f"all GPUs ({place.device_map})"
         logger.info("Loading %s on %s in %s.", self.checkpoint.name, where, place.dtype)
+        weights = self.checkpoint.weights
         model = load_model(
-            self.checkpoint.path,
+            weights.path,
             place.dtype,
             place.device,
             place.device_map,
-            **self.checkpoint.load_arguments,
+            adapter=self.checkpoint.adapter_folder(),
+            quantization=place.quantization,
+            attn_implementation=place.attn_implementation,
+            config=self.checkpoint.config(),
+            **weights.load_arguments,
         )
         return Engine(model, place.token_budget)

@@ -20,6 +20,7 @@ from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 
 from selectit_hf import reflection
+from selectit_hf.chat import chat_kwargs_text
 from selectit_hf.checkpoints import Checkpoint, model_name, resolve, slug
 from selectit_hf.errors import RatingsError, SettingError
 from selectit_hf.prompts import RELEASED_TEMPLATE, Template, check_scale, load_rating_prompts
@@ -60,8 +61,10 @@ class RatingScorer:
     """What `TokenScore` and `SentenceScore` share: a model that rates, and how it is asked.
 
     Attributes:
-        model: a Hub name, a local checkpoint folder, or ``"tiny-rater"``; ``None`` for the
-            environment's ``SELECTIT_MODEL``, else a small ungated default that is named in the log.
+        model: a Hub name, a local checkpoint folder, a GGUF file (its path, or
+            ``"FOLDER_OR_HUB_NAME:FILE.gguf"``), or ``"tiny-rater"``; ``None`` for the environment's
+            ``SELECTIT_MODEL``, else a small ungated default that is named in the log. The folder or
+            repository may hold a PEFT adapter.
         revision: branch, tag or commit of a Hub model; it is pinned to the commit's sha.
         k: top of the rating scale and number of rating prompts, 2 to 9 (paper: 5).
         alpha: weight of the disagreement between rating prompts, 0 or more (paper: 0.2).
@@ -69,10 +72,18 @@ class RatingScorer:
         rating_prompts: a text file with one prompt a line, or a list of texts; ``None`` for ours.
         template: the layout of a rating prompt; see `selectit_hf.prompts.Template`.
         chat: ask through the tokenizer's chat template, for instruct models.
+        chat_template_kwargs: the template's keyword arguments, as in
+            ``{"enable_thinking": False}``; kept as their JSON text.
         instruction_column, response_column, turns, translation: see `selectit_hf.rows.RowReader`.
         max_length: longest rating prompt in tokens; ``None`` for the model's context.
-        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; ``None``: bfloat16 on CUDA, else
-            float32.
+        base_model: the base of an adapter, a Hub name or a folder; ``None``: the one that its
+            configuration names.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``, or short ``"fp32"``, ``"bf16"`` or
+            ``"fp16"``; ``None`` or ``"auto"``: bfloat16 on CUDA, else float32.
+        quantization: ``"8bit"`` or ``"4bit"``: round the weights with bitsandbytes while they are
+            loaded, on CUDA; ``None``: as they are stored.
+        attn_implementation: ``"eager"``, ``"sdpa"``, ``"flash_attention_2"``, ...; ``None``: as
+            transformers chooses for the architecture.
         device: ``"cpu"``, ``"cuda:0"``, ...; ``None``: ``SELECTIT_DEVICE``, else the GPU of this
             worker's rank, else the CPU.
         device_map: ``"auto"`` (the same as ``"balanced"``), ``"balanced_low_0"`` or
@@ -98,17 +109,21 @@ class RatingScorer:
     rating_prompts: str | Path | Sequence[str] | None = None
     template: str = RELEASED_TEMPLATE
     chat: bool = False
+    chat_template_kwargs: Mapping[str, Any] | str | None = None
     instruction_column: str | None = None
     response_column: str | None = None
     turns: Turns | None = None
     translation: str | None = None
     max_length: int | None = None
+    base_model: str | None = None
     dtype: str | None = None
+    quantization: str | None = None
+    attn_implementation: str | None = None
     device: str | None = None
     device_map: str | None = None
     token_budget: int | None = None
     name: str | None = None
-    _pinned: dict[tuple[str, str | None], Checkpoint] = field(
+    _pinned: dict[tuple[str, str | None, str | None], Checkpoint] = field(
         default_factory=dict, init=False, repr=False, compare=False, hash=False
     )
 
@@ -130,6 +145,12 @@ class RatingScorer:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingError(f"{name}={value} must be at least 1.")
+        text = chat_kwargs_text(self.chat_template_kwargs)
+        if text is not None and not self.chat:
+            raise SettingError(
+                f"chat_template_kwargs={text} (--chat-kwarg) need chat=True (--chat)."
+            )
+        object.__setattr__(self, "chat_template_kwargs", text)
         if self.name is not None and slug(self.name) != self.name:
             raise SettingError(
                 f"name={self.name!r} goes into column names; use snake case: {slug(self.name)!r}."
@@ -161,7 +182,7 @@ class RatingScorer:
         Raises:
             ModelError: see `selectit_hf.checkpoints.resolve`.
         """
-        wanted = (model_name(self.model), self.revision)
+        wanted = (model_name(self.model), self.revision, self.base_model)
         if wanted in self._pinned:
             return self._pinned[wanted]
         checkpoint = resolve(*wanted)
@@ -204,7 +225,7 @@ class RatingScorer:
     def rating_key(self) -> str:
         """A hash of all that can change a rating: what stored ratings are recognised by."""
         state = self.__getstate__()
-        for other in ("model", "name", "alpha", "variant"):
+        for other in ("model", "base_model", "name", "alpha", "variant"):
             del state[other]
         state["versions"] = RATING_VERSION
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
@@ -318,12 +339,34 @@ class RatingScorer:
             ModelError: there is no such model, or its tokenizer cannot rate.
             SettingError: the rating prompts are longer than the model's context.
         """
+        self.check_place()
         Rater(self.checkpoint, self._question, self.place(None)).encoder()
+
+    def check_place(self) -> None:
+        """Refuse, before anything is loaded, what the device here cannot compute.
+
+        Raises:
+            SettingError: the quantization, or the way to compute attention.
+            ModelError: a library for it is not installed.
+        """
+        from selectit_hf.attention import check_attention
+        from selectit_hf.quantization import check_device
+
+        place = self.place(None)
+        check_device(place.quantization, place.device)
+        check_attention(place.attn_implementation, place.dtype)
 
     @property
     def _question(self) -> Question:
         texts = load_rating_prompts(self.rating_prompts, self.k)
-        return Question(Template(self.template), texts, self.k, self.max_length, self.chat)
+        return Question(
+            Template(self.template),
+            texts,
+            self.k,
+            self.max_length,
+            self.chat,
+            cast(str | None, self.chat_template_kwargs),
+        )
 
     @property
     def spread(self) -> str | None:
@@ -356,7 +399,14 @@ class RatingScorer:
                 "--nproc-per-node 1); 'selectit run --workers' shares the GPUs out to several."
             )
         budget = self.token_budget or _environment_budget() or default_budget(device)
-        return Place(choose_dtype(self.dtype, device), device, budget, spread)
+        return Place(
+            choose_dtype(self.dtype, device),
+            device,
+            budget,
+            spread,
+            self.quantization,
+            self.attn_implementation,
+        )
 
     def default_token_budget(self) -> int:
         """The padded tokens in a forward pass that a run of this scorer is planned with here.
@@ -369,7 +419,9 @@ class RatingScorer:
         place = self.place(None)
         given = self.token_budget or _environment_budget()
         config = self.checkpoint.config()
-        return given or fitting_budget(config, place.dtype, place.device, place.device_map)
+        return given or fitting_budget(
+            config, place.dtype, place.device, place.device_map, place.quantization
+        )
 
 
 @dataclass(frozen=True)
@@ -590,7 +642,10 @@ def _what_differs(scorer: RatingScorer, rater: Mapping[str, Any]) -> str:
             return f": they were rated in {dtype}, so give dtype={dtype!r} to reuse them"
     if rater["revision"] != scorer.checkpoint.revision:
         return f": they were rated at the model's revision {rater['revision']}"
-    return " (k, rating prompts, template, columns, turns, length or dtype)"
+    return (
+        " (k, rating prompts, template, chat, columns, turns, length, dtype, quantization or "
+        "attention)"
+    )
 
 
 # Settings

@@ -8,11 +8,14 @@ The text of a sample is only ever text: a literal ``</s>`` in it becomes the pie
 never the token that ends a sequence.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from selectit_hf.chat import check_chat_template
+from selectit_hf.complete import check_tokenizer
 from selectit_hf.errors import SettingError, TokenizerError
 from selectit_hf.prompts import Template
 from selectit_hf.rows import Pair
@@ -69,6 +72,8 @@ class PromptEncoder:
         k: the rating tokens are the digits ``1..k``.
         max_length: longest sequence in tokens, ``None`` for no limit.
         chat: put the prompt into the tokenizer's chat template as the user's turn.
+        chat_template_kwargs: the template's keyword arguments, as the JSON text of an object.
+        embeddings: ids that the model knows, 0 to this number less one; ``None`` for all.
 
     Attributes:
         rating_token_ids: the ids of the ratings ``1..k`` in the place where they are read.
@@ -87,17 +92,20 @@ class PromptEncoder:
         k: int,
         max_length: int | None,
         chat: bool = False,
+        chat_template_kwargs: str | None = None,
+        embeddings: int | None = None,
     ) -> None:
-        if chat and not tokenizer.chat_template:
-            raise TokenizerError(
-                "chat=True needs a tokenizer with a chat template, and this one has none; leave "
-                "chat unset for a base model."
-            )
+        if chat:
+            check_chat_template(tokenizer, chat_template_kwargs)
+        if embeddings is not None:
+            check_tokenizer(embeddings, tokenizer)
         self.tokenizer = tokenizer
         self.template = template
         self.rating_prompts = tuple(rating_prompts)
         self.max_length = max_length
         self.chat = chat
+        self._chat_kwargs = json.loads(chat_template_kwargs or "{}")
+        self._embeddings = embeddings
         self._start = [] if chat else self._leading_special_ids()
         self.rating_token_ids = self._rating_token_ids(k)
         self._special_ids = self._ids_samples_must_not_hold()
@@ -115,8 +123,9 @@ class PromptEncoder:
 
         A pair that is too long loses the end of its response, then of its instruction, until the
         longest of its prompts fits, and gets the status ``truncated``; rating prompt and suffix
-        stay whole, and all prompts of a pair see the same text. Where a sample would still yield a
-        special token, or merge with the rating, its status is ``encoding``.
+        stay whole, and all prompts of a pair see the same text. The status is ``encoding`` where a
+        sample would still yield a special token, one that the model does not know, or one that
+        merges with the rating.
         """
         rows = self._rows(pairs)
         return [self._checked(pair, ids) for pair, ids in zip(pairs, rows, strict=True)]
@@ -142,6 +151,8 @@ class PromptEncoder:
             ids = self._rows([self._fitted(pair)])[0]
             status = "truncated"
         if any(not row or self._count_special(row) != self._special_count for row in ids):
+            return Encoded([], "encoding")
+        if self._embeddings is not None and max(map(max, ids)) >= self._embeddings:
             return Encoded([], "encoding")
         return Encoded(ids, status)
 
@@ -190,6 +201,7 @@ class PromptEncoder:
             sanitize_control_tokens=True,
             return_dict=False,
             selectit_rating=rating,
+            **self._chat_kwargs,
         )
         return list(ids)
 

@@ -185,6 +185,40 @@ def test_what_the_rows_were_read_as_is_told(tmp_path: Path) -> None:
         assert said in body
 
 
+def test_what_the_weights_were_is_told(prepared: tuple[Finished, Staged]) -> None:
+    finished, files = copy.deepcopy(prepared[0]), prepared[1]
+    weights = {"base": "org/base", "quantization": "4bit", "attn_implementation": "eager"}
+    own, of_base = "1" * 40, "2" * 40
+    finished.facts["models"] = [
+        {**finished.facts["models"][0], "model": "org/lora", "revision": f"{own}~{of_base}"}
+        | weights
+    ]
+    kwargs = '{"date": "26 Jul", "enable_thinking": false}'
+    finished.facts["rating"] |= {"chat": True, "chat_template_kwargs": kwargs}
+    body = make_card(
+        finished.facts,
+        "user/x",
+        licence=inherited({}, CardSettings()),
+        settings=CardSettings(),
+        source_card={},
+        datasets_data=files.datasets_data,
+    ).body
+    for said in (
+        f"[org/lora](https://huggingface.co/org/lora/tree/{own})",
+        f"revision: {own}, of its base {of_base}",
+        "an adapter of: org/base",
+        "quantized while they were loaded: 4bit (bitsandbytes)",
+        "attention: eager",
+        f"--model 'org/lora@{own}~{of_base}'",
+        "--base-model org/base",
+        "--quantization 4bit",
+        "--attn-implementation eager",
+        "--chat-kwarg 'date=\"26 Jul\"'",
+        "--chat-kwarg enable_thinking=false",
+    ):
+        assert said in body, said
+
+
 def test_a_low_rating_mass_is_a_warning(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     summary = json.loads((run / "summary.json").read_text())
@@ -302,7 +336,12 @@ def test_no_model_name_breaks_out_of_the_card(
     prepared: tuple[Finished, Staged], payload: str
 ) -> None:
     finished, files = copy.deepcopy(prepared[0]), prepared[1]
-    finished.facts["models"][0] |= {"model": payload, "revision": payload, "dtype": payload}
+    told = ("model", "revision", "dtype", "base", "quantization", "attn_implementation")
+    finished.facts["models"][0] |= dict.fromkeys(told, payload)
+    finished.facts["rating"] |= {
+        "chat": True,
+        "chat_template_kwargs": json.dumps({payload: payload}),
+    }
     finished.facts["versions"] = {payload: payload}
     made = make_card(
         finished.facts,

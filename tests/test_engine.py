@@ -457,7 +457,7 @@ def test_weights_that_cannot_be_read_are_an_error_of_the_model(tmp_path: Path, d
         weights.write_bytes(weights.read_bytes()[:-1000])
     else:
         LlamaConfig(**COMMON, **{**SIZES, "intermediate_size": 32}).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="The weights cannot be loaded"):
+    with pytest.raises(ModelError, match="the weights cannot be loaded"):
         load_model(str(tmp_path), "float32", "cpu")
 
 
@@ -492,7 +492,7 @@ def test_spread_over_all_gpus_they_are_what_is_too_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llama().save_pretrained(tmp_path)
-    monkeypatch.setattr(loading, "_places", lambda *args, **others: {"": 0})
+    monkeypatch.setattr(loading, "places", lambda *args, **others: {"": 0})
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", out_of(NO_MEMORY))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ModelError, match="memory of the 2 visible GPUs") as caught:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import HubServer
+from test_adapters import write_adapter
 
 ROWS = [{"instruction": f"Say {i}.", "output": f"{i}"} for i in range(6)]
 HASH = """
@@ -24,10 +25,14 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def server(checkpoint: Path) -> Iterator[HubServer]:
+def server(checkpoint: Path, tmp_path: Path) -> Iterator[HubServer]:
     with HubServer() as server:
         server.add_repo("model", "user/tiny", files(checkpoint))
         server.add_repo("model", "other/gated", files(checkpoint), gated=True)
+        lora = write_adapter(tmp_path / "lora", "user/tiny")
+        server.add_repo("model", "user/lora", files(lora))
+        server.add_repo("model", "user/both", files(lora) | files(checkpoint))
+        server.add_repo("model", "user/quants", {"a-Q4.gguf": b"a", "b-Q8.gguf": b"b"})
         data = "\n".join(map(json.dumps, ROWS)).encode()
         server.add_repo("dataset", "user/data", {"train.jsonl": data, "test.jsonl": data})
         yield server
@@ -83,6 +88,26 @@ def test_a_run_by_name_is_pinned_and_goes_on_offline(server: HubServer, tmp_path
     assert "from the local cache" in offline.stderr
 
 
+def test_an_adapter_and_its_base_are_pinned_together(server: HubServer, tmp_path: Path) -> None:
+    data = str(tmp_path / "rows.json")
+    Path(data).write_text(json.dumps(ROWS))
+    command = ["run", data, "--model", "user/lora", "--out"]
+    done = selectit(server, tmp_path / "home", *command, str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    heads = [server.repo("model", name).head for name in ("user/lora", "user/tiny")]
+    (model,) = json.loads((tmp_path / "run" / "plan.json").read_text())["models"]
+    assert (model["model"], model["base"]) == ("user/lora", "user/tiny")
+    assert model["revision"] == "~".join(heads)
+
+    server.repo("model", "user/tiny").commit({"README.md": b"newer"}, "A newer base")
+    command[3] += f"@{model['revision']}"
+    offline = {"HF_HUB_OFFLINE": "1"}
+    done = selectit(server, tmp_path / "home", *command, str(tmp_path / "again"), **offline)
+    assert done.returncode == 0, done.stderr
+    (again,) = json.loads((tmp_path / "again" / "plan.json").read_text())["models"]
+    assert again == model
+
+
 def test_a_new_commit_changes_the_hash(
     server: HubServer, tmp_path: Path, make_checkpoint: Callable[..., Path]
 ) -> None:
@@ -106,6 +131,10 @@ MISSING = {
     "model revision": (["DATA", "--model", "user/tiny@v9"], "no revision 'v9'"),
     "gated": (["DATA", "--model", "other/gated"], "accept its terms"),
     "not a model": (["DATA", "--model", "user/empty"], "no config.json"),
+    "both": (["DATA", "--model", "user/both"], "into a folder of their own"),
+    "which": (["DATA", "--model", "user/quants"], "as in user/quants:a-Q4.gguf"),
+    "no file": (["DATA", "--model", "user/quants:c.gguf"], "no c.gguf"),
+    "whole": (["DATA", "--model", "user/tiny", "--base-model", "user/tiny"], "no adapter"),
 }
 MANY = """
 import contextlib, io, json, sys

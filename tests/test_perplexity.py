@@ -260,7 +260,11 @@ def test_where_a_model_runs_changes_nothing_that_is_kept(checkpoint, kind, name)
 def test_the_state_is_that_of_what_is_cached(checkpoint, kind):
     """Its names, by which `datasets` finds what it has mapped; one more, and nothing is found."""
     names = {f.name for f in dataclasses.fields(kind) if f.init}
-    assert set(kind(str(checkpoint)).__getstate__()) == {*names, "version"} - {"device_map"}
+    later = {"device_map", "base_model", "quantization", "attn_implementation"}
+    assert set(kind(str(checkpoint)).__getstate__()) == {*names, "version"} - later
+    eager = kind(str(checkpoint), attn_implementation="eager")
+    assert set(eager.__getstate__()) == {*names, "version"} - later | {"attn_implementation"}
+    assert eager.given().key() != kind(str(checkpoint)).given().key()
 
 
 def test_a_pickle_from_before_a_field_came_is_read(checkpoint):

@@ -37,6 +37,7 @@ from selectit_hf.errors import ModelError, SettingError
 from selectit_hf.loading import DEVICE_MAPS, budget_in, fitting_budget, load_model
 from selectit_hf.mapping import score
 from selectit_hf.perplexity import Perplexity
+from selectit_hf.ways import WAYS
 
 PREFIX = [9, 8, 7, 6, 5]
 IDS = [[*PREFIX, *range(3, 3 + n)] for n in (41, 40, 22, 9, 1)] + [[20, 21, 22]]
@@ -97,12 +98,9 @@ def test_hooks_change_no_value(
     for one, other in (rated, spans):
         np.testing.assert_array_equal(one.values, other.values)
         assert np.isfinite(one.values).all()
-    shortcuts = [one._shortcuts for one in engines]
-    assert shortcuts[0].limit == shortcuts[1].limit
-    assert (shortcuts[0].mlp is None) == (shortcuts[1].mlp is None)
+    assert rated[0].reading.way == rated[1].reading.way
     if name == "llama" and dtype == torch.float32:
-        assert shortcuts[1].limit
-        assert shortcuts[1].mlp is not None
+        assert rated[1].reading.way == WAYS[0].name
 
 
 # Devices: told apart
@@ -183,15 +181,15 @@ def test_devices_meet_only_where_they_may(
         assert asked.device == HERE
         rated = asked.next_token_logprobs(IDS, READ, prefixes=[PREFIX])
         spans = asked.span_logprobs(IDS, [1] * len(IDS))
-        if asked._shortcuts.limit:
-            kept = [where(keys) for keys, _ in asked._record(PREFIX).layers.values()]
+        if name != "gemma2":
+            kept = [where(keys) for keys, _ in asked._forward.record(PREFIX).layers.values()]
             assert kept == [HERE, THERE, THERE]
     alone = Engine(plain, 100)
     expected = alone.next_token_logprobs(IDS, READ, prefixes=[PREFIX])
     np.testing.assert_array_equal(rated.values, expected.values)
     expected = alone.span_logprobs(IDS, [1] * len(IDS))
     np.testing.assert_array_equal(spans.values, expected.values)
-    assert bool(asked._shortcuts.limit) == (name != "gemma2")
+    assert rated.reading.way.startswith("shared prefix") == (name != "gemma2")
 
 
 def test_labels_do_not_mix() -> None:

@@ -1,0 +1,158 @@
+"""PEFT adapters: a small folder of weights that change a base model.
+
+A checkpoint is either an adapter or a whole model. transformers applies an adapter that lies beside
+whole weights where `peft` is installed, and ignores it where not; here such a folder is refused.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from selectit_hf.errors import ModelError, in_short
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "WHOLE",
+    "AdapterConfig",
+    "apply_adapter",
+    "is_adapter",
+    "read_adapter",
+]
+
+logger = logging.getLogger(__name__)
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+WHOLE = ("model.safetensors", "model.safetensors.index.json")
+PICKLED = "adapter_model.bin"
+
+
+class AdapterConfig(NamedTuple):
+    """What an ``adapter_config.json`` says about its base: a Hub name or a path, and revision."""
+
+    base: str
+    revision: str | None
+
+
+def is_adapter(name: str, files: Collection[str]) -> bool:
+    """Whether a checkpoint with these ``files`` is an adapter.
+
+    Raises:
+        ModelError: it holds an adapter and whole weights, or an adapter as a pickle only.
+    """
+    if CONFIG not in files:
+        return False
+    both = [file for file in WHOLE if file in files]
+    if both:
+        raise ModelError(
+            f"Move {CONFIG} and {WEIGHTS} into a folder of their own and name that folder, or "
+            f"delete them: {name!r} holds whole weights ({both[0]}) and an adapter, and whether "
+            "the adapter is already merged into the weights cannot be told."
+        )
+    if WEIGHTS not in files:
+        pickled = f" ({PICKLED} is a pickle, which is never loaded)" if PICKLED in files else ""
+        raise ModelError(
+            f"The adapter {name!r} has no {WEIGHTS}{pickled}; save it with "
+            "save_pretrained(..., safe_serialization=True)."
+        )
+    return True
+
+
+def read_adapter(name: str, config: Path) -> AdapterConfig:
+    """The base of an adapter, from its ``config``, the path of an ``adapter_config.json``.
+
+    Raises:
+        ModelError: the file cannot be read, or the adapter is of a kind that cannot rate.
+    """
+    try:
+        settings = json.loads(config.read_text("utf-8"))
+        kind, base = settings["peft_type"], settings.get("base_model_name_or_path")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"The {CONFIG} of {name!r} cannot be read ({in_short(error)}); save the adapter again "
+            "with save_pretrained."
+        ) from error
+    task = settings.get("task_type")
+    if task not in (None, "CAUSAL_LM"):
+        raise ModelError(
+            f"The adapter {name!r} is for the task {task}; only adapters of causal language models "
+            "(CAUSAL_LM) rate."
+        )
+    if settings.get("alora_invocation_tokens"):
+        raise ModelError(
+            f"The adapter {name!r} ({kind}) acts behind its invocation tokens only, which a rating "
+            "prompt has not; use another adapter."
+        )
+    return AdapterConfig(base or "", settings.get("revision"))
+
+
+def apply_adapter(model: "PreTrainedModel", folder: str, merge: bool) -> "PreTrainedModel":
+    """The model with the adapter in ``folder``, loaded with `peft`.
+
+    With ``merge`` the adapter is added to the weights (for LoRA ``W + scale * B @ A``; the product
+    is computed in float32 and rounded to the dtype of ``W``), which leaves a plain model. Quantized
+    weights are not merged, since that would round them again: the adapter is computed beside them.
+
+    Raises:
+        ModelError: `peft` is not installed, the adapter is of a kind that has no weights to add, or
+            not all of it fits the model.
+    """
+    name = Path(folder).name
+    if find_spec("peft") is None:
+        raise ModelError(
+            f"Install peft to load the adapter {name!r}: pip install 'selectit-hf[peft]'."
+        )
+    from peft import PeftConfig, PeftModel
+
+    try:
+        with _warnings_in_the_log():
+            config = PeftConfig.from_pretrained(folder)
+        if config.is_prompt_learning:
+            raise ModelError(
+                f"The adapter {name!r} adds virtual tokens to the prompt instead of weights, which "
+                "is not supported; use LoRA or another method that changes weights."
+            )
+        config.inference_mode = True
+        with _warnings_in_the_log():
+            adapted: Any = PeftModel(model, config)
+            read = adapted.load_adapter(folder, "default", torch_device="cpu")
+            _check_complete(name, read)
+            whole = adapted.merge_and_unload(safe_merge=True) if merge else adapted.get_base_model()
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"Merge the adapter {name!r} into its base yourself and name the result, or use "
+            f"another: it cannot be applied to {type(model).__name__} ({in_short(error)})."
+        ) from error
+    loaded: PreTrainedModel = whole
+    return loaded
+
+
+@contextmanager
+def _warnings_in_the_log() -> Iterator[None]:
+    """What `peft` warns of, as of a setting that it does not know; not of its own code's age."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        if not issubclass(warning.category, (FutureWarning, DeprecationWarning)):
+            logger.warning("%s", warning.message)
+
+
+def _check_complete(name: str, read: Any) -> None:
+    """Refuse an adapter of which a weight is missing or finds no place."""
+    lost, missing = sorted(read.unexpected_keys), sorted(read.missing_keys)
+    if lost or missing:
+        what = "finds no place in the model" if lost else "is missing"
+        raise ModelError(
+            f"Name the base that the adapter {name!r} was trained on (--base-model), or load the "
+            f"whole adapter again: of its weights {(lost or missing)[0]!r} {what}."
+        )
