@@ -64,7 +64,7 @@ class Read(NamedTuple):
     reading: Reading
 
 
-class Disagrees(ModelError):
+class _Disagrees(ModelError):
     """The values of a way do not count."""
 
 
@@ -216,7 +216,7 @@ class Engine:
         """What is read by one way.
 
         Raises:
-            Disagrees: it differs from plain forward passes.
+            _Disagrees: it differs from plain forward passes.
             Unshareable: the model is known not to fit.
         """
         mlp = last_mlp(self.model) if way.last_mlp else None
@@ -258,7 +258,7 @@ class Engine:
             ours, theirs = found.float().cpu().numpy(), plain.float().cpu().numpy()
             gap = float(np.nan_to_num(np.abs(ours - theirs)).max(initial=0))
             if not agree(ours, theirs, spread, str(self.model.dtype).removeprefix("torch.")):
-                raise Disagrees(
+                raise _Disagrees(
                     f"{type(self.model).__name__} gives a sequence of {len(task.ids[i])} tokens "
                     f"values that differ from those of a plain forward pass by {gap:.2g} nats. "
                     "If no way agrees, the model cannot rate: use another."

@@ -13,8 +13,8 @@ from datasets.fingerprint import Hasher
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selectit_hf import loading, perplexity, raters
-from selectit_hf.engine import Engine
 from selectit_hf.errors import SettingError, TokenizerError
+from selectit_hf.forward import Forward
 from selectit_hf.perplexity import IFD, Perplexity
 from selectit_hf.responses import ResponseEncoder
 from selectit_hf.rows import Pair
@@ -205,15 +205,15 @@ def test_out_of_memory_is_a_status_and_tried_again(checkpoint, monkeypatch):
     scorer = Perplexity(str(checkpoint), slug="m")
     batch = ROWS.to_dict()
     whole = scorer(batch)
-    logits = Engine._logits
+    logits = Forward.logits
 
-    def tight(self, ids, length, rows, positions):
-        if length > 60:
+    def tight(self, batch, *others):
+        if batch.length > 60:
             raise MemoryError
-        return logits(self, ids, length, rows, positions)
+        return logits(self, batch, *others)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "_logits", tight)
+        patch.setattr(Forward, "logits", tight)
         part = scorer(batch)
     assert part["status__perplexity_m"][2] == "oom"
     assert part["score__perplexity_m"][2] is None
