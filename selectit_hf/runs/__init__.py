@@ -20,7 +20,7 @@ from selectit_hf.runs.rating import (
     rate_shard,
     wait_and_take_over,
 )
-from selectit_hf.runs.reopen import inputs, rows_of, scorers_of
+from selectit_hf.runs.reopen import inputs, rows_of
 from selectit_hf.runs.results import Reflection, finish, ranking_column, ratings_of
 from selectit_hf.runs.run import RESULTS, Run, check_folder, open_run, plan
 from selectit_hf.runs.shards import Shards
@@ -48,7 +48,6 @@ __all__ = [
     "rate_shard",
     "ratings_of",
     "rows_of",
-    "scorers_of",
     "spool",
     "status",
     "wait_and_take_over",

@@ -69,8 +69,7 @@ def rate_shard(
 
     Args:
         run: the run.
-        slug: of the model.
-        number: of the shard.
+        slug, number: of the model and of the shard.
         dataset: all rows of the run, in order.
         scorer: the model's, as it was planned; revision, dtype and token budget are the plan's.
         local_rank: of this worker on its machine, which chooses the GPU.
@@ -99,8 +98,7 @@ def rate_shard(
         if not allow_mixed:
             _check_made_with(made_with, shards.any_facts(), slug)
         read = dataset.select_columns(list(planned.reader.columns(dataset.column_names)))
-        started = time.perf_counter()
-        asked = 0
+        started, asked = time.perf_counter(), 0
 
         def tell(prompts: int) -> None:
             nonlocal asked
@@ -110,16 +108,12 @@ def rate_shard(
                 progress(slug, prompts)
 
         ratings = planned.rate(read[rows.start : rows.stop], local_rank, tell)
-        if progress is not None:  # rows that could not be asked about are done too
-            progress(slug, len(rows) * planned.k - asked)
+        tell(len(rows) * planned.k - asked)  # rows that could not be asked about are done too
         stores.reached("shard rated")
         facts = ratings.facts()
         facts["oom_splits"] += halvings
-        facts |= {
-            "token_budget": planned.token_budget,
-            "seconds": round(time.perf_counter() - started, 3),
-            "made_with": made_with,
-        }
+        facts |= {"token_budget": planned.token_budget, "made_with": made_with}
+        facts["seconds"] = round(time.perf_counter() - started, 3)
         return shards.commit(number, _table(ratings, rows), facts)
 
 
@@ -129,10 +123,7 @@ def rate(
     scorers: Sequence[SentenceScore],
     rank: int = 0,
     world: int = 1,
-    *,
-    local_rank: int = 0,
-    progress: Progress | None = None,
-    allow_mixed: bool = False,
+    **settings: Any,
 ) -> None:
     """Rate the shards of one rank that have no sidecar: those with ``number % world == rank``.
 
@@ -141,17 +132,14 @@ def rate(
         dataset: all its rows.
         scorers: one for each model, as they were planned.
         rank, world: which part of the shards, of how many.
-        local_rank, progress, allow_mixed: see `rate_shard`.
+        settings: ``local_rank``, ``progress`` and ``allow_mixed`` of `rate_shard`.
 
     Raises:
         What `rate_shard` raises; each model is looked at before any is asked.
     """
     of = prepare(run, scorers)
-    for slug, number in shards_of(run, rank, world, progress):
-        rate_shard(
-            run, slug, number, dataset, of[slug],
-            local_rank=local_rank, progress=progress, allow_mixed=allow_mixed,
-        )  # fmt: skip
+    for slug, number in shards_of(run, rank, world, settings.get("progress")):
+        rate_shard(run, slug, number, dataset, of[slug], **settings)
 
 
 def prepare(run: Run, scorers: Sequence[SentenceScore]) -> dict[str, SentenceScore]:
@@ -159,17 +147,14 @@ def prepare(run: Run, scorers: Sequence[SentenceScore]) -> dict[str, SentenceSco
 
     Raises:
         ModelError: a model is not what it was when the run was planned, or cannot rate.
-        RunError: a model of the plan has no scorer.
+        RunError: a model of the plan has no scorer, or one with other settings.
     """
     given = {scorer.slug: scorer for scorer in scorers}
     missing = [slug for slug in run.slugs if slug not in given]
     if missing:
-        raise RunError(
-            f"The run {run.name!r} is also rated by {missing[0]!r}, which was not given; give all "
-            "its models, in order."
-        )
+        raise RunError(f"The run is also rated by {missing[0]!r}; give all its models, in order.")
     of = {slug: _planned(run, slug, given[slug]) for slug in run.slugs}
-    for slug in {slug: True for slug, _ in pending(run)}:
+    for slug in dict(pending(run)):
         of[slug].prepare()
     return of
 
@@ -179,10 +164,8 @@ def shards_of(
 ) -> list[tuple[str, int]]:
     """The pending shards of one rank; ``progress`` is told of those that are there already."""
     left = [(slug, number) for slug, number in pending(run) if number % world == rank]
-    if progress is not None:
-        there = {(slug, n) for slug in run.slugs for n in range(rank, len(run.parts), world)}
-        for slug, number in there.difference(left):
-            progress(slug, len(run.parts[number].rows) * run.plan["rating"]["k"])
+    mine = {(slug, n) for slug in run.slugs for n in range(rank, len(run.parts), world)}
+    _tell(run, mine.difference(left), progress)
     return left
 
 
@@ -191,38 +174,32 @@ def wait_and_take_over(
     dataset: Dataset,
     scorers: Sequence[SentenceScore],
     wait: float,
-    *,
-    local_rank: int = 0,
-    progress: Progress | None = None,
-    allow_mixed: bool = False,
+    **settings: Any,
 ) -> None:
     """Wait for the shards of other ranks, and rate those that nobody commits.
 
     Args:
-        run, dataset, scorers: see `rate`.
+        run, dataset, scorers, settings: see `rate`.
         wait: seconds without a new sidecar after which a shard is taken over.
-        local_rank, progress, allow_mixed: see `rate_shard`.
     """
-    of = prepare(run, scorers)
-    left, since = pending(run), time.monotonic()
+    of, left, since = prepare(run, scorers), pending(run), time.monotonic()
     while left:
         if time.monotonic() - since < wait:
-            time.sleep(min(POLL, max(wait, 0.01)))
+            time.sleep(min(POLL, wait))
         else:
-            slug, number = left[0]
-            logger.info(
-                "Nobody committed a shard for %.0f seconds; taking over %s, by %s.",
-                wait, rows_words(run.parts[number].rows), slug,
-            )  # fmt: skip
-            rate_shard(
-                run, slug, number, dataset, of[slug],
-                local_rank=local_rank, progress=progress, allow_mixed=allow_mixed,
-            )  # fmt: skip
-            left = [one for one in left if one != (slug, number)]
+            slug, number = left.pop(0)
+            words = "Nobody finished a shard for %.0f seconds; taking over %s, by %s."
+            logger.info(words, wait, rows_words(run.parts[number].rows), slug)
+            rate_shard(run, slug, number, dataset, of[slug], **settings)
         committed = set(left).difference(pending(run))
+        _tell(run, committed, settings.get("progress"))
         left = [one for one in left if one not in committed]
         since = time.monotonic() if committed else since
-        for slug, number in committed if progress is not None else ():
+
+
+def _tell(run: Run, shards: set[tuple[str, int]], progress: Progress | None) -> None:
+    if progress is not None:
+        for slug, number in shards:
             progress(slug, len(run.parts[number].rows) * run.plan["rating"]["k"])
 
 
@@ -232,35 +209,29 @@ def wait_and_take_over(
 def _planned(run: Run, slug: str, scorer: SentenceScore, halvings: int = 0) -> SentenceScore:
     """The scorer as the plan has it, wherever this worker is."""
     model = run.model(slug)
-    settings = {
-        "revision": model["revision"],
-        "dtype": model["dtype"],
-        "token_budget": max(1, model["token_budget"] >> halvings),
-    }
-    as_it_is = all(getattr(scorer, name) == value for name, value in settings.items())
-    planned = scorer if as_it_is else replace(scorer, **settings)
-    if planned.slug != slug or planned.rating_key() != model["rating_key"]:
+    budget = max(1, model["token_budget"] >> halvings)
+    wanted = (model["revision"], model["dtype"], budget)
+    if (scorer.revision, scorer.dtype, scorer.token_budget) != wanted:
+        scorer = replace(
+            scorer, revision=model["revision"], dtype=model["dtype"], token_budget=budget
+        )
+    if scorer.slug != slug or scorer.rating_key() != model["rating_key"]:
         raise RunError(
             f"The run {run.name!r} was planned with other settings of {slug!r} (prompts, template, "
             "columns, length, dtype), or by another version of selectit; give those of its plan."
         )
-    return planned
+    return scorer
 
 
 def _check_made_with(mine: dict[str, str], other: dict[str, Any] | None, slug: str) -> None:
-    theirs = (other or {}).get("made_with")
-    if theirs in (None, mine):
-        return
-    differ = "; ".join(
-        f"{name}: {theirs.get(name)!r}, now {mine[name]!r}"
-        for name in mine
-        if theirs.get(name) != mine[name]
-    )
-    raise RunError(
-        f"Other shards by {slug!r} were rated with other versions or on other hardware ({differ}), "
-        "so that ratings would differ in their last digits. Rate on what the run began with, or "
-        "add --allow-mixed, which summary and card then say."
-    )
+    theirs = (other or {}).get("made_with", mine)
+    differ = [f"{n}: {theirs.get(n)!r}, now {mine[n]!r}" for n in mine if theirs.get(n) != mine[n]]
+    if differ:
+        raise RunError(
+            f"Other shards by {slug!r} were rated with other versions or on other hardware "
+            f"({'; '.join(differ)}), so that ratings would differ in their last digits. Rate on "
+            "what the run began with, or add --allow-mixed, which summary and card then say."
+        )
 
 
 def _table(ratings: Ratings, rows: range) -> pa.Table:

@@ -6,6 +6,7 @@ and the bundled one are found by it; local files and checkpoint folders are give
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
@@ -17,7 +18,7 @@ from selectit_hf.runs.streaming import streamed
 from selectit_hf.scorers import SentenceScore
 from selectit_hf.sources import Source
 
-__all__ = ["inputs", "rows_of", "scorers_of"]
+__all__ = ["inputs", "rows_of"]
 
 
 def inputs(
@@ -25,21 +26,32 @@ def inputs(
     data: str | None = None,
     split: str | None = None,
     models: Sequence[str] = (),
-    *,
-    device: str | None = None,
-    device_map: str | None = None,
+    **place: Any,
 ) -> tuple[Dataset, list[SentenceScore]]:
     """All that `rate` and `rate_shard` need beside the run, in a process that has only the run.
 
     Args:
         run: the run.
         data, split: see `rows_of`.
-        models, device, device_map: see `scorers_of`.
+        models: checkpoint folders of this machine, for those models of the plan that were folders.
+        place: ``device`` and ``device_map`` of `selectit_hf.scorers.RatingScorer`.
 
     Raises:
         RunError: what the plan names is not here and was not given, or has changed.
     """
-    return rows_of(run, data, split), scorers_of(run, models, device=device, device_map=device_map)
+    folders = {resolve(path).revision: path for path in models}
+    scorers = []
+    for model in run.plan["models"]:
+        is_folder = model["revision"].startswith("sha256:") and model["model"] != TINY_RATER
+        if is_folder and model["revision"] not in folders:
+            raise RunError(
+                f"The run's model {model['model']!r} was a folder, and its place is not written "
+                f"down; give it again with --model. It must still hold {model['revision']}."
+            )
+        own = {name: model[name] for name in ("name", "revision", "dtype", "token_budget")}
+        name = folders.get(model["revision"], model["model"])
+        scorers.append(SentenceScore(model=name, **own, **run.plan["rating"], **place))
+    return rows_of(run, data, split), scorers
 
 
 def rows_of(run: Run, data: str | None = None, split: str | None = None) -> Dataset:
@@ -53,55 +65,23 @@ def rows_of(run: Run, data: str | None = None, split: str | None = None) -> Data
     Raises:
         RunError: a local file that is not given, or rows that have changed since.
     """
-    said = run.plan["input"]
-    there = streamed(run.store, Source(*(said[k] for k in ("name", "config", "split", "revision"))))
+    said = Source(*(run.plan["input"][key] for key in ("name", "config", "split", "revision")))
+    there = streamed(run.store, said)
     if there is not None:
         return there
-    if data is None and said["revision"].startswith("sha256:"):
+    if data is None and said.revision.startswith("sha256:"):
         raise RunError(
-            f"The run rated the local file {said['name']!r}; give it again with --data, so that "
+            f"The run rated the local file {said.name!r}; give it again with --data, so that "
             "its rows can be read with all their columns."
         )
-    config = f":{said['config']}" if said["config"] else ""
-    name = data or f"{said['name']}{config}@{said['revision']}"
+    config = f":{said.config}" if said.config else ""
     several = data is None or (Path(data) / "dataset_dict.json").is_file()
-    rows, found = sources.load(name, split or (said["split"] if several else None))
-    if found.revision != said["revision"]:
+    rows, found = sources.load(
+        data or f"{said.name}{config}@{said.revision}", split or (said.split if several else None)
+    )
+    if found.revision != said.revision:
         raise RunError(
             f"{found.name!r} has changed since it was rated: {found.revision}, not "
-            f"{said['revision']}. Give the file the run was made from."
+            f"{said.revision}. Give the file the run was made from."
         )
     return rows
-
-
-def scorers_of(
-    run: Run,
-    models: Sequence[str] = (),
-    *,
-    device: str | None = None,
-    device_map: str | None = None,
-) -> list[SentenceScore]:
-    """A scorer for each model of the plan, with all its settings.
-
-    Args:
-        run: the run.
-        models: checkpoint folders of this machine, for those models of the plan that were folders.
-        device, device_map: where they rate; see `selectit_hf.scorers.RatingScorer`.
-
-    Raises:
-        RunError: a folder is missing, or holds another model than the plan's.
-    """
-    folders = {checkpoint.revision: path for path in models if (checkpoint := resolve(path))}
-    asked = {**run.plan["rating"], "device": device, "device_map": device_map}
-    scorers = []
-    for model in run.plan["models"]:
-        path = folders.pop(model["revision"], model["model"])
-        is_folder = model["revision"].startswith("sha256:") and model["model"] != TINY_RATER
-        if is_folder and path == model["model"]:
-            raise RunError(
-                f"The run's model {model['model']!r} was a folder, and its place is not written "
-                f"down; give it again with --model. It must still hold {model['revision']}."
-            )
-        own = {name: model[name] for name in ("name", "revision", "dtype", "token_budget")}
-        scorers.append(SentenceScore(model=path, **own, **asked))
-    return scorers

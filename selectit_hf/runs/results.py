@@ -30,7 +30,7 @@ from selectit_hf.runs.rating import PROGRESS
 from selectit_hf.runs.run import RESULTS, Run
 from selectit_hf.runs.selected import write_selected
 from selectit_hf.runs.shards import Facts, Shards
-from selectit_hf.runs.store import Store, as_json, open_store, sha256
+from selectit_hf.runs.store import as_json, file_sha256, open_store, sha256
 from selectit_hf.scorers import ModelScore, SentenceScore
 from selectit_hf.selection import (
     Cut,
@@ -97,41 +97,45 @@ class _Rated(NamedTuple):
     shards: Shards
     facts: list[Facts]
 
+    @classmethod
+    def of(cls, run: Run, slug: str) -> "_Rated":
+        """Those of a model.
+
+        Raises:
+            RunError: some are missing; they are named.
+        """
+        return cls(run.shards(slug), run.shards(slug).all_facts())
+
     def ratings(self, number: int, k: int) -> Ratings:
         """Those of one shard.
 
         Raises:
-            _Damaged: its table is not there, or not whole, or of other rows.
+            RunError: tables are not what their sidecars say. They are set aside, so that their
+                shards are pending, and all of them are named.
         """
-        facts, rows = self.facts[number], self.shards.rows_of(number)
-        table = self.shards.table(facts)
-        if table is None or not np.array_equal(table["row"].to_numpy(), np.asarray(rows)):
-            raise _Damaged
+        table, facts = self._table(number), self.facts[number]
+        if table is None:
+            bad = [n for n in range(len(self.facts)) if self._table(n) is None]
+            with suppress(OSError):  # a folder that may only be read
+                for one in bad:
+                    self.shards.set_aside(one)
+            self.shards.refuse(bad)
+        assert table is not None
         flat = table["logprobs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         logprobs = flat.reshape(-1, k, k)
         return Ratings(table["status"].to_pylist(), logprobs, facts["rater"], facts["oom_splits"])
 
-    def refuse(self) -> None:
-        """Set all damaged shards aside, so that they are pending again, and name them."""
-        tables = map(self.shards.table, self.facts)
-        bad = [number for number, table in enumerate(tables) if table is None or not (
-            np.array_equal(table["row"].to_numpy(), np.asarray(self.shards.rows_of(number)))
-        )]  # fmt: skip
-        with suppress(OSError):  # a folder that may only be read
-            for number in bad:
-                self.shards.set_aside(number)
-        self.shards.refuse(bad)
-
-
-class _Damaged(Exception):
-    """A table is not what its sidecar says."""
+    def _table(self, number: int) -> pa.Table | None:
+        table, rows = self.shards.table(self.facts[number]), self.shards.parts[number].rows
+        fits = table is not None and np.array_equal(table["row"].to_numpy(), np.asarray(rows))
+        return table if fits else None
 
 
 def finish(
     run: Run,
     dataset: Dataset,
-    how: Reflection = Reflection(),
-    cut: Cut = Cut(),
+    how: Reflection | None = None,
+    cut: Cut | None = None,
     out: str | Path | None = None,
     *,
     allow_mixed: bool = False,
@@ -154,39 +158,19 @@ def finish(
         RunError: shards are missing or damaged, all of which are named, or mixed.
         InputError, SettingError: ``how`` or ``cut`` does not fit the scores.
     """
+    how, cut = how or Reflection(), cut or Cut()
     by = ranking_column(run.plan, how, dataset.column_names)
     if len(dataset) != run.rows:
         raise RunError(
             f"The dataset has {len(dataset)} rows and the run {run.rows}; give the rows that the "
             "run was made from."
         )
-    rated = {slug: _Rated(run.shards(slug), run.shards(slug).all_facts()) for slug in run.slugs}
-    mixed = {slug: _made_with(one.facts) for slug, one in rated.items()}
-    if not allow_mixed:
-        _refuse_mixed(mixed)
+    rated = {slug: _Rated.of(run, slug) for slug in run.slugs}
+    made_with = {slug: _made_with(one.facts) for slug, one in rated.items()}
+    for slug, found in made_with.items():
+        if len(found) > 1 and not allow_mixed:
+            raise _mixed(slug, found)
     store = run.store if out is None else open_store(out)
-    try:
-        summary = _write(run, rated, dataset, how, cut, by, store, mixed)
-    except _Damaged:
-        for one in rated.values():
-            one.refuse()
-        raise
-    if out is None:
-        for name in run.store.sizes(PROGRESS):
-            run.store.remove(f"{PROGRESS}/{name}")
-    return summary
-
-
-def _write(
-    run: Run,
-    rated: Mapping[str, _Rated],
-    dataset: Dataset,
-    how: Reflection,
-    cut: Cut,
-    by: str,
-    store: Store,
-    mixed: Mapping[str, list[dict[str, str]]],
-) -> dict[str, Any]:
     ranges = [part.rows for part in run.parts]
     with ExitStack() as files:
         selected, scores = (  # the scores take their place first: the last in is the first out
@@ -196,12 +180,9 @@ def _write(
         selection = _select(dataset, by, cut, ranked, _schema(run.plan).names)
         write_selected(selected, scores, dataset, selection.kept, ranges)
         summary = summarise(dataset, selection, ranked.models, run.reader)
-        written = {
-            name: Store(path.parent).file_sha256(path.name)
-            for name, path in ((RESULTS[0], scores), (RESULTS[1], selected))
-        }
-    for slug, environments in mixed.items():
-        summary["models"][slug]["made_with"] = environments
+        written = {RESULTS[0]: file_sha256(scores), RESULTS[1]: file_sha256(selected)}
+    for slug, found in made_with.items():
+        summary["models"][slug]["made_with"] = found
     said = as_json(summary)
     store.write(RESULTS[2], said)
     facts = _selection_facts(selection, how) | {
@@ -209,6 +190,8 @@ def _write(
         "tables": {slug: [facts["sha256"] for facts in one.facts] for slug, one in rated.items()},
     }
     store.write_json(RESULTS[3], facts)
+    for name in run.store.sizes(PROGRESS) if out is None else ():
+        run.store.remove(f"{PROGRESS}/{name}")
     return summary
 
 
@@ -218,19 +201,14 @@ def _made_with(facts: Sequence[Facts]) -> list[dict[str, str]]:
     return [dict(one) for one in found]
 
 
-def _refuse_mixed(mixed: Mapping[str, list[dict[str, str]]]) -> None:
-    for slug, found in mixed.items():
-        if len(found) > 1:
-            differ = {name for one in found for name in one if one[name] != found[0].get(name)}
-            words = "; ".join(
-                f"{name}: {', '.join(sorted({one.get(name, '') for one in found}))}"
-                for name in sorted(differ)
-            )
-            raise RunError(
-                f"The shards by {slug!r} were rated by several versions or on several kinds of "
-                f"hardware ({words}), so that ratings differ in their last digits. Add "
-                "--allow-mixed, which summary and card then say, or rate anew in another folder."
-            )
+def _mixed(slug: str, found: list[dict[str, str]]) -> RunError:
+    names = [name for name in found[0] if len({one.get(name) for one in found}) > 1]
+    words = "; ".join(f"{n}: {', '.join(sorted({one.get(n, '') for one in found}))}" for n in names)
+    return RunError(
+        f"The shards by {slug!r} were rated by several versions or on several kinds of hardware "
+        f"({words}), so that ratings differ in their last digits. Add --allow-mixed, which summary "
+        "and card then say, or rate anew in another folder."
+    )
 
 
 def ratings_of(run: Run, slug: str) -> Ratings:
@@ -239,13 +217,8 @@ def ratings_of(run: Run, slug: str) -> Ratings:
     Raises:
         RunError: a shard is missing or damaged.
     """
-    rated = _Rated(run.shards(slug), run.shards(slug).all_facts())
-    k = run.plan["rating"]["k"]
-    try:
-        parts = [rated.ratings(number, k) for number in range(len(rated.facts))]
-    except _Damaged:
-        rated.refuse()
-        raise
+    rated, k = _Rated.of(run, slug), run.plan["rating"]["k"]
+    parts = [rated.ratings(number, k) for number in range(len(rated.facts))]
     return Ratings(
         [status for part in parts for status in part.statuses],
         np.concatenate([part.logprobs for part in parts]),
@@ -272,7 +245,9 @@ def _write_scores(
     schema, scorers = _schema(plan), _scorers(plan, how)
     with pq.ParquetWriter(path, schema) as writer:
         for number, part in enumerate(ranges):
-            ratings = {slug: one.ratings(number, plan["rating"]["k"]) for slug, one in rated.items()}
+            ratings = {
+                slug: one.ratings(number, plan["rating"]["k"]) for slug, one in rated.items()
+            }
             for slug, found in ratings.items():
                 ranked.models[slug].add(found)
             table = _score_table(part, ratings, scorers, how)

@@ -12,7 +12,7 @@ Ratings cost hours and are never thrown away; all that follows from them is comp
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,22 +24,16 @@ from selectit_hf.rows import RowReader
 from selectit_hf.runs import plans, segments
 from selectit_hf.runs.plans import PLAN
 from selectit_hf.runs.shards import Part, Shards
-from selectit_hf.runs.store import Store, is_partial, json_object, open_store
+from selectit_hf.runs.store import Store, json_object, open_store
 from selectit_hf.scorers import ModelScore, SentenceScore
 from selectit_hf.sources import Source
 
-__all__ = ["RESULTS", "Run", "check_folder", "open_run", "plan"]
+__all__ = ["LOCK", "RESULTS", "Run", "check_folder", "open_run", "plan"]
 
 RESULTS = ("scores.parquet", "selected.parquet", "summary.json", "selection.json")
 """In the order they are written; the last one says of which ratings the others are, and vouches."""
-
-BEFORE_A_PLAN = ("rows", "run.lock")
-"""What a run over a stream begins with, and what keeps a second one out."""
-RATING_FACTS = {
-    "rater": {"model": str, "revision": str, "parameters": int, "rating_key": str},
-    "oom_splits": int,
-}
-"""What the sidecar of a shard of ratings says at least."""
+LOCK = ".lock"
+"""What keeps a second ``run`` out of a local folder."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +52,7 @@ class Run:
 
     where: str
     plan: dict[str, Any]
+    _shards: dict[str, Shards] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def store(self) -> Store:
@@ -82,7 +77,8 @@ class Run:
     @property
     def reader(self) -> RowReader:
         """How the rows were read."""
-        return RowReader(*(self.plan["rating"][name] for name in plans.READER))
+        names = ("instruction_column", "response_column", "turns", "translation")
+        return RowReader(*(self.plan["rating"][name] for name in names))
 
     @cached_property
     def parts(self) -> list[Part]:
@@ -95,26 +91,17 @@ class Run:
         Raises:
             RunError: there is none of that name.
         """
-        for model in self.plan["models"]:
-            if model["name"] == slug:
-                return dict(model)
-        raise RunError(
-            f"The run {self.name!r} has no model {slug!r}, but {', '.join(self.slugs)}; plan it "
-            "with one more --model."
-        )
+        found = {model["name"]: model for model in self.plan["models"]}
+        if slug not in found:
+            raise RunError(f"The run {self.name!r} has no model {slug!r}, but {', '.join(found)}.")
+        return dict(found[slug])
 
     def shards(self, slug: str) -> Shards:
         """The raw ratings of one model."""
-        return self._shards[slug] if slug in self._shards else self._open_shards(slug)
-
-    @cached_property
-    def _shards(self) -> dict[str, Shards]:
-        return {}
-
-    def _open_shards(self, slug: str) -> Shards:
-        key, pinned = self.model(slug)["rating_key"], self._pinned.get(slug, [])
-        folder = f"ratings/{slug}"
-        self._shards[slug] = Shards(self.store, folder, self.parts, key, RATING_FACTS, pinned)
+        if slug not in self._shards:
+            key, pinned = self.model(slug)["rating_key"], self._pinned.get(slug, [])
+            found = Shards(self.store, f"ratings/{slug}", self.parts, key, pinned)
+            self._shards[slug] = found
         return self._shards[slug]
 
     @cached_property
@@ -134,15 +121,10 @@ class Run:
         Raises:
             RunError: another number of rows, or other values.
         """
-        if len(dataset) != self.rows:
+        if len(dataset) != self.rows or not segments.holds(dataset, self.plan["segments"]):
             raise RunError(
-                f"The dataset has {len(dataset)} rows and the run {self.rows}; give the rows that "
-                "the run was made from."
-            )
-        if not segments.holds(dataset, self.plan["segments"]):
-            raise RunError(
-                f"These rows are not those of the run {self.name!r}; load the dataset that its "
-                "plan names, or start another run."
+                f"These {len(dataset)} rows are not the {self.rows} of the run {self.name!r}; give "
+                "the dataset that its plan names, or start another run."
             )
 
 
@@ -174,26 +156,25 @@ def plan(
     folder = open_store(out)
     check_folder(folder)
     _check_columns(dataset, scorers)
+    folder.sweep()
     old = plans.read_plan(folder) if folder.exists(PLAN) else {}
     new = plans.make_plan(dataset, source, scorers, shard_size, old)
-    if old and _has_ratings(folder, old):
-        plans.compare(old, new, folder.name)
-    folder.sweep()
     if not old:
         folder.create(PLAN, plans.encoded(new))
-    elif _is_another(old, new):
+    elif _differ(old, new):
+        if any(folder.sizes(f"ratings/{model['name']}") for model in old["models"]):
+            plans.compare(old, new, folder.name)
         folder.write(PLAN, plans.encoded(new))
     there = plans.read_plan(folder)
-    if _is_another(there, new):  # another process was quicker
+    if _differ(there, new):  # another process was quicker
         again = plans.make_plan(dataset, source, scorers, shard_size, there)
         plans.compare(there, again, folder.name)
     return Run(str(folder), there)
 
 
-def _is_another(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether two plans differ in more than the format and versions of who wrote them."""
-    aside = ("format", "versions")
-    return any(old[name] != new[name] for name in old.keys() & new.keys() if name not in aside)
+def _differ(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether two plans differ in more than who wrote them."""
+    return any(old[key] != new[key] for key in new if key not in ("format", "versions"))
 
 
 def open_run(where: str | Path | Store) -> Run:
@@ -216,9 +197,10 @@ def check_folder(folder: Store) -> None:
     Raises:
         RunError: it is a file, or is not empty and has no plan.
     """
-    if folder.is_local and Path(str(folder)).is_file():
+    if folder.is_local and folder.path().is_file():
         raise RunError(f"{folder.name!r} is a file; name a folder with --out.")
-    others = [name for name in folder.sizes() if name not in BEFORE_A_PLAN and not is_partial(name)]
+    before_a_plan = ("rows", LOCK)
+    others = [name for name in folder.sizes() if not name.endswith((".partial", *before_a_plan))]
     if others and not folder.exists(PLAN):
         raise RunError(
             f"The folder {folder.name!r} is not empty and has no plan.json, so it is no run; "
@@ -226,14 +208,9 @@ def check_folder(folder: Store) -> None:
         )
 
 
-def _has_ratings(folder: Store, plan: dict[str, Any]) -> bool:
-    return any(folder.sizes(f"ratings/{model['name']}") for model in plan["models"])
-
-
 def _check_columns(dataset: Dataset, scorers: Sequence[SentenceScore]) -> None:
     ours = {column for scorer in scorers for column in scorer.columns}
-    if len(scorers) > 1:
-        ours |= set(ModelScore.columns)
+    ours |= set(ModelScore.columns) if len(scorers) > 1 else set()
     taken = sorted(ours & set(dataset.column_names))
     if taken:
         raise InputError(

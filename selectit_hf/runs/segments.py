@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from selectit_hf import fingerprint
+from selectit_hf.fingerprint import fingerprint, survey
 from selectit_hf.rows import RowReader
 from selectit_hf.runs.shards import Part
 from selectit_hf.runs.store import as_json, sha256
@@ -33,20 +33,18 @@ Segment = dict[str, Any]
 def minute_of_rows(scorers: Sequence[SentenceScore]) -> int:
     """How many rows the largest model is taken to rate in a minute, from its configuration."""
     device = scorers[0].place(None).device.partition(":")[0]
-    size = max(_parameters(scorer.checkpoint.config()) for scorer in scorers)
-    work = 2 * size * TOKENS_OF_A_ROW * scorers[0].k
+    sizes = []
+    for config in (scorer.checkpoint.config().get_text_config() for scorer in scorers):
+        hidden, layers = (
+            getattr(config, "hidden_size", 1024),
+            getattr(config, "num_hidden_layers", 16),
+        )
+        sizes.append(12 * layers * hidden**2 + hidden * config.vocab_size)
+    work = 2 * max(sizes) * TOKENS_OF_A_ROW * scorers[0].k
     return min(max(int(60 * FLOPS.get(device, FLOPS["cpu"]) / work), SMALLEST), LARGEST)
 
 
-def _parameters(config: Any) -> float:
-    """About how many weights a token meets: the blocks, and the head."""
-    text = config.get_text_config()
-    hidden = float(getattr(text, "hidden_size", 0) or 1024)
-    layers = float(getattr(text, "num_hidden_layers", 0) or 16)
-    return 12 * layers * hidden**2 + hidden * float(getattr(text, "vocab_size", 0) or 0)
-
-
-def ends(start: int, stop: int, size: int | None, minute: int) -> list[int]:
+def ends(start: int, stop: int, size: int | None, minute: int = 0) -> list[int]:
     """Where the shards of the rows from ``start`` to ``stop`` end.
 
     Args:
@@ -54,7 +52,7 @@ def ends(start: int, stop: int, size: int | None, minute: int) -> list[int]:
         size: rows of every shard; ``None`` for small shards that double up to ``minute`` rows.
         minute: rows of a minute of work.
     """
-    found, each = [], size or max(minute // FIRST, min(SMALLEST, minute))
+    found, each = [], size or max(minute // FIRST, SMALLEST)
     while start < stop:
         start = min(start + each, stop)
         found.append(start)
@@ -70,35 +68,26 @@ def grown(
     Raises:
         InputError: see `fingerprint.survey`.
     """
-    kept = list(old) if old and holds(dataset, old, reader) else []
+    kept = list(old) if old and holds(dataset, old) else []
     start, stop = (kept[-1]["rows"][1] if kept else 0), len(dataset)
-    if start == stop:
-        return kept
-    new = {
-        "rows": [start, stop],
-        "fingerprint": fingerprint.survey(dataset.select(range(start, stop)), reader),
-        "shards": ends(start, stop, size, minute),
-    }
-    return [*kept, new]
+    if start < stop:
+        found = survey(dataset.select(range(start, stop)), reader)
+        cuts = ends(start, stop, size, minute)
+        kept.append({"rows": [start, stop], "fingerprint": found, "shards": cuts})
+    return kept
 
 
-def holds(dataset: Dataset, segments: Sequence[Segment], reader: RowReader | None = None) -> bool:
+def holds(dataset: Dataset, segments: Sequence[Segment]) -> bool:
     """Whether a dataset begins with the rows of all segments, by their fingerprints."""
-    if len(dataset) < segments[-1]["rows"][1]:
-        return False
-    for one in segments:
-        rows = dataset.select(range(*one["rows"]))
-        found = fingerprint.survey(rows, reader) if reader else fingerprint.fingerprint(rows)
-        if found != one["fingerprint"]:
-            return False
-    return True
+    return len(dataset) >= segments[-1]["rows"][1] and all(
+        fingerprint(dataset.select(range(*one["rows"]))) == one["fingerprint"] for one in segments
+    )
 
 
 def whole_fingerprint(segments: Sequence[Segment]) -> str:
     """Of all rows: that of the only segment, or a hash of those of all."""
-    if len(segments) == 1:
-        return str(segments[0]["fingerprint"])
-    return f"sha256:{sha256(as_json({'of': [one['fingerprint'] for one in segments]}))}"
+    found = [str(one["fingerprint"]) for one in segments]
+    return found[0] if len(found) == 1 else f"sha256:{sha256(as_json({'of': found}))}"
 
 
 def parts(segments: Sequence[Segment]) -> list[Part]:

@@ -1,8 +1,8 @@
 """Columns of a run that are committed part by part: a table and a sidecar for each range of rows.
 
     NNNNN.<first 12 of its sha256>.parquet   the rows of shard N, never overwritten
-    NNNNN.json   its sidecar, written last: the commit. It names the table and its whole hash, and
-                 holds the shard's rows, the key of the settings, and the hash of its own facts
+    NNNNN.json   its sidecar, written last: the commit. It names the table and its whole hash, the
+                 shard's rows and the key of the settings, and holds the hash of its own facts
 
 A shard follows from plan and number alone, so two workers at one shard write the same table, and
 where they do not (one had to split a batch) two tables lie side by side. The first sidecar stays.
@@ -14,7 +14,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -22,25 +22,17 @@ import pyarrow.parquet as pq
 
 from selectit_hf.errors import RunError
 from selectit_hf.runs import store as stores
-from selectit_hf.runs.shapes import Shape, misfit
 from selectit_hf.runs.store import Store
 
-__all__ = ["Part", "Shards", "rows_words"]
+__all__ = ["Facts", "Part", "Shards", "rows_words"]
 
 logger = logging.getLogger(__name__)
 
-SIDECAR = re.compile(r"(\d{5,})\.json")
-TABLE = re.compile(r"(\d{5,})(\.[0-9a-f]{12})?\.parquet")
-FIRST_FORMAT = {
-    "rows": [int],
-    "sha256": str,
-    "rater": {"model": str, "revision": str, "parameters": int, "rating_key": str},
-    "oom_splits": int,
-    "seconds": (int, float),
-}
-"""The facts of a sidecar of plan format 1, which did not hash them."""
+NAMED = 8
+"""So many missing shards are named in a message."""
 
 Facts = dict[str, Any]
+"""What a sidecar says."""
 
 
 class Part(NamedTuple):
@@ -57,8 +49,7 @@ class Shards:
         store: the run folder.
         folder: where they lie in it.
         parts: the rows of each.
-        key: a hash of all settings that can change a value; another key's shards are bad.
-        shape: what a sidecar must say beside the shard's own facts; see `shapes.misfit`.
+        key: a hash of all settings that can change a value; another key's shards are not taken.
         pinned: the hashes of the tables that the run's results are made of, by number.
     """
 
@@ -68,11 +59,10 @@ class Shards:
         folder: str,
         parts: Sequence[Part],
         key: str,
-        shape: Shape | None = None,
         pinned: Sequence[str] = (),
     ) -> None:
         self.store, self.folder, self.parts, self.key = store, folder, parts, key
-        self._shape, self._pinned = shape or {}, pinned
+        self._pinned = pinned
         self._known: dict[int, Facts] = {}
 
     def __len__(self) -> int:
@@ -83,16 +73,7 @@ class Shards:
         """Whose columns they are, for messages."""
         return self.folder.rpartition("/")[2]
 
-    def rows_of(self, number: int) -> range:
-        """The rows of one shard."""
-        return self.parts[number].rows
-
     # What is there
-
-    def facts(self, number: int) -> Facts | None:
-        """What a shard's sidecar says, now, if it is whole and of this plan; else ``None``."""
-        name = self._sidecar(number)
-        return self._said(number, self.store.read_many([name]).get(name, b""))
 
     def committed(self) -> dict[int, Facts]:
         """What the sidecars say that are whole and name a table that is there, by number.
@@ -100,19 +81,20 @@ class Shards:
         Sidecars that were seen before are not read again.
         """
         files = self.store.sizes(self.folder)
-        there = [match for name in files if (match := SIDECAR.fullmatch(name))]
-        numbers = {int(match[1]) for match in there} & set(range(len(self)))
-        self._known = {n: facts for n, facts in self._known.items() if n in numbers}
-        new = {self._sidecar(n): n for n in sorted(numbers - self._known.keys())}
-        for name, data in self.store.read_many(list(new)).items():
-            facts = self._said(new[name], data)
+        names = {self._sidecar(number): number for number in range(len(self))}
+        there = {number for name, number in names.items() if name.rpartition("/")[2] in files}
+        self._known = {number: self._known[number] for number in there & self._known.keys()}
+        new = [name for name, number in names.items() if number in there - self._known.keys()]
+        for name, data in self.store.read_many(new).items():
+            facts = self._said(names[name], data)
             if facts is not None:
-                self._known[new[name]] = facts
+                self._known[names[name]] = facts
         return {n: facts for n, facts in sorted(self._known.items()) if facts["table"] in files}
 
     def is_committed(self, number: int) -> bool:
-        """Whether a shard has a whole sidecar, now, and the table that it names is there."""
-        facts = self.facts(number)
+        """Whether a shard is committed, now."""
+        name = self._sidecar(number)
+        facts = self._said(number, self.store.read_many([name]).get(name, b""))
         return facts is not None and self.store.exists(f"{self.folder}/{facts['table']}")
 
     def missing(self) -> list[int]:
@@ -121,31 +103,27 @@ class Shards:
         return [number for number in range(len(self)) if number not in there]
 
     def any_facts(self) -> Facts | None:
-        """What one of the sidecars says, if there is a whole one."""
-        return next(iter(self._known.values()), None) or next(
-            iter(self.committed().values()), None
-        )
+        """What one of the sidecars says, if there is one."""
+        return next(iter((self._known or self.committed()).values()), None)
 
     def all_facts(self) -> list[Facts]:
         """What the sidecars say, in order.
 
         Raises:
-            RunError: some are not there, or not whole; all of them are named.
+            RunError: some shards are missing; they are named.
         """
         there = self.committed()
         self.refuse([number for number in range(len(self)) if number not in there])
         return list(there.values())
 
     def table(self, facts: Facts) -> pa.Table | None:
-        """The table that a sidecar names, if it is there and whole.
-
-        The bytes that are read are the bytes that are hashed.
-        """
+        """The table that a sidecar names, if it is there and whole: what is read is hashed."""
         try:
             data = self.store.read(f"{self.folder}/{facts['table']}")
         except FileNotFoundError:
             return None
-        return pq.read_table(pa.BufferReader(data)) if _fits(data, facts) else None
+        fits = stores.sha256(data) == facts["sha256"]
+        return pq.read_table(pa.BufferReader(data)) if fits else None
 
     def refuse(self, missing: Sequence[int]) -> None:
         """Say which shards are missing.
@@ -153,15 +131,13 @@ class Shards:
         Raises:
             RunError: unless there are none.
         """
-        if not missing:
-            return
-        several = f" ({len(missing)} of {len(self)} shards)" if len(missing) > 1 else ""
-        named = ", ".join(rows_words(self.rows_of(number)) for number in missing[:8])
-        more = ", and others" if len(missing) > 8 else ""
-        raise RunError(
-            f"{named}{more}{several} are not rated by {self.name!r}, or their shard is damaged; "
-            "run the same 'selectit run' or 'selectit rate' command again to rate them."
-        )
+        if missing:
+            rows = [rows_words(self.parts[number].rows) for number in missing[:NAMED]]
+            more = f" and {len(missing) - NAMED} more shards" if len(missing) > NAMED else ""
+            raise RunError(
+                f"{', '.join(rows)}{more} are not rated by {self.name!r}, or the shard is damaged; "
+                "run the same 'selectit run' or 'selectit rate' command again to rate them."
+            )
 
     # Writing
 
@@ -175,38 +151,40 @@ class Shards:
             replace: take the place of a shard that is whole; else that one stays.
 
         Returns:
-            Whether this sidecar is the one that stays.
+            Whether this is the one that stays.
 
         Raises:
             OSError: the disk is full or failing; the shard is not committed.
         """
-        rows = self.rows_of(number)
+        rows, of = self.parts[number]
         assert table.num_rows == len(rows), f"{table.num_rows} rows for shard {number} of {rows}"
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
         data = buffer.getvalue()
         digest = stores.sha256(data)
         name = f"{number:05d}.{digest[:12]}.parquet"
-        self._keep(f"{self.folder}/{name}", data)
+        if self.table({"table": name, "sha256": digest}) is None:  # else another wrote the same
+            self.store.write(f"{self.folder}/{name}", data)
         stores.reached("table written")
-        own = {"rows": [rows.start, rows.stop], "key": self.key, "of": self.parts[number].of}
+        own = {"rows": [rows.start, rows.stop], "key": self.key, "of": of}
         said = json.loads(json.dumps({**own, "table": name, "sha256": digest, **facts}))
         sidecar = stores.as_json({**said, "facts_sha256": _hash(said)})
-        first = replace or self._is_free(number)
+        free = replace or not self.is_committed(number)
         stores.reached("looked again")
         if replace:
             self.store.write(self._sidecar(number), sidecar)
-        elif first:
-            first = self.store.create(self._sidecar(number), sidecar)
+        elif free:
+            if self.store.exists(self._sidecar(number)):  # one that is not whole
+                self.set_aside(number)
+            free = self.store.create(self._sidecar(number), sidecar)
         stores.reached("shard committed")
-        return first
+        return free
 
     def set_aside(self, number: int) -> None:
         """Let a shard that is not what was committed be made again, and say so in the log."""
+        words = rows_words(self.parts[number].rows)
         logger.warning(
-            "The shard of %s in %s is not what was committed; it is set aside.",
-            rows_words(self.rows_of(number)),
-            self.name,
+            "%s, by %s, are not as committed; their shard is set aside.", words, self.name
         )
         self._known.pop(number, None)
         self.store.set_aside(self._sidecar(number))
@@ -216,39 +194,18 @@ class Shards:
     def _sidecar(self, number: int) -> str:
         return f"{self.folder}/{number:05d}.json"
 
-    def _keep(self, name: str, data: bytes) -> None:
-        """Write a table under its name, unless it is there; one of other bytes is damaged."""
-        try:
-            if self.store.read(name) == data:
-                return
-        except FileNotFoundError:
-            pass
-        self.store.write(name, data)
-
-    def _is_free(self, number: int) -> bool:
-        """Whether a shard is still to be committed; a sidecar that is not whole is set aside."""
-        if self.is_committed(number):
-            return False
-        if self.store.exists(self._sidecar(number)):
-            self.set_aside(number)
-        return True
-
     def _said(self, number: int, sidecar: bytes) -> Facts | None:
         """What a sidecar says, if it is as it was committed and of this shard."""
-        facts = stores.json_object(sidecar)
+        facts = stores.json_object(sidecar) or {}
         rows, of = self.parts[number]
-        if (
-            facts is None
-            or not _is_as_written(facts)
-            or misfit(facts, self._shape) is not None
-            or facts.get("rows") != [rows.start, rows.stop]
-            or _key(facts) != self.key
-            or facts.get("of", of) != of
-        ):
+        ours = {"rows": [rows.start, rows.stop], "key": self.key, "of": of}
+        written = facts.pop("facts_sha256", None)
+        if written != _hash(facts) or any(facts.get(name) != ours[name] for name in ours):
             return None
-        facts.setdefault("table", f"{number:05d}.parquet")  # as plan formats 1 and 2 named it
-        named = TABLE.fullmatch(str(facts["table"]))
-        return self._as_pinned(number, facts) if named and int(named[1]) == number else None
+        facts.setdefault("table", f"{number:05d}.parquet")  # as 0.1.0 named it
+        if not re.fullmatch(rf"{number:05d}(\.[0-9a-f]{{12}})?\.parquet", str(facts["table"])):
+            return None
+        return self._as_pinned(number, facts)
 
     def _as_pinned(self, number: int, facts: Facts) -> Facts:
         """The table that the results are made of comes before one that a late worker committed."""
@@ -264,23 +221,5 @@ def rows_words(rows: range) -> str:
     return f"the rows {rows.start} to {rows.stop - 1}"
 
 
-def _fits(data: bytes, facts: Mapping[str, Any]) -> bool:
-    return stores.sha256(data) == facts["sha256"]
-
-
 def _hash(facts: Facts) -> str:
     return stores.sha256(json.dumps(facts, sort_keys=True).encode())
-
-
-def _is_as_written(facts: Facts) -> bool:
-    if "facts_sha256" not in facts:
-        return set(facts) == set(FIRST_FORMAT) and misfit(facts, FIRST_FORMAT) is None
-    said = {key: value for key, value in facts.items() if key != "facts_sha256"}
-    return bool(facts["facts_sha256"] == _hash(said))
-
-
-def _key(facts: Facts) -> Any:
-    if "key" in facts:
-        return facts["key"]
-    rater = facts.get("rater")
-    return rater.get("rating_key") if isinstance(rater, dict) else None

@@ -9,7 +9,6 @@ Rows of another source lie beside them, so a stream that grew takes nothing from
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
@@ -23,7 +22,7 @@ from datasets import Dataset, IterableDataset
 
 from selectit_hf.errors import InputError, RunError
 from selectit_hf.fingerprint import fingerprint
-from selectit_hf.runs.store import Store, json_object, open_store, sha256
+from selectit_hf.runs.store import Store, file_sha256, json_object, open_store, sha256
 from selectit_hf.sources import Source, readable, without_rows
 
 __all__ = ["spool", "streamed"]
@@ -61,7 +60,7 @@ def spool(
         rows = _write(stream, partial, name)
         if source is None:
             source = Source(name, None, "train", fingerprint(Dataset.from_file(str(partial))))
-        digest = Store(partial.parent).file_sha256(partial.name)
+        digest = file_sha256(partial)
     facts = {**asdict(source), "rows": rows, "file": file, "sha256": digest}
     store.write_json(_sidecar(source), facts)
     found = streamed(store, source)
@@ -88,23 +87,19 @@ def _here(store: Store, facts: dict[str, Any]) -> Path:
     name, digest = str(facts.get("file", "rows/rows.arrow")), facts.get("sha256")
     if not re.fullmatch(r"rows/[0-9a-z]+\.arrow", name):
         raise RunError(f"The run's rows lie in {name!r}, which is no place for them; remove it.")
-    if store.is_local:
-        _check(store, name, digest)
-        return Path(str(store)) / name
-    cache = Store(Path(datasets.config.HF_DATASETS_CACHE) / "selectit_hf")
-    if not cache.exists(f"{digest}.arrow"):
-        with store.fetched(name) as fetched, cache.replacing(f"{digest}.arrow") as partial:
-            _check(Store(fetched.parent), fetched.name, digest)
-            shutil.copyfile(fetched, partial)
-    return cache.path / f"{digest}.arrow"
-
-
-def _check(store: Store, name: str, digest: str | None) -> None:
-    if digest is not None and store.file_sha256(name) != digest:
+    path = store.path(name) if store.is_local else None
+    if path is None:
+        cache = Store(Path(datasets.config.HF_DATASETS_CACHE) / "selectit_hf")
+        path = cache.path(f"{digest}.arrow")
+        if not path.exists():
+            with cache.replacing(path.name) as partial:
+                store.fetch(name, partial)
+    if digest is not None and file_sha256(path) != digest:
         raise RunError(
             f"{name} is not what was written there: its hash does not fit. Restore it, or remove "
             "the folder 'rows' of the run to read the stream again."
         )
+    return path
 
 
 def _sidecar(source: Source) -> str:
