@@ -170,12 +170,12 @@ class Shards:
         said = json.loads(json.dumps({**own, "table": name, "sha256": digest, **facts}))
         sidecar = stores.as_json({**said, "facts_sha256": _hash(said)})
         free = replace or not self.is_committed(number)
+        if free and not replace and self.store.exists(self._sidecar(number)):
+            self.set_aside(number)  # it is not whole
         stores.reached("looked again")
         if replace:
             self.store.write(self._sidecar(number), sidecar)
-        elif free:
-            if self.store.exists(self._sidecar(number)):  # one that is not whole
-                self.set_aside(number)
+        elif free:  # so far: what another has committed meanwhile stays
             free = self.store.create(self._sidecar(number), sidecar)
         stores.reached("shard committed")
         return free
