@@ -9,8 +9,8 @@ import pyarrow as pa
 from datasets import Dataset
 
 from selectit_hf.checkpoints import slug
-from selectit_hf.prompts import RELEASED_TEMPLATE, load_rating_prompts
 from selectit_hf.fingerprint import fingerprint
+from selectit_hf.prompts import RELEASED_TEMPLATE, load_rating_prompts
 from selectit_hf.ratings import Ratings
 from selectit_hf.runs import Reflection, Run, finish, open_run
 from selectit_hf.runs.plans import encoded

@@ -140,7 +140,9 @@ def test_imports_make_no_circle(module):
     assert module not in seen
 
 
-@pytest.mark.parametrize("module", sorted(set(MODULES) - {"engine", "hardware", "loading", "shortcuts"}))
+@pytest.mark.parametrize(
+    "module", sorted(set(MODULES) - {"engine", "hardware", "loading", "shortcuts"})
+)
 def test_only_the_engine_imports_torch(module):
     heavy = {source.partition(".")[0] for source, _, _ in imports(module)}
     assert not heavy & {"torch", "accelerate"}

@@ -22,6 +22,7 @@ from selectit_hf.runs import Reflection, Run, finish, open_run, ranking_column, 
 from selectit_hf.runs import selected as selected_rows
 from selectit_hf.selection import Cut
 
+
 def run_of(folder: Path, rows: Dataset, ratings: dict[str, Ratings], size: int = 7) -> Run:
     """A run whose shards are all rated."""
     run = planned(folder, make_plan(rows, list(ratings), size))

@@ -38,7 +38,10 @@ def test_what_is_written_is_read(folder: Store) -> None:
     assert folder.exists("a/b.json")
     assert not folder.exists("a")
     assert folder.sizes("a") == {"b.json": 2, "c.json": 3}
-    assert folder.read_many(["a/c.json", "a/x", "a/b.json"]) == {"a/b.json": b"{}", "a/c.json": b"123"}
+    assert folder.read_many(["a/c.json", "a/x", "a/b.json"]) == {
+        "a/b.json": b"{}",
+        "a/c.json": b"123",
+    }
     folder.write("a/b.json", b"[]")
     assert folder.read("a/b.json") == b"[]"
     with pytest.raises(RunError, match=r"a/b\.json of the run is no JSON object"):
@@ -65,9 +68,10 @@ def test_a_file_that_is_set_aside_is_kept(folder: Store) -> None:
 
 def test_a_large_file_is_written_whole_or_not_at_all(folder: Store) -> None:
     folder.write("x.parquet", b"old")
-    with pytest.raises(ValueError, match="stopped"), folder.replacing("x.parquet") as path:
-        path.write_bytes(b"half")
-        raise ValueError("stopped")
+    with pytest.raises(ValueError, match="stopped"):  # noqa: PT012, SIM117
+        with folder.replacing("x.parquet") as path:
+            path.write_bytes(b"half")
+            raise ValueError("stopped")
     assert folder.read("x.parquet") == b"old"
     with folder.replacing("x.parquet") as path:
         path.write_bytes(b"whole")
@@ -175,5 +179,7 @@ def test_a_client_that_fails_is_told_with_its_words(monkeypatch: pytest.MonkeyPa
         raise PermissionError("access denied")
 
     monkeypatch.setattr(type(folder._files), "cat_file", fails)
-    with pytest.raises(RunError, match=r"failed at 'plan\.json' \(PermissionError: access denied\)"):
+    with pytest.raises(
+        RunError, match=r"failed at 'plan\.json' \(PermissionError: access denied\)"
+    ):
         folder.read("plan.json")
