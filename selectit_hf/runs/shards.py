@@ -97,9 +97,7 @@ class Shards:
 
     def is_committed(self, number: int) -> bool:
         """Whether a shard is committed, now."""
-        name = self._sidecar(number)
-        facts = self._said(number, self.store.read_many([name]).get(name, b""))
-        return facts is not None and self.store.exists(f"{self.folder}/{facts['table']}")
+        return number in self.committed()
 
     def missing(self) -> list[int]:
         """The shards that are not committed."""
