@@ -60,6 +60,11 @@ class Ratings(NamedTuple):
         """(n) how many of the rating prompts a row has ratings for."""
         return np.asarray(np.isfinite(self.logprobs).all(axis=2).sum(axis=1))
 
+    def facts(self) -> dict[str, Any]:
+        """What is known of the ratings beside them, JSON-able: what a shard's sidecar says."""
+        facts: dict[str, Any] = {"rater": self.rater, "oom_splits": self.splits}
+        return facts | ({"reading": self.reading._asdict()} if self.reading is not None else {})
+
 
 # Ratings that are already in a batch
 

@@ -40,6 +40,7 @@ from selectit_hf.ways import together
 
 __all__ = [
     "OF_A_PLACE",
+    "OF_THE_WEIGHTS",
     "ModelScore",
     "RatingScorer",
     "SentenceScore",
@@ -52,6 +53,8 @@ __all__ = [
 
 OF_A_PLACE = ("device", "device_map", "token_budget")
 """The fields that say where a model runs, and can change no rating."""
+OF_THE_WEIGHTS = ("quantization", "attn_implementation")
+"""The fields that say how a model's weights are loaded, told of it where they are set."""
 RATING_VERSION = 3
 """Raised whenever a change to rows, prompts, tokens or engine changes a rating."""
 
@@ -341,6 +344,25 @@ class RatingScorer:
         """
         self.check_place()
         Rater(self.checkpoint, self._question, self.place(None)).encoder()
+
+    def weights_facts(self) -> dict[str, str]:
+        """What else is to be told of the weights, where there is any of it.
+
+        ``base``, the name of the model that an adapter changes; ``quantization``;
+        ``attn_implementation``.
+        """
+        base = self.checkpoint.base
+        facts = {name: getattr(self, name) for name in OF_THE_WEIGHTS}
+        facts["base"] = base.name if base is not None else None
+        return {name: value for name, value in facts.items() if value is not None}
+
+    def prompt_end(self) -> list[str]:
+        """The last tokens before the rating, as this tokenizer's vocabulary spells them.
+
+        Raises:
+            ModelError: see `prepare`.
+        """
+        return Rater(self.checkpoint, self._question, self.place(None)).encoder().prompt_end
 
     def check_place(self) -> None:
         """Refuse, before anything is loaded, what the device here cannot compute.
