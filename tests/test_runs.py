@@ -181,10 +181,9 @@ def test_every_model_is_looked_at_before_any_is_asked(
     described["normalizer"] = {"type": "Replace", "pattern": {"Regex": "[0-9]"}, "content": "#"}
     (mute / "tokenizer.json").write_text(json.dumps(described))
     scorers = [SentenceScore(str(checkpoint)), SentenceScore(str(mute))]
-    run = runs.plan(rows, SOURCE, scorers, tmp_path / "run")
     with pytest.raises(ModelError, match="cannot be told apart"):
-        runs.rate(run, rows, scorers)
-    assert not contents(Path(run.where))
+        runs.plan(rows, SOURCE, scorers, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_columns_that_would_be_doubled_are_refused(
@@ -271,7 +270,7 @@ def test_stopped_in_the_middle_it_goes_on(
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"max_length": 90}, "rating.max_length: None, now 90"),
+        ({"max_length": 150}, "rating.max_length: None, now 150"),
         ({"token_budget": 77}, "models.0.token_budget: 1024, now 77"),
         ({"turns": "all"}, "rating.turns: None, now 'all'"),
         ({"rating_prompts": ["1 to {k}?"] * 5}, "rating.rating_prompts.0"),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -177,7 +178,7 @@ def shards_of(
 
 def with_next(left: Sequence[tuple[str, int]]) -> Iterator[tuple[str, int, int | None]]:
     """Each shard, and the one that the same model rates after it, if there is one."""
-    for (slug, number), (other, then) in zip(left, [*left[1:], ("", 0)], strict=True):
+    for (slug, number), (other, then) in pairwise([*left, ("", 0)]):
         yield slug, number, then if other == slug else None
 
 
