@@ -35,7 +35,7 @@ from selectit_hf.perplexity import IFD, Perplexity, ResponseScorer
 from selectit_hf.quotas import standing
 from selectit_hf.ratings import Ratings
 from selectit_hf.reflection import Variant
-from selectit_hf.rows import Pair, RowReader, worst
+from selectit_hf.rows import READING, Pair, RowReader, worst
 from selectit_hf.selection import Cut, decide, kept_rows
 from selectit_hf.selectors import Progress, Scores, Selector, numbers
 
@@ -193,9 +193,9 @@ class Candidates:
                 raise SettingError("'judge' needs a judge: its endpoint and its model.")
             return self.judge
         rating = self.measures.run.plan["rating"]
-        reading = {f: rating[f] for f in ("instruction_column", "response_column", "turns")}
+        reading = {name: rating.get(name) for name in READING}
         model, revision = self._reader_model()
-        who = {"model": model, "revision": revision, "translation": rating["translation"]}
+        who = {"model": model, "revision": revision}
         if name == "length":
             return Length(**who, **reading)
         kind: Callable[..., ResponseScorer] = IFD if name == "ifd" else Perplexity

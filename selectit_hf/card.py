@@ -291,6 +291,7 @@ def _run_command(facts: Mapping[str, Any]) -> str:
         **{f"--{key}": selection["cut"][key] for key in ("proportion", "n", "threshold")},
     }
     parts += [["--chat"]] if rating["chat"] else []
+    parts += [["--role", mapping] for mapping in rating.get("roles") or ()]
     parts += [[flag, str(value)] for flag, value in flags.items() if value is not None]
     parts.append(["--out", "RUN"])
     return " \\\n  ".join(shlex.join(part) for part in parts)

@@ -15,7 +15,7 @@ __all__ = ["Measured", "contrast", "measure"]
 
 ROWS = 1000
 BINS = 40
-CONVERSATIONS = ("messages", "ShareGPT")
+CONVERSATIONS = ("messages", "ShareGPT", "conversation")
 DIGIT = re.compile(r"\d")
 
 

@@ -207,7 +207,9 @@ def _ratings(shards: Shards, number: int, k: int) -> Ratings:
         )
     flat = table["logprobs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     splits = facts.get("oom_splits", 0)
-    return Ratings(table["status"].to_pylist(), flat.reshape(-1, k, k), facts["rater"], splits)
+    pairs = tuple(table["pair"].to_pylist()) if "pair" in table.column_names else ()
+    logprobs = flat.reshape(-1, k, k)
+    return Ratings(table["status"].to_pylist(), logprobs, facts["rater"], splits, pairs)
 
 
 def _score_table(
@@ -233,13 +235,14 @@ def _columns(scorer: SentenceScore, ratings: Ratings) -> dict[str, pa.Array]:
     tokens = reflection.token_score(ratings.logprobs, scorer.variant)
     sentences = reflection.sentence_score(tokens, scorer.alpha)
     missing = ~ratings.rated
-    rater = pa.scalar(ratings.rater, Features(scorer.columns).arrow_schema.field(-1).type)
+    type_ = Features(scorer.columns).arrow_schema.field(-1).type
+    raters = pa.array([{**ratings.rater, "pair": pair} for pair in ratings.texts()], type_)
     return {
         f"rating_logprobs__{scorer.slug}": nested_lists(ratings.logprobs, ratings.rated),
         f"token_score__{scorer.slug}": pa.array(tokens[:, 0].astype(np.float32), mask=missing),
         f"sentence_score__{scorer.slug}": pa.array(sentences.astype(np.float32), mask=missing),
         f"status__{scorer.slug}": pa.array(ratings.statuses, pa.string()),
-        f"rater__{scorer.slug}": pa.repeat(rater, len(missing)),
+        f"rater__{scorer.slug}": raters,
     }
 
 
@@ -297,5 +300,4 @@ def _ranges(shards: Mapping[str, Shards]) -> list[range]:
 
 
 def _reader(plan: Plan) -> RowReader:
-    names = ("instruction_column", "response_column", "turns", "translation")
-    return RowReader(*(plan["rating"][name] for name in names))
+    return RowReader.of(plan["rating"])

@@ -34,7 +34,8 @@ def rows_of(run: Run, data: str | None = None, split: str | None = None) -> Data
         )
     config = f":{source['config']}" if source["config"] else ""
     name = data or f"{source['name']}{config}@{source['revision']}"
-    several = data is None or (Path(data) / "dataset_dict.json").is_file()
+    is_one = data is not None and (Path(data).is_file() or (Path(data) / "state.json").is_file())
+    several = not is_one or "[" in source["split"]
     rows, found = sources.load(name, split or (source["split"] if several else None))
     if found.revision != source["revision"]:
         raise RunError(

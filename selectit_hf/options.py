@@ -149,6 +149,14 @@ def scorers(
     turns: Annotated[
         str | None, typer.Option(help="Rows with several turns: rate 'first' or 'all'.")
     ] = None,
+    role: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=KIND",
+            help="What a role of turns is: user, assistant, system or tool, as in "
+            "--role narrator=system. Repeatable.",
+        ),
+    ] = None,
     translation: Annotated[
         str | None, typer.Option(help="Languages of a translation column, as in de:en.")
     ] = None,
@@ -180,6 +188,7 @@ def scorers(
             response_column=response_column,
             turns=cast(Any, turns),
             translation=translation,
+            roles=tuple(role) if role else None,
             max_length=max_length,
             dtype=dtype,
             device=device,

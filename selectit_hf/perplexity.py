@@ -66,7 +66,8 @@ class ResponseScorer(ResolvedSelector):
         model, revision, dtype, device, device_map, token_budget: see
             `selectit_hf.scorers.RatingScorer`; a model that rates and reads is loaded once.
         context: what stands before a response given its instruction; see `CONTEXT`.
-        instruction_column, response_column, turns, translation: see `selectit_hf.rows.RowReader`.
+        instruction_column, response_column, turns, translation, roles: see
+            `selectit_hf.rows.RowReader`.
         max_length: longest sequence in tokens; ``None`` for the model's context.
         slug: replaces the model's name in the column names.
 
@@ -81,6 +82,7 @@ class ResponseScorer(ResolvedSelector):
     response_column: str | None = None
     turns: Turns | None = None
     translation: str | None = None
+    roles: Sequence[str] | None = None
     max_length: int | None = None
     dtype: str | None = None
     device: str | None = None
@@ -104,7 +106,8 @@ class ResponseScorer(ResolvedSelector):
         resolved = {name: rater[name] for name in OF_A_RATER if name in rater}
         places = dict.fromkeys(OF_A_PLACE)
         state = {**own, **resolved, **places, "version": PASS_VERSION}
-        del state["device_map"]  # which came later than what `datasets` has cached
+        for name in ("device_map", *(["roles"] if not state["roles"] else [])):
+            del state[name]  # which came later than what `datasets` has cached
         return state
 
     @property

@@ -35,7 +35,6 @@ __all__ = ["SHARD_SIZE", "check_plan", "compare", "make_plan", "read_plan", "wri
 
 FORMAT = 2
 LARGEST = 2**53
-READER = ("instruction_column", "response_column", "turns", "translation")
 SHARD_SIZE = 8192
 BATCH_PLAN = 1
 """Raised whenever the rows of a shard are batched in another way."""
@@ -242,7 +241,7 @@ def _out_of_range(plan: dict[str, Any]) -> str | None:
     if rating["max_length"] is not None and not 1 <= rating["max_length"] < LARGEST:
         return f"rating.max_length is {rating['max_length']}, which is not from 1 to 2**53"
     try:
-        RowReader(*(rating[name] for name in READER))
+        RowReader.of(rating)
         Template(rating["template"])
     except SettingError as error:
         return f"rating holds what is no setting: {error}"

@@ -146,9 +146,7 @@ class Run:
     @property
     def reader(self) -> RowReader:
         """How the rows were read."""
-        rating = self.plan["rating"]
-        names = ("instruction_column", "response_column", "turns", "translation")
-        return RowReader(*(rating[name] for name in names))
+        return RowReader.of(self.plan["rating"])
 
     def shards(self, slug: str) -> Shards:
         """The raw ratings of one model, as they lie in the folder."""
@@ -423,6 +421,7 @@ def _shard_table(ratings: Ratings, rows: range) -> pa.Table:
         {
             "row": pa.array(np.asarray(rows), pa.int64()),
             "status": pa.array(ratings.statuses, pa.string()),
+            "pair": pa.array(ratings.texts(), pa.string()),
             "logprobs": flat,
         }
     )

@@ -34,7 +34,16 @@ from selectit_hf.ratings import (
     typed,
 )
 from selectit_hf.reflection import Variant, check_variant
-from selectit_hf.rows import STATUSES, Pair, RowReader, Turns, check_batch, worst
+from selectit_hf.rows import (
+    READING,
+    STATUSES,
+    Pair,
+    RowReader,
+    Turns,
+    check_batch,
+    pair_hash,
+    worst,
+)
 
 __all__ = [
     "OF_A_PLACE",
@@ -50,7 +59,7 @@ __all__ = [
 
 OF_A_PLACE = ("device", "device_map", "token_budget")
 """The fields that say where a model runs, and can change no rating."""
-RATING_VERSION = 2
+RATING_VERSION = 3
 """Raised whenever a change to rows, prompts, tokens or engine changes a rating."""
 
 
@@ -68,7 +77,8 @@ class RatingScorer:
         rating_prompts: a text file with one prompt a line, or a list of texts; ``None`` for ours.
         template: the layout of a rating prompt; see `selectit_hf.prompts.Template`.
         chat: ask through the tokenizer's chat template, for instruct models.
-        instruction_column, response_column, turns, translation: see `selectit_hf.rows.RowReader`.
+        instruction_column, response_column, turns, translation, roles: see
+            `selectit_hf.rows.RowReader`.
         max_length: longest rating prompt in tokens; ``None`` for the model's context.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; ``None``: bfloat16 on CUDA, else
             float32.
@@ -101,6 +111,7 @@ class RatingScorer:
     response_column: str | None = None
     turns: Turns | None = None
     translation: str | None = None
+    roles: Sequence[str] | None = None
     max_length: int | None = None
     dtype: str | None = None
     device: str | None = None
@@ -133,6 +144,8 @@ class RatingScorer:
             raise SettingError(
                 f"name={self.name!r} goes into column names; use snake case: {slug(self.name)!r}."
             )
+        if self.roles is not None:
+            object.__setattr__(self, "roles", tuple(self.roles))
         if not isinstance(self.rating_prompts, (str, Path, type(None))):
             object.__setattr__(self, "rating_prompts", tuple(self.rating_prompts))
 
@@ -146,9 +159,7 @@ class RatingScorer:
     @property
     def reader(self) -> RowReader:
         """How rows are read."""
-        return RowReader(
-            self.instruction_column, self.response_column, self.turns, self.translation
-        )
+        return RowReader.of({name: getattr(self, name) for name in READING})
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -223,6 +234,7 @@ class RatingScorer:
                 "revision": Value("string"),
                 "parameters": Value("int64"),
                 "rating_key": Value("string"),
+                "pair": Value("string"),
             },
         }
         return {f"{kind}__{self.slug}": of[kind] for kind in self.kinds}
@@ -240,7 +252,7 @@ class RatingScorer:
             "token_score": nulled(tokens[:, 0].astype(np.float32), ratings.rated),
             "sentence_score": nulled(sentences.astype(np.float32), ratings.rated),
             "status": ratings.statuses,
-            "rater": [ratings.rater] * len(ratings.statuses),
+            "rater": [{**ratings.rater, "pair": pair} for pair in ratings.texts()],
         }
         return {f"{kind}__{self.slug}": of[kind] for kind in self.kinds}
 
@@ -274,12 +286,12 @@ class RatingScorer:
 
         Ratings that the same scorer left in the batch are used again, and only rating prompts that
         are missing are asked; without any, no model is loaded. They are recognised by the scorer's
-        settings, not by the text: drop the columns of a scorer before you edit rows and score them
-        again. See `__call__` for the errors; ``progress`` is told the number of rating prompts
-        done.
+        settings and by the text of the row, so an edited row is rated again. See `__call__` for the
+        errors; ``progress`` is told the number of rating prompts done.
         """
         pairs = self.reader.pairs(batch)
-        stored = _stored(batch, self)
+        texts = [pair_hash(pair) if isinstance(pair, Pair) else None for pair in pairs]
+        stored = _stored(batch, self).of_texts(texts)
         had, has = stored.logprobs.shape[1], stored.asked
         count = max(had, self.asked)
         logprobs = np.full((len(pairs), count, self.k), np.nan, dtype=np.float32)
@@ -302,7 +314,7 @@ class RatingScorer:
                 statuses[i] = status
         logprobs[[status not in RATED for status in statuses]] = np.nan
         facts = stored.rater or {**rater.facts(), "rating_key": self.rating_key()}
-        return Ratings(statuses, logprobs, facts, splits)
+        return Ratings(statuses, logprobs, facts, splits, tuple(texts))
 
     def prepare(self) -> None:
         """Load the tokenizer and refuse, before any weights are read, what cannot rate.
