@@ -3,7 +3,7 @@
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
@@ -16,15 +16,17 @@ from datasets import Dataset
 
 from selectit_hf import analysis, claims, mapping, options, screen, sources, supervisor
 from selectit_hf.analysis import JudgeSettings, Reader
+from selectit_hf.candidates import NAMES as SELECTORS
 from selectit_hf.card import CardSettings
 from selectit_hf.checkpoints import TINY_RATER
-from selectit_hf.errors import SelectItError, SettingError
-from selectit_hf.fingerprint import survey
+from selectit_hf.errors import InputError, SettingError
+from selectit_hf.faults import explained
 from selectit_hf.finishing import Reflection
 from selectit_hf.hub import Pushed, PushSettings
 from selectit_hf.inputs import rows_of
 from selectit_hf.mirror import mirror_of
 from selectit_hf.options import (
+    AllowUnrated,
     Data,
     DatasetName,
     Out,
@@ -36,13 +38,16 @@ from selectit_hf.options import (
     with_flags,
 )
 from selectit_hf.publishing import push_run
+from selectit_hf.ratings import RATED
 from selectit_hf.runs import Run, check_folder
 from selectit_hf.scorers import ModelScore, SentenceScore
 from selectit_hf.selection import Cut, select
 from selectit_hf.sources import Source
 from selectit_hf.spool import spool
 from selectit_hf.status import status
+from selectit_hf.survey import check_ranking, check_space, look
 from selectit_hf.workers import Worker
+from selectit_hf.writing import check_writable, writer
 
 __all__ = ["app", "main"]
 
@@ -84,6 +89,7 @@ def run(
         typer.Option(min=1, help="Worker processes. Default: one for each visible GPU, else one."),
     ] = None,
     per: Per = None,
+    allow_unrated: AllowUnrated = False,
 ) -> None:
     """Rate a dataset, score it and select the best rows, into a run folder.
 
@@ -98,6 +104,9 @@ def run(
         screen.hush()
     count = _count(worker, workers, scorers)
     rows, source = _spooled(dataset, split, out) if streaming else sources.load(dataset, split)
+    _survey(rows, source.name, scorers, allow_unrated)
+    check_ranking(rows, how.by, cut.threshold, SELECTORS)
+    check_space(out, rows, len(scorers), scorers[0].k, cut.proportion or 1.0)
     _run(rows, source, scorers, how, cut, out, shard_size, as_json, worker, count)
 
 
@@ -115,15 +124,17 @@ def score(
     how: Reflection,
     as_json: bool,
     split: Split = None,
+    allow_unrated: AllowUnrated = False,
 ) -> None:
     """Add score columns to a dataset and write all its rows.
 
     Rows that carry ratings by the same model and settings are not rated again. For long jobs prefer
     'selectit run', which loses nothing when it is stopped.
     """
-    write = _writer(out)
-    rows, _ = sources.load(dataset, split)
-    survey(rows, scorers[0].reader)
+    write = writer(out)
+    rows, source = sources.load(dataset, split)
+    check_writable(out, rows)
+    _survey(rows, source.name, scorers, allow_unrated)
     if not as_json:
         datasets.enable_progress_bars()
     for scorer in scorers:
@@ -136,6 +147,7 @@ def score(
         raise SettingError("--weights combine several models, and there is one.")
     write(rows)
     statuses = {s.slug: dict(Counter(rows[f"status__{s.slug}"])) for s in scorers}
+    _refuse_nothing_rated(statuses)
     counted = "; ".join(f"{slug}: {screen.counts(found)}" for slug, found in statuses.items())
     facts = {"rows": len(rows), "statuses": statuses, "out": str(out)}
     screen.say(facts, as_json, f"{len(rows)} rows with score columns are in {out} ({counted}).")
@@ -195,8 +207,9 @@ def select_command(
         )
     if mirror.url:
         raise SettingError(f"{mirror.url} can take what is selected from a run; give a file.")
-    write = _writer(out)
+    write = writer(out)
     rows, _ = sources.load(scored, split)
+    check_writable(out, rows)
     selection = select(
         rows, by=how.by, proportion=cut.proportion, n=cut.n, threshold=cut.threshold,
         variant=cut.variant,
@@ -349,9 +362,6 @@ def _run(
     worker: Worker,
     count: int,
 ) -> None:
-    reader = scorers[0].reader
-    layout, columns = reader.layout_name(rows.column_names), reader.columns(rows.column_names)
-    screen.tell(f"{len(rows)} rows of {source.name}, read as {layout}: {', '.join(columns)}")
     started = Run.start(out, rows, source, scorers, shard_size)
     later = analysis.is_selector(rows, how.by)
     if later and worker.world > 1:
@@ -381,6 +391,24 @@ def _run(
         screen.tell(f"Stopped. The same command goes on from the last full shard in {where}.")
         raise
     screen.show_summary(summary, started.mirror.url or out, as_json)
+    _refuse_nothing_rated({m: facts["statuses"] for m, facts in summary["models"].items()})
+
+
+def _survey(
+    rows: Dataset, name: str, scorers: Sequence[SentenceScore], allow_unrated: bool
+) -> None:
+    """Read all rows before any model is loaded, and say what is read."""
+    screen.tell(look(rows, scorers[0].reader, allow_unrated).words(name))
+
+
+def _refuse_nothing_rated(statuses: Mapping[str, Mapping[str, int]]) -> None:
+    """Let a model that rated no row at all be an error."""
+    for slug, counts in statuses.items():
+        if not any(counts.get(status) for status in RATED):
+            raise InputError(
+                f"{slug} rated none of the rows: {screen.counts(dict(counts))}. Rows of the status "
+                "'oom' need a smaller --token-budget, and those of 'nonfinite' another --dtype."
+            )
 
 
 class _Stop:
@@ -429,19 +457,6 @@ def _spooled(dataset: str, split: str | None, out: Path) -> tuple[Dataset, Sourc
         return spool(stream, out / "rows", source)
 
 
-def _writer(out: Path) -> Callable[[Dataset], Any]:
-    """How a dataset is written to ``out``; refused before any work if it cannot be."""
-    if out.suffix == ".parquet":
-        return lambda rows: rows.to_parquet(out)
-    if out.suffix == ".jsonl":
-        return lambda rows: rows.to_json(out, force_ascii=False)
-    if out.suffix:
-        raise SettingError(f"--out {out.name} must end in .parquet or .jsonl, or be a folder.")
-    if out.exists():
-        raise SettingError(f"The folder {out.name!r} is there already; name another with --out.")
-    return lambda rows: rows.save_to_disk(out)
-
-
 def main() -> None:
     """Run the command; errors are a paragraph on stderr, with a traceback under ``--debug``."""
     try:
@@ -449,20 +464,6 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        if isinstance(error, SelectItError):
-            screen.complain(f"Error: {error}{_notes(error)}")
-            sys.exit(1)
-        if isinstance(error, OSError):
-            words = "Check the path, its permissions, and the room on the disk."
-            screen.complain(f"Error: {error}. {words}{_notes(error)}")
-            sys.exit(1)
-        screen.complain(
-            f"Unexpected {type(error).__name__}: {error}{_notes(error)}\nThis is a fault of "
-            "selectit; run the command again with --debug and report what it shows."
-        )
-        sys.exit(70)
-
-
-def _notes(error: Exception) -> str:
-    """Where it happened, as far as it was noted."""
-    return "".join(f" {note}" for note in getattr(error, "__notes__", ()))
+        words, code = explained(error)
+        screen.complain(words)
+        sys.exit(code)

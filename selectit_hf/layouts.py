@@ -23,15 +23,16 @@ class Reading(Protocol):
     """The settings that a row is read with; see `selectit_hf.rows.RowReader`."""
 
     @property
-    def instruction_column(self) -> str | None: ...
+    def turns(self) -> Any:
+        """The policy for several turns."""
+
     @property
-    def response_column(self) -> str | None: ...
+    def translation(self) -> str | None:
+        """The languages."""
+
     @property
-    def turns(self) -> Any: ...
-    @property
-    def translation(self) -> str | None: ...
-    @property
-    def kinds(self) -> Mapping[str, str]: ...
+    def kinds(self) -> Mapping[str, str]:
+        """What roles are, by their normalised names."""
 
 
 Row = Mapping[str, Any]

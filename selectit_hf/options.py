@@ -23,6 +23,7 @@ from selectit_hf.scorers import SentenceScore
 from selectit_hf.selection import Cut
 
 __all__ = [
+    "AllowUnrated",
     "Alpha",
     "Data",
     "DatasetName",
@@ -53,8 +54,9 @@ DatasetName = Annotated[
     str,
     typer.Argument(
         metavar="DATASET",
-        help="Hub name (name\\[:config]\\[@revision]), a json, jsonl, parquet or csv file, or a "
-        "folder written by save_to_disk.",
+        help="Hub name (name\\[:config]\\[@revision]); a json, jsonl, csv, tsv, parquet or arrow "
+        "file, text also as .gz, .bz2, .xz or .zst; a folder or pattern of files, as in "
+        "'data/*.jsonl'; or a folder written by save_to_disk.",
     ),
 ]
 
@@ -120,7 +122,14 @@ Per = Annotated[
     typer.Option(help="Column of groups: the same share of each, so that none takes all."),
 ]
 Seed = Annotated[int, typer.Option(help="Of --by random.")]
-Split = Annotated[str | None, typer.Option(help="Which split, where there are several.")]
+Split = Annotated[
+    str | None,
+    typer.Option(help="Which split, where there are several, or a part, as in train\\[:1000]."),
+]
+AllowUnrated = Annotated[
+    bool,
+    typer.Option("--allow-unrated", help="Go on though more than half of the rows get no score."),
+]
 
 
 def scorers(

@@ -189,13 +189,13 @@ def _documents(text: str, name: str) -> Iterator[Record]:
 
 
 def _refuse_wrapped(row: dict[str, Any], name: str) -> None:
-    for key, value in row.items():
-        if isinstance(value, list) and len(row) == 1 and all(isinstance(v, dict) for v in value):
-            if not any({"role", "from"} & set(one) for one in value):
-                raise InputError(
-                    f"{name!r} is one object whose rows lie under {key!r}; write that list alone "
-                    f"into a file, as in jq '.{key}' {name} > rows.json."
-                )
+    ((key, value), *more) = row.items() or [("", None)]
+    rows = value if isinstance(value, list) and not more else []
+    if any(isinstance(one, dict) and not {"role", "from"} & set(one) for one in rows):
+        raise InputError(
+            f"{name!r} is one object whose rows lie under {key!r}; write that list alone into a "
+            f"file, as in jq '.{key}' {name} > rows.json."
+        )
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,9 @@ under, is everything resolved that can change a rating and nothing else; see
 import dataclasses
 import hashlib
 import json
+import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +46,7 @@ from selectit_hf.rows import (
     pair_hash,
     worst,
 )
+from selectit_hf.survey import REMEDIES, of_statuses
 
 __all__ = [
     "OF_A_PLACE",
@@ -56,6 +59,8 @@ __all__ = [
     "token_score",
 ]
 
+
+logger = logging.getLogger(__name__)
 
 OF_A_PLACE = ("device", "device_map", "token_budget")
 """The fields that say where a model runs, and can change no rating."""
@@ -274,6 +279,7 @@ class RatingScorer:
             RatingsError: the batch holds ratings of another scorer under the same column names.
         """
         ratings = self.rate(batch, rank)
+        _warn_of_unrated(self.slug, ratings.statuses)
         return typed(self.values(ratings), self.columns)
 
     def rate(
@@ -566,6 +572,23 @@ def _stored(batch: Batch, scorer: RatingScorer) -> Ratings:
             f"as in name='{name}_2', or drop those columns."
         )
     return ratings if ratings.rater else nothing
+
+
+_WARNED: set[str] = set()
+
+
+def _warn_of_unrated(slug: str, statuses: Sequence[str]) -> None:
+    """Say once in a process that rows cannot be rated, and what helps."""
+    found = Counter(status for status in statuses if status in REMEDIES)
+    if not found or slug in _WARNED:
+        return
+    if found["multi_turn"] or 2 * found.total() > len(statuses):
+        _WARNED.add(slug)
+        ((most, _),) = found.most_common(1)
+        logger.warning(
+            "%d of %d rows of a batch cannot be rated (%s). For %r: %s",
+            found.total(), len(statuses), of_statuses(dict(found)), most, REMEDIES[most],
+        )  # fmt: skip
 
 
 def _check_overwrites(batch: Batch, columns: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""Conversations to the pair that is rated: whose turns they are, what they say, which is the answer.
+"""Conversations to the pair that is rated: whose turns, what they say, which is the answer.
 
 A turn is a dict with a role and a content under any of their common names. Tool calls are turns of
 the assistant, and what tools give back are turns of a tool: both are text like any other.

@@ -14,8 +14,21 @@ import selectit_hf
 
 PACKAGE = Path(selectit_hf.__file__).parent
 FLOORS = {
-    0: {"batching", "errors", "shortcuts", "storage", "shapes", "quiet"},
-    1: {"loading", "rows", "reflection", "selection", "sources", "page_map", "claims"},
+    0: {"arrow_types", "batching", "errors", "shortcuts", "storage", "shapes", "quiet", "turns"},
+    1: {
+        "faults",
+        "files",
+        "layouts",
+        "records",
+        "translation",
+        "loading",
+        "rows",
+        "reflection",
+        "selection",
+        "sources",
+        "page_map",
+        "claims",
+    },
     2: {
         "checkpoints",
         "duplicates",
@@ -32,7 +45,9 @@ FLOORS = {
         "selectors",
         "shards",
         "spool",
+        "survey",
         "tokens",
+        "writing",
     },
     3: {"baselines", "diversity", "judge", "perplexity", "raters", "scorers", "workers"},
     4: {
