@@ -193,7 +193,7 @@ class Candidates:
                 raise SettingError("'judge' needs a judge: its endpoint and its model.")
             return self.judge
         rating = self.measures.run.plan["rating"]
-        reading = {name: rating.get(name) for name in READING}
+        reading: dict[str, Any] = {name: rating.get(name) for name in READING}
         model, revision = self._reader_model()
         who = {"model": model, "revision": revision}
         if name == "length":

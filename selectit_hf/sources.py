@@ -324,7 +324,7 @@ def _is_read_here(builder: Any) -> bool:
 def _read_hub(builder: Any, name: str, split: str, sha: str) -> Dataset:
     """The text files of a split, downloaded, and read as local ones."""
     files = [
-        HfFileSystem().resolve_path(url).path_in_repo for url in builder.config.data_files[split]
+        str(getattr(HfFileSystem().resolve_path(url), "path_in_repo", "")) for url in builder.config.data_files[split]
     ]
     files = [file for file in files if kind_of(Path(file))]
     if not files:

@@ -18,7 +18,7 @@ from datasets import Dataset
 from selectit_hf.arrow_types import unholdable
 from selectit_hf.errors import InputError, SettingError
 from selectit_hf.rows import RowReader
-from selectit_hf.turns import KINDS, TURN_KEYS, normalised
+from selectit_hf.turns import KINDS, TURN_KEYS
 
 __all__ = ["REMEDIES", "Survey", "check_ranking", "check_space", "look", "of_statuses", "take_in"]
 
@@ -218,10 +218,10 @@ def _unread_keys(type_: pa.DataType) -> list[str]:
     if not pa.types.is_struct(type_):
         return []
     names = [field.name for field in type_]
-    small = {normalised(name) for name in names}
+    small = {name.strip().lower() for name in names}
     if not small & {"role", "from", "content", "value"}:
         return []
-    return [name for name in names if normalised(name) not in TURN_KEYS]
+    return [name for name in names if name.strip().lower() not in TURN_KEYS]
 
 
 # What comes later

@@ -13,6 +13,7 @@ import numpy as np
 
 __all__ = [
     "KINDS",
+    "NAMES",
     "ROLES",
     "TURN_KEYS",
     "Turn",
@@ -42,8 +43,8 @@ NAMES = {
     "tool_results tool_output tool_outputs function_response function_result function_output "
     "function_observation ipython environment",
 }
-ROLES = {name: kind for kind, names in NAMES.items() for name in names.split()}
-"""The roles that are known, in small letters and with ``_`` for what is between words."""
+ROLES = {name.replace("_", ""): kind for kind, names in NAMES.items() for name in names.split()}
+"""The roles that are known, in small letters and without what is between words."""
 
 ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
 CONTENT_KEYS = ("content", "value", "text", "message", "utterance", "refusal")
@@ -119,19 +120,19 @@ def _without_nulls(value: object) -> object:
     return value
 
 
-def plain(value: object) -> object:
+def plain(value: Any) -> Any:
     """Lists in place of arrays."""
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def normalised(role: str) -> str:
-    """A role in small letters, with ``_`` for whatever is between its words.
+    """A role in small letters, without whatever is between its words.
 
     Example:
         >>> normalised("AI-Assistant:")
-        'ai_assistant'
+        'aiassistant'
     """
-    return re.sub(r"[\W_]+", "_", role.casefold()).strip("_")
+    return re.sub(r"[\W_]+", "", role.casefold())
 
 
 # Turns
@@ -185,7 +186,7 @@ def _turn(turn: object, roles: Mapping[str, str]) -> tuple[str, str]:
     """The kind of a turn, or its role as written where that is unknown, and its text."""
     if not isinstance(turn, Mapping):
         raise Unratable("type")
-    keys = {normalised(key): value for key, value in turn.items() if isinstance(key, str)}
+    keys = {key.strip().lower(): value for key, value in turn.items() if isinstance(key, str)}
     role = _first(keys, ROLE_KEYS)
     if isinstance(role, Mapping):  # the author of an exported chat
         role = role.get("role")
