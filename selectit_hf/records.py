@@ -54,7 +54,9 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
                     _refuse_utf16(line, name)
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 yield number, _decoded(line, name, number)
-    except BROKEN as error:
+    except (*BROKEN, OSError) as error:
+        if path.suffix.lower() not in COMPRESSIONS:
+            raise
         raise InputError(
             f"{name!r} cannot be unpacked behind line {number}: {error or 'it ends too early'}. "
             "Copy or download the file again."
@@ -191,7 +193,7 @@ def _documents(text: str, name: str) -> Iterator[Record]:
 def _refuse_wrapped(row: dict[str, Any], name: str) -> None:
     ((key, value), *more) = row.items() or [("", None)]
     rows = value if isinstance(value, list) and not more else []
-    if any(isinstance(one, dict) and not {"role", "from"} & set(one) for one in rows):
+    if any(isinstance(one, dict) and not {"role", "from", "speaker"} & set(one) for one in rows):
         raise InputError(
             f"{name!r} is one object whose rows lie under {key!r}; write that list alone into a "
             f"file, as in jq '.{key}' {name} > rows.json."
