@@ -60,6 +60,8 @@ def explained(error: Exception) -> tuple[str, int]:
 
 def _library(error: BaseException) -> str | None:
     """The library that raised: by the exception's type, else by the innermost frame of one."""
+    if type(error) is Exception:  # as what is written in Rust raises, without a frame
+        return "tokenizers"
     home = type(error).__module__.partition(".")[0]
     if home in REMEDIES:
         return home

@@ -323,10 +323,9 @@ def _is_read_here(builder: Any) -> bool:
 
 def _read_hub(builder: Any, name: str, split: str, sha: str) -> Dataset:
     """The text files of a split, downloaded, and read as local ones."""
-    files = [
-        str(getattr(HfFileSystem().resolve_path(url), "path_in_repo", "")) for url in builder.config.data_files[split]
-    ]
-    files = [file for file in files if kind_of(Path(file))]
+    urls, hub = builder.config.data_files[split], HfFileSystem()
+    found = [str(getattr(hub.resolve_path(url), "path_in_repo", "")) for url in urls]
+    files = [file for file in found if kind_of(Path(file))]
     if not files:
         raise without_rows(name)
     paths = [Path(hf_hub_download(name, file, repo_type="dataset", revision=sha)) for file in files]

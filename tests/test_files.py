@@ -262,9 +262,7 @@ def selectit(*arguments: object) -> None:
     before = sys.argv
     sys.argv = ["selectit", *map(str, arguments)]
     try:
-        cli.main()
-    except SystemExit as stop:
-        assert not stop.code, arguments
+        cli.app(standalone_mode=False)
     finally:
         sys.argv = before
 

@@ -116,7 +116,11 @@ FILES: dict[str, tuple[dict[str, Any], str | None, tuple[str, str] | str]] = {
         ("Sum up.\nIt rains.", "Rain."),
     ),
     "FLAN": ({"inputs": ASKED, "targets": SAID, "task": "qa"}, None, (ASKED, SAID)),
-    "UltraChat": ({"id": "1", "data": [ASKED, SAID, "Another?", "The Rhine."]}, "first", (ASKED, SAID)),
+    "UltraChat": (
+        {"id": "1", "data": [ASKED, SAID, "Another?", "The Rhine."]},
+        "first",
+        (ASKED, SAID),
+    ),
     "UltraChat 200k": (
         {
             "prompt": ASKED,
