@@ -182,7 +182,7 @@ class Length(ResolvedSelector):
 
     Attributes:
         model, revision, base_model: whose tokenizer; see `selectit_hf.scorers.RatingScorer`.
-        instruction_column, response_column, turns, translation: see
+        instruction_column, response_column, turns, translation, roles: see
             `selectit_hf.rows.RowReader`.
         slug: replaces the model's name in the column names.
 
@@ -197,6 +197,7 @@ class Length(ResolvedSelector):
     response_column: str | None = None
     turns: Turns | None = None
     translation: str | None = None
+    roles: Sequence[str] | None = None
     slug: str | None = None
     _rater: TokenScore = field(init=False, repr=False, compare=False, hash=False)
 

@@ -18,6 +18,7 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +36,7 @@ from selectit_hf.perplexity import IFD, Perplexity, ResponseScorer
 from selectit_hf.quotas import standing
 from selectit_hf.ratings import Ratings
 from selectit_hf.reflection import Variant
-from selectit_hf.rows import Pair, RowReader, worst
+from selectit_hf.rows import READING, Pair, RowReader, worst
 from selectit_hf.runs import ratings_of
 from selectit_hf.scorers import OF_THE_WEIGHTS
 from selectit_hf.selection import Cut, decide, kept_rows
@@ -201,13 +202,12 @@ class Candidates:
                 raise SettingError("'judge' needs a judge: its endpoint and its model.")
             return self.judge
         rating = self.measures.run.plan["rating"]
-        reading = {f: rating[f] for f in ("instruction_column", "response_column", "turns")}
+        reading: dict[str, Any] = {name: rating.get(name) for name in READING}
         model, revision = self._reader_model()
-        who = {
+        who: dict[str, Any] = {
             "model": model,
             "revision": revision,
             "base_model": self.base_model,
-            "translation": rating["translation"],
         }
         if name == "length":
             return Length(**who, **reading)

@@ -298,6 +298,7 @@ def _run_command(facts: Mapping[str, Any]) -> str:
     parts += [["--chat"]] if rating["chat"] else []
     for name, value in json.loads(rating.get("chat_template_kwargs") or "{}").items():
         parts.append(["--chat-kwarg", f"{name}={json.dumps(value)}"])
+    parts += [["--role", mapping] for mapping in rating.get("roles") or ()]
     parts += [[flag, str(value)] for flag, value in flags.items() if value is not None]
     parts.append(["--out", "RUN"])
     return " \\\n  ".join(shlex.join(part) for part in parts)

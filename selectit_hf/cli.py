@@ -2,25 +2,31 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import datasets
 import typer
-from datasets import Dataset
 
 from selectit_hf import analysis, mapping, options, runs, screen, sources
 from selectit_hf.analysis import JudgeSettings, Reader
 from selectit_hf.card import CardSettings
 from selectit_hf.checkpoints import TINY_RATER
-from selectit_hf.cli_runs import Settings, Stop, commands, run_all
-from selectit_hf.errors import SelectItError, SettingError
-from selectit_hf.fingerprint import survey
+from selectit_hf.cli_runs import (
+    Settings,
+    Stop,
+    commands,
+    refuse_nothing_rated,
+    run_all,
+    tell_survey,
+)
+from selectit_hf.errors import SettingError
+from selectit_hf.faults import explained
 from selectit_hf.hub import Pushed, PushSettings
 from selectit_hf.options import (
+    AllowUnrated,
     Data,
     DatasetName,
     Out,
@@ -34,6 +40,7 @@ from selectit_hf.publishing import push_run
 from selectit_hf.runs import Reflection
 from selectit_hf.scorers import ModelScore, SentenceScore
 from selectit_hf.selection import Cut, select
+from selectit_hf.writing import check_writable, writer
 
 __all__ = ["app", "main"]
 
@@ -68,15 +75,17 @@ def score(
     how: Reflection,
     as_json: bool,
     split: Split = None,
+    allow_unrated: AllowUnrated = False,
 ) -> None:
     """Add score columns to a dataset and write all its rows.
 
     Rows that carry ratings by the same model and settings are not rated again. For long jobs prefer
     'selectit run', which loses nothing when it is stopped.
     """
-    write = _writer(out)
-    rows, _ = sources.load(dataset, split)
-    survey(rows, scorers[0].reader)
+    write = writer(out)
+    rows, source = sources.load(dataset, split)
+    check_writable(out, rows)
+    tell_survey(rows, source.name, scorers, allow_unrated)
     if not as_json:
         datasets.enable_progress_bars()
     for scorer in scorers:
@@ -89,6 +98,7 @@ def score(
         raise SettingError("--weights combine several models, and there is one.")
     write(rows)
     statuses = {s.slug: dict(Counter(rows[f"status__{s.slug}"])) for s in scorers}
+    refuse_nothing_rated(statuses)
     counted = "; ".join(f"{slug}: {screen.counts(found)}" for slug, found in statuses.items())
     facts = {"rows": len(rows), "statuses": statuses, "out": str(out)}
     screen.say(facts, as_json, f"{len(rows)} rows with score columns are in {out} ({counted}).")
@@ -145,8 +155,9 @@ def select_command(
         )
     if runs.is_url(out):
         raise SettingError(f"{out} can take what is selected from a run; give a file.")
-    write = _writer(Path(out))
+    write = writer(Path(out))
     rows, _ = sources.load(scored, split)
+    check_writable(Path(out), rows)
     selection = select(
         rows, by=how.by, proportion=cut.proportion, n=cut.n, threshold=cut.threshold,
         variant=cut.variant,
@@ -273,19 +284,6 @@ def report(
     screen.say({"report": str(page)}, as_json, f"The report is {page}.")
 
 
-def _writer(out: Path) -> Callable[[Dataset], Any]:
-    """How a dataset is written to ``out``; refused before any work if it cannot be."""
-    if out.suffix == ".parquet":
-        return lambda rows: rows.to_parquet(out)
-    if out.suffix == ".jsonl":
-        return lambda rows: rows.to_json(out, force_ascii=False)
-    if out.suffix:
-        raise SettingError(f"--out {out.name} must end in .parquet or .jsonl, or be a folder.")
-    if out.exists():
-        raise SettingError(f"The folder {out.name!r} is there already; name another with --out.")
-    return lambda rows: rows.save_to_disk(out)
-
-
 def main() -> None:
     """Run the command; errors are a paragraph on stderr, with a traceback under ``--debug``."""
     try:
@@ -293,20 +291,6 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        if isinstance(error, SelectItError):
-            screen.complain(f"Error: {error}{_notes(error)}")
-            sys.exit(1)
-        if isinstance(error, OSError):
-            words = "Check the path, its permissions, and the room on the disk."
-            screen.complain(f"Error: {error}. {words}{_notes(error)}")
-            sys.exit(1)
-        screen.complain(
-            f"Unexpected {type(error).__name__}: {error}{_notes(error)}\nThis is a fault of "
-            "selectit; run the command again with --debug and report what it shows."
-        )
-        sys.exit(70)
-
-
-def _notes(error: Exception) -> str:
-    """Where it happened, as far as it was noted."""
-    return "".join(f" {note}" for note in getattr(error, "__notes__", ()))
+        words, code = explained(error)
+        screen.complain(words)
+        sys.exit(code)

@@ -1,9 +1,10 @@
 """The commands of a run: plan, rate and finish, ``run`` for all three, and status."""
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,16 +12,28 @@ from datasets import Dataset
 
 from selectit_hf import analysis, mapping, options, runs, screen, sources
 from selectit_hf.analysis import Reader
-from selectit_hf.errors import RunError, SettingError
-from selectit_hf.options import Data, DatasetName, Out, Per, RunNamed, Split, with_flags
+from selectit_hf.candidates import NAMES as SELECTORS
+from selectit_hf.errors import InputError, RunError, SettingError
+from selectit_hf.options import (
+    AllowUnrated,
+    Data,
+    DatasetName,
+    Out,
+    Per,
+    RunNamed,
+    Split,
+    with_flags,
+)
+from selectit_hf.ratings import RATED
 from selectit_hf.runs import Reflection, Run
 from selectit_hf.runs.engines import local
 from selectit_hf.runs.engines.launchers import Rank
 from selectit_hf.scorers import SentenceScore
 from selectit_hf.selection import Cut
 from selectit_hf.sources import Source
+from selectit_hf.survey import check_ranking, check_space, look
 
-__all__ = ["Settings", "Stop", "commands", "run_all"]
+__all__ = ["Settings", "Stop", "commands", "refuse_nothing_rated", "run_all", "tell_survey"]
 
 commands = typer.Typer()
 
@@ -80,6 +93,7 @@ def run(
     wait: Wait = WAIT,
     allow_mixed: AllowMixed = False,
     per: Per = None,
+    allow_unrated: AllowUnrated = False,
 ) -> None:
     """Rate a dataset, score it and select the best rows, into a run folder.
 
@@ -95,6 +109,10 @@ def run(
         screen.hush()
     count = _count(rank, workers, scorers)
     rows, source = _rows(dataset, split, streaming, out)
+    tell_survey(rows, source.name, scorers, allow_unrated)
+    check_ranking(rows, how.by, cut.threshold, SELECTORS)
+    if not runs.is_url(out):
+        check_space(Path(out), rows, len(scorers), scorers[0].k, cut.proportion or 1.0)
     settings = Settings(how, cut, rank, count, wait, allow_mixed)
     run_all(rows, source, scorers, out, settings, as_json, shard_size)
 
@@ -109,12 +127,14 @@ def plan(
     split: Split = None,
     streaming: Streaming = False,
     shard_size: ShardSize = None,
+    allow_unrated: AllowUnrated = False,
 ) -> None:
     """Write the plan of a run: which rows, models and prompts, cut into shards. Nothing is rated.
 
     Then 'selectit launch RUN', or 'selectit rate RUN' as often as you like, and 'selectit finish'.
     """
     rows, source = _rows(dataset, split, streaming, out)
+    tell_survey(rows, source.name, scorers, allow_unrated)
     planned = runs.plan(rows, source, scorers, out, shard_size)
     runs.prepare(planned, scorers)
     left, shards = len(runs.pending(planned)), len(planned.parts)
@@ -235,9 +255,6 @@ def run_all(
     shard_size: int | None = None,
 ) -> None:
     """Plan, rate and finish."""
-    reader = scorers[0].reader
-    layout, columns = reader.layout_name(rows.column_names), reader.columns(rows.column_names)
-    screen.tell(f"{len(rows)} rows of {source.name}, read as {layout}: {', '.join(columns)}")
     store, shared = runs.open_store(out), settings.rank.world > 1
     runs.check_folder(store)
     with nullcontext() if shared else local.alone(store):
@@ -256,6 +273,7 @@ def run_all(
             raise
     if summary is not None:
         screen.show_summary(summary, started.where, as_json)
+        refuse_nothing_rated({m: facts["statuses"] for m, facts in summary["models"].items()})
 
 
 def _rate(
@@ -305,6 +323,31 @@ def _finished(
     here = settings.rank.local_rank
     runs.rate(started, rows, scorers, local_rank=here, allow_mixed=mixed)
     return finish()
+
+
+def tell_survey(
+    rows: Dataset, name: str, scorers: Sequence[SentenceScore], allow_unrated: bool
+) -> None:
+    """Read all rows before any model is loaded, and say what is read.
+
+    Raises:
+        InputError: rating them would be in vain; see `survey.look`.
+    """
+    screen.tell(look(rows, scorers[0].reader, allow_unrated).words(name))
+
+
+def refuse_nothing_rated(statuses: Mapping[str, Mapping[str, int]]) -> None:
+    """Let a model that rated no row at all be an error.
+
+    Raises:
+        InputError: it names the model and the statuses.
+    """
+    for slug, counts in statuses.items():
+        if not any(counts.get(status) for status in RATED):
+            raise InputError(
+                f"{slug} rated none of the rows: {screen.counts(dict(counts))}. Rows of the status "
+                "'oom' need a smaller --token-budget, and those of 'nonfinite' another --dtype."
+            )
 
 
 class Stop:

@@ -17,7 +17,7 @@ __all__ = ["Measured", "contrast", "measure"]
 
 ROWS = 1000
 BINS = 40
-CONVERSATIONS = ("messages", "ShareGPT")
+CONVERSATIONS = ("messages", "ShareGPT", "conversation")
 DIGIT = re.compile(r"\d")
 PLAIN = ("Alpaca", "named columns")
 """Layouts whose pairs are text columns as they stand; a third one joins the instruction."""

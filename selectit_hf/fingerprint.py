@@ -21,8 +21,6 @@ __all__ = ["fingerprint", "survey"]
 ROWS = 1000
 """Rows hashed at a time. Part of what the hash means: another number gives another hash."""
 
-WITH_TURNS = ("messages", "ShareGPT", "prompt/completion")
-
 
 class _Digest(Protocol):
     def update(self, data: Any, /) -> None: ...
@@ -49,7 +47,8 @@ def survey(dataset: Dataset, reader: RowReader) -> str:
 
 def _multi_turn(dataset: Dataset, reader: RowReader) -> int:
     columns = list(reader.columns(dataset.column_names))
-    if reader.turns is not None or reader.layout_name(dataset.column_names) not in WITH_TURNS:
+    layout = reader.layout(dataset.column_names)
+    if reader.turns is not None or not (layout.has_turns or "history" in columns):
         return 0
     read = dataset.with_format(None).select_columns(columns)
     return sum(

@@ -20,7 +20,7 @@ from selectit_hf import reflection, report
 from selectit_hf.checkpoints import TINY_RATER
 from selectit_hf.errors import InputError, RatingsError, RunError, SettingError
 from selectit_hf.ratings import Ratings
-from selectit_hf.rows import RowReader
+from selectit_hf.rows import READING, RowReader
 from selectit_hf.runs import Run, Store, open_run
 from selectit_hf.scorers import ModelScore, RatingScorer, SentenceScore
 from selectit_hf.selection import Cut, Selection, decide
@@ -31,7 +31,6 @@ __all__ = ["Finished", "Rows", "from_run", "from_selection", "is_score"]
 BATCH = 1000
 KINDS = ("rating_logprobs__", "token_score__", "sentence_score__", "status__", "rater__")
 COMBINED = ("model_score", "selectit_status")
-READING = ("instruction_column", "response_column", "turns", "translation")
 CHAT = "chat_template_kwargs"
 ASKING = ("k", "rating_prompts", "template", "chat", CHAT, "max_length", *READING)
 DTYPES = ("float32", "bfloat16", "float16")
@@ -186,9 +185,7 @@ def from_selection(
     how = _reflection(raters, [one for one in scorers if isinstance(one, ModelScore)], selection)
     _check_scores(dataset, selection.by, ratings, how)
     asked = _common(raters)
-    summary = report.summarise(
-        dataset, selection, ratings, RowReader(*(asked[key] for key in READING))
-    )
+    summary = report.summarise(dataset, selection, ratings, RowReader.of(asked))
     rows = {"rows": len(dataset), "columns": [c for c in dataset.column_names if not is_score(c)]}
     facts = {
         "input": asdict(source) | rows,
@@ -356,10 +353,11 @@ def _check_scores(
 
 
 def _distinct(raters: pa.ChunkedArray) -> list[dict[str, Any]]:
-    """The raters that occur."""
+    """The raters that occur, whatever texts they rated."""
     fields = raters.combine_chunks().drop_null().flatten()
-    names = [field.name for field in raters.type]
-    found = pa.table(fields, names=names).group_by(names).aggregate([])
+    table = pa.table(fields, names=[field.name for field in raters.type])
+    names = [name for name in table.column_names if name != "pair"]
+    found = table.select(names).group_by(names).aggregate([])
     return list(found.to_pylist())
 
 

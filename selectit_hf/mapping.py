@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import multiprocess
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from datasets.fingerprint import Hasher
 
-from selectit_hf.errors import SettingError
+from selectit_hf.errors import InputError, SettingError
 from selectit_hf.scorers import ModelScore, RatingScorer
 
 __all__ = ["device_count", "environment", "score"]
@@ -51,6 +51,7 @@ def score(
             ``device_map`` takes all GPUs in this process.
 
     Raises:
+        InputError: ``dataset`` is no `Dataset`, but a dict of splits or a stream.
         SettingError: ``num_proc`` is less than 1, or more than 1 with a ``device_map``.
         What the scorer raises; see `RatingScorer.__call__`.
 
@@ -59,6 +60,7 @@ def score(
     """
     if num_proc is not None and num_proc < 1:
         raise SettingError(f"num_proc={num_proc} must be at least 1.")
+    _check_dataset(dataset)
     rates = isinstance(scorer, RatingScorer)
     spread = scorer.spread if isinstance(scorer, RatingScorer) else None
     if spread and num_proc not in (None, 1):
@@ -88,6 +90,24 @@ def score(
             num_proc=count,
             with_rank=rates,
             new_fingerprint=Hasher.hash([dataset._fingerprint, scorer, count]),
+        )
+
+
+def _check_dataset(dataset: object) -> None:
+    if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
+        raise InputError(
+            f"This is a dict of the splits {', '.join(map(str, dataset))}; score one of them, as "
+            f"in score(ds[{next(iter(dataset), 'train')!r}], scorer)."
+        )
+    if isinstance(dataset, IterableDataset):
+        raise InputError(
+            "A stream cannot be shared out to processes; score it as it passes, as in "
+            "ds.map(scorer, batched=True), or put it on the disk with 'selectit run --streaming'."
+        )
+    if not isinstance(dataset, Dataset):
+        raise InputError(
+            f"score takes a datasets.Dataset, not a {type(dataset).__name__}; make one, as in "
+            "Dataset.from_list(rows) or Dataset.from_pandas(frame)."
         )
 
 

@@ -22,6 +22,7 @@ from selectit_hf.scorers import SentenceScore
 from selectit_hf.selection import Cut
 
 __all__ = [
+    "AllowUnrated",
     "Alpha",
     "Data",
     "DatasetName",
@@ -51,8 +52,9 @@ DatasetName = Annotated[
     str,
     typer.Argument(
         metavar="DATASET",
-        help="Hub name (name\\[:config]\\[@revision]), a json, jsonl, parquet or csv file, or a "
-        "folder written by save_to_disk.",
+        help="Hub name (name\\[:config]\\[@revision]); a json, jsonl, csv, tsv, parquet or arrow "
+        "file, text also as .gz, .bz2, .xz or .zst; a folder or pattern of files, as in "
+        "'data/*.jsonl'; or a folder written by save_to_disk.",
     ),
 ]
 
@@ -116,7 +118,14 @@ Per = Annotated[
     typer.Option(help="Column of groups: the same share of each, so that none takes all."),
 ]
 Seed = Annotated[int, typer.Option(help="Of --by random.")]
-Split = Annotated[str | None, typer.Option(help="Which split, where there are several.")]
+Split = Annotated[
+    str | None,
+    typer.Option(help="Which split, where there are several, or a part, as in train\\[:1000]."),
+]
+AllowUnrated = Annotated[
+    bool,
+    typer.Option("--allow-unrated", help="Go on though more than half of the rows get no score."),
+]
 
 
 def scorers(
@@ -152,6 +161,14 @@ def scorers(
     response_column: Annotated[str | None, typer.Option(help="Instead of detection.")] = None,
     turns: Annotated[
         str | None, typer.Option(help="Rows with several turns: rate 'first' or 'all'.")
+    ] = None,
+    role: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=KIND",
+            help="What a role of turns is: user, assistant, system or tool, as in "
+            "--role narrator=system. Repeatable.",
+        ),
     ] = None,
     translation: Annotated[
         str | None, typer.Option(help="Languages of a translation column, as in de:en.")
@@ -192,6 +209,7 @@ def scorers(
             response_column=response_column,
             turns=cast(Any, turns),
             translation=translation,
+            roles=tuple(role) if role else None,
             max_length=max_length,
             base_model=base_model,
             dtype=dtype,

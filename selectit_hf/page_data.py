@@ -145,8 +145,7 @@ def packed(values: NDArray[Any], dtype: str) -> dict[str, str]:
 
 
 def _reader(finished: Finished) -> RowReader:
-    names = ("instruction_column", "response_column", "turns", "translation")
-    return RowReader(*(finished.facts["rating"][name] for name in names))
+    return RowReader.of(finished.facts["rating"])
 
 
 def _variant(finished: Finished) -> Variant:

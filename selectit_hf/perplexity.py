@@ -67,7 +67,8 @@ class ResponseScorer(ResolvedSelector):
             token_budget: see `selectit_hf.scorers.RatingScorer`; a model that rates and reads is
             loaded once.
         context: what stands before a response given its instruction; see `CONTEXT`.
-        instruction_column, response_column, turns, translation: see `selectit_hf.rows.RowReader`.
+        instruction_column, response_column, turns, translation, roles: see
+            `selectit_hf.rows.RowReader`.
         max_length: longest sequence in tokens; ``None`` for the model's context.
         slug: replaces the model's name in the column names.
 
@@ -82,6 +83,7 @@ class ResponseScorer(ResolvedSelector):
     response_column: str | None = None
     turns: Turns | None = None
     translation: str | None = None
+    roles: Sequence[str] | None = None
     max_length: int | None = None
     base_model: str | None = None
     dtype: str | None = None
@@ -125,7 +127,7 @@ class ResponseScorer(ResolvedSelector):
         return Pass(self, "alone")
 
 
-LATER = ("base_model", "quantization", "attn_implementation")
+LATER = ("base_model", "quantization", "attn_implementation", "roles")
 OF_A_RATER = tuple(
     f.name
     for f in dataclasses.fields(ResponseScorer)

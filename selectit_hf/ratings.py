@@ -42,6 +42,8 @@ class Ratings(NamedTuple):
             all that can change a rating.
         splits: batches that had to be halved for memory.
         reading: how the log-probabilities were computed; ``None`` where none were.
+        pairs: (n) `rows.pair_hash` of the text that was rated, ``None`` for a row that is no pair;
+            empty where nobody knows.
     """
 
     statuses: list[str]
@@ -49,6 +51,19 @@ class Ratings(NamedTuple):
     rater: dict[str, Any]
     splits: int = 0
     reading: Reading | None = None
+    pairs: Sequence[str | None] | pa.ChunkedArray = ()
+
+    def texts(self) -> Sequence[str | None] | pa.ChunkedArray:
+        """(n) the ``pairs``, all ``None`` where nobody knows."""
+        return self.pairs if len(self.pairs) else (None,) * len(self.statuses)
+
+    def of_texts(self, texts: Sequence[str | None]) -> "Ratings":
+        """These ratings, without those of another text than ``texts`` (n) has now."""
+        same = [old == new for old, new in zip(self.texts(), texts, strict=True)]
+        statuses = [s if ok else "" for s, ok in zip(self.statuses, same, strict=True)]
+        logprobs = self.logprobs.copy()
+        logprobs[~np.array(same, np.bool_)] = np.nan
+        return self._replace(statuses=statuses, logprobs=logprobs, pairs=tuple(texts))
 
     @property
     def rated(self) -> NDArray[np.bool_]:
@@ -78,7 +93,7 @@ def read_ratings(batch: Batch, name: str, k: int = 0) -> Ratings:
         RatingsError: a column is missing, or the rows were rated by different scorers.
     """
     try:
-        raters = [rater for rater in batch[f"rater__{name}"] if rater is not None]
+        rows = list(batch[f"rater__{name}"])
         lists = list(batch[f"rating_logprobs__{name}"])
         statuses = [status or "" for status in batch[f"status__{name}"]]
     except KeyError as error:
@@ -86,13 +101,49 @@ def read_ratings(batch: Batch, name: str, k: int = 0) -> Ratings:
             f"The column {error.args[0]} is missing beside rater__{name}; score the dataset again, "
             f"or drop every column ending in __{name}."
         ) from error
+    _check_kinds(name, rows, lists, statuses)
+    pairs = tuple(None if rater is None else rater.get("pair") for rater in rows)
+    raters = [{k: v for k, v in one.items() if k != "pair"} for one in rows if one is not None]
     if any(rater != raters[0] for rater in raters):
         keys = sorted({rater["rating_key"] for rater in raters})
         raise RatingsError(
             f"The rows hold ratings by different scorers under the name {name!r}, with the keys "
             f"{', '.join(keys)}. Score the parts under names of their own."
         )
-    return Ratings(statuses, _array(lists, k), raters[0] if raters else {})
+    return Ratings(statuses, _array(lists, k), raters[0] if raters else {}, pairs=pairs)
+
+
+def _check_kinds(name: str, raters: list[Any], lists: list[Any], statuses: list[Any]) -> None:
+    """Refuse columns that are no longer what a scorer wrote, as behind a CSV file.
+
+    Raises:
+        RatingsError: it names the column.
+    """
+    wrong = {
+        "rater": any(not _is_rater(one) for one in raters),
+        "rating_logprobs": any(not _is_table(one) for one in lists),
+        "status": any(not isinstance(one, str) for one in statuses),
+    }
+    for kind in (kind for kind, found in wrong.items() if found):
+        raise RatingsError(
+            f"The column {kind}__{name} does not hold what a scorer writes; a CSV file, for one, "
+            "keeps only texts. Score the dataset from a parquet file, a jsonl file or a saved "
+            f"dataset, or drop every column ending in __{name}."
+        )
+
+
+def _is_rater(value: object) -> bool:
+    return value is None or (isinstance(value, Mapping) and "rating_key" in value)
+
+
+def _is_table(value: object) -> bool:
+    """Whether a value can be one row's log-probabilities: lists of equally many numbers."""
+    if value is None:
+        return True
+    try:
+        return np.asarray(value, np.float32).ndim == 2
+    except (TypeError, ValueError):
+        return False
 
 
 def _array(lists: Sequence[Any], k: int) -> NDArray[np.float32]:

@@ -9,7 +9,9 @@ under, is everything resolved that can change a rating and nothing else; see
 import dataclasses
 import hashlib
 import json
+import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +37,17 @@ from selectit_hf.ratings import (
     typed,
 )
 from selectit_hf.reflection import Variant, check_variant
-from selectit_hf.rows import STATUSES, Pair, RowReader, Turns, check_batch, worst
+from selectit_hf.rows import (
+    READING,
+    STATUSES,
+    Pair,
+    RowReader,
+    Turns,
+    check_batch,
+    pair_hash,
+    worst,
+)
+from selectit_hf.survey import REMEDIES, of_statuses
 from selectit_hf.ways import together
 
 __all__ = [
@@ -50,6 +62,8 @@ __all__ = [
     "token_score",
 ]
 
+
+logger = logging.getLogger(__name__)
 
 OF_A_PLACE = ("device", "device_map", "token_budget")
 """The fields that say where a model runs, and can change no rating."""
@@ -77,7 +91,8 @@ class RatingScorer:
         chat: ask through the tokenizer's chat template, for instruct models.
         chat_template_kwargs: the template's keyword arguments, as in
             ``{"enable_thinking": False}``; kept as their JSON text.
-        instruction_column, response_column, turns, translation: see `selectit_hf.rows.RowReader`.
+        instruction_column, response_column, turns, translation, roles: see
+            `selectit_hf.rows.RowReader`.
         max_length: longest rating prompt in tokens; ``None`` for the model's context.
         base_model: the base of an adapter, a Hub name or a folder; ``None``: the one that its
             configuration names.
@@ -117,6 +132,7 @@ class RatingScorer:
     response_column: str | None = None
     turns: Turns | None = None
     translation: str | None = None
+    roles: Sequence[str] | None = None
     max_length: int | None = None
     base_model: str | None = None
     dtype: str | None = None
@@ -158,6 +174,8 @@ class RatingScorer:
             raise SettingError(
                 f"name={self.name!r} goes into column names; use snake case: {slug(self.name)!r}."
             )
+        if self.roles is not None:
+            object.__setattr__(self, "roles", tuple(self.roles))
         if not isinstance(self.rating_prompts, (str, Path, type(None))):
             object.__setattr__(self, "rating_prompts", tuple(self.rating_prompts))
 
@@ -171,9 +189,7 @@ class RatingScorer:
     @property
     def reader(self) -> RowReader:
         """How rows are read."""
-        return RowReader(
-            self.instruction_column, self.response_column, self.turns, self.translation
-        )
+        return RowReader.of({name: getattr(self, name) for name in READING})
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -248,6 +264,7 @@ class RatingScorer:
                 "revision": Value("string"),
                 "parameters": Value("int64"),
                 "rating_key": Value("string"),
+                "pair": Value("string"),
             },
         }
         return {f"{kind}__{self.slug}": of[kind] for kind in self.kinds}
@@ -265,7 +282,7 @@ class RatingScorer:
             "token_score": nulled(tokens[:, 0].astype(np.float32), ratings.rated),
             "sentence_score": nulled(sentences.astype(np.float32), ratings.rated),
             "status": ratings.statuses,
-            "rater": [ratings.rater] * len(ratings.statuses),
+            "rater": [{**ratings.rater, "pair": pair} for pair in ratings.texts()],
         }
         return {f"{kind}__{self.slug}": of[kind] for kind in self.kinds}
 
@@ -287,6 +304,7 @@ class RatingScorer:
             RatingsError: the batch holds ratings of another scorer under the same column names.
         """
         ratings = self.rate(batch, rank)
+        _warn_of_unrated(self.slug, ratings.statuses)
         return typed(self.values(ratings), self.columns)
 
     def rate(
@@ -302,12 +320,12 @@ class RatingScorer:
 
         Ratings that the same scorer left in the batch are used again, and only rating prompts that
         are missing are asked; without any, no model is loaded. They are recognised by the scorer's
-        settings, not by the text: drop the columns of a scorer before you edit rows and score them
-        again. See `__call__` for the errors; ``progress`` is told the number of rating prompts
-        done.
+        settings and by the text of the row, so an edited row is rated again. See `__call__` for the
+        errors; ``progress`` is told the number of rating prompts done.
         """
         pairs = self.reader.pairs(batch)
-        stored = _stored(batch, self)
+        texts = [pair_hash(pair) if isinstance(pair, Pair) else None for pair in pairs]
+        stored = _stored(batch, self).of_texts(texts)
         had, has = stored.logprobs.shape[1], stored.asked
         count = max(had, self.asked)
         logprobs = np.full((len(pairs), count, self.k), np.nan, dtype=np.float32)
@@ -333,7 +351,7 @@ class RatingScorer:
                 statuses[i] = status
         logprobs[[status not in RATED for status in statuses]] = np.nan
         facts = stored.rater or {**rater.facts(), "rating_key": self.rating_key()}
-        return Ratings(statuses, logprobs, facts, splits, together(readings))
+        return Ratings(statuses, logprobs, facts, splits, together(readings), tuple(texts))
 
     def prepare(self) -> None:
         """Load the tokenizer and refuse, before any weights are read, what cannot rate.
@@ -635,6 +653,23 @@ def _stored(batch: Batch, scorer: RatingScorer) -> Ratings:
             f"as in name='{name}_2', or drop those columns."
         )
     return ratings if ratings.rater else nothing
+
+
+_WARNED: set[str] = set()
+
+
+def _warn_of_unrated(slug: str, statuses: Sequence[str]) -> None:
+    """Say once in a process that rows cannot be rated, and what helps."""
+    found = Counter(status for status in statuses if status in REMEDIES)
+    if not found or slug in _WARNED:
+        return
+    if found["multi_turn"] or 2 * found.total() > len(statuses):
+        _WARNED.add(slug)
+        ((most, _),) = found.most_common(1)
+        logger.warning(
+            "%d of %d rows of a batch cannot be rated (%s). For %r: %s",
+            found.total(), len(statuses), of_statuses(dict(found)), most, REMEDIES[most],
+        )  # fmt: skip
 
 
 def _check_overwrites(batch: Batch, columns: Iterable[str]) -> None:

@@ -1,30 +1,30 @@
-"""Where rows come from: a dataset of the Hub or a local file, pinned to what it holds."""
+"""Where rows come from: a dataset of the Hub or local files, pinned to what they hold."""
 
+import glob
 import hashlib
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import datasets
-import pandas
+import pyarrow as pa
 from datasets import (
     Dataset,
     DatasetDict,
-    Features,
     IterableDataset,
     IterableDatasetDict,
-    Value,
+    ReadInstruction,
+    get_dataset_config_names,
     load_dataset,
     load_dataset_builder,
     load_from_disk,
 )
+from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.exceptions import DatasetsError
 from httpx2 import HTTPError
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, HfFileSystem, hf_hub_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -33,27 +33,16 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from selectit_hf.errors import InputError
+from selectit_hf.errors import InputError, SelectItError
+from selectit_hf.files import KINDS, as_held, file_sha256, kind_of, read_files
 
 __all__ = ["Source", "load", "readable", "stream", "without_rows"]
 
 NO_ROWS = ("corresponds to no data", "No columns to parse", "BatchSize must be greater than 0")
 """How the readers say that a file has no rows."""
 
-
-def _read_csv(path: str, streaming: bool) -> Dataset:
-    """Every cell a text as it stands: 007 is no number, and NA no missing value."""
-    names = pandas.read_csv(path, nrows=0).columns
-    types = Features({name: Value("string") for name in names})
-    return Dataset.from_csv(path, features=types, keep_default_na=False, streaming=streaming)
-
-
-READERS: dict[str, Callable[..., Any]] = {
-    ".json": Dataset.from_json,
-    ".jsonl": Dataset.from_json,
-    ".parquet": Dataset.from_parquet,
-    ".csv": _read_csv,
-}
+READ_HERE = ("json", "csv")
+"""Builders of `datasets` whose files are read as local ones are, since they guess types."""
 
 HUB_NAME = re.compile(r"(?P<name>[^:@]+)(:(?P<config>[^@]+))?(@(?P<revision>.+))?")
 
@@ -76,8 +65,15 @@ class Source:
 
 
 def load(dataset: str, split: str | None = None) -> tuple[Dataset, Source]:
-    """Load ``name[:config][@revision]`` from the Hub, or a json, jsonl, parquet or csv file, or a
-    folder written by ``save_to_disk``.
+    """Load ``name[:config][@revision]`` from the Hub, local files, or a saved dataset.
+
+    A file is json, jsonl, ndjson, csv, tsv, parquet or arrow, text also compressed (gz, bz2, xz,
+    zst); several are given as a folder, a pattern such as ``data/*.jsonl``, or with commas. See
+    docs/formats.md.
+
+    Args:
+        dataset: what to load.
+        split: which one, or a part of it, as in ``train[:1000]``.
 
     Raises:
         InputError: it is not there, cannot be read, is empty, or has several splits and none named.
@@ -89,27 +85,28 @@ def load(dataset: str, split: str | None = None) -> tuple[Dataset, Source]:
 
 
 def stream(dataset: str, split: str | None = None) -> tuple[IterableDataset, Source]:
-    """As `load`, one row after the other: nothing is downloaded or converted beforehand.
+    """As `load`, one row after the other: what the Hub has as parquet is not downloaded before.
 
-    `selectit_hf.spool.spool` puts the rows on the disk, where they can be read in any order.
+    `selectit_hf.spool.spool` puts the rows on the disk, where they can be read in any order. What
+    the types of text files are follows from all their rows, so those are read whole, as by `load`.
 
     Raises:
         InputError: it is not there, or has several splits and none named. What cannot be read, or
             has no rows, is found while it is read.
     """
     rows, source = _open(dataset, split, streaming=True)
-    return rows, source
+    return rows if isinstance(rows, IterableDataset) else rows.to_iterable_dataset(), source
 
 
 def _open(dataset: str, split: str | None, streaming: bool) -> tuple[Any, Source]:
     path = Path(dataset).expanduser()
-    looks_local = path.suffix in READERS or dataset.startswith((".", "/", "~"))
+    files = [path] if path.is_file() else _several(dataset)
+    if files:
+        return _load_files(files, path.name, split)
     if path.is_dir():
-        rows, source = _load_folder(path, split)
-        return rows.to_iterable_dataset() if streaming else rows, source
-    if path.exists():
-        return _load_file(path, split, streaming)
-    if looks_local:
+        is_saved = any((path / name).is_file() for name in SAVED)
+        return _load_saved(path, split) if is_saved else _load_folder(path, split)
+    if kind_of(path) or dataset.startswith((".", "/", "~")):
         raise InputError(f"There is no file {dataset!r}; check the path.")
     return _load_hub(dataset, split, streaming)
 
@@ -117,45 +114,93 @@ def _open(dataset: str, split: str | None, streaming: bool) -> tuple[Any, Source
 # Local
 
 
-def _load_file(path: Path, split: str | None, streaming: bool) -> tuple[Any, Source]:
-    if path.suffix not in READERS:
+SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
+
+
+def _several(dataset: str) -> list[Path]:
+    """The files of a pattern or of a list with commas; none where it is neither."""
+    parts = [Path(part).expanduser() for part in dataset.split(",")]
+    if len(parts) > 1 and all(part.is_file() for part in parts):
+        return parts
+    path = Path(dataset).expanduser()
+    if path.exists() or not glob.has_magic(dataset):
+        return []
+    found = sorted(Path(one) for one in glob.glob(str(path), recursive=True))
+    return [one for one in found if one.is_file()]
+
+
+def _load_files(paths: list[Path], name: str, split: str | None) -> tuple[Dataset, Source]:
+    base, part = _cut(split)
+    if base not in (None, "train"):
+        raise InputError(f"Files have no split {split!r}; omit --split.")
+    rows = _read(paths, [path.name for path in paths], name)
+    source = Source(name, None, split or "train", _content_hash(paths))
+    return _part(rows, part, name), source
+
+
+def _read(paths: Sequence[Path], names: Sequence[str], name: str, **how: Any) -> Dataset:
+    kinds = {kind_of(path): path.name for path in reversed(paths)}
+    if None in kinds:
         raise InputError(
-            f"The file {path.name!r} is not one of {', '.join(READERS)}; convert it, or name a "
-            "folder written by save_to_disk."
+            f"The file {kinds[None]!r} is not one of {', '.join(KINDS)}, of which text may be "
+            "compressed (gz, bz2, xz, zst); convert it, or name a folder written by save_to_disk."
         )
-    if split not in (None, "train"):
-        raise InputError(f"A single file has no split {split!r}; leave --split away.")
-    if path.stat().st_size == 0:
-        raise without_rows(path.name)
-    with readable(path.name):
-        rows = READERS[path.suffix](str(_by_content(path)), streaming=streaming)
-        return rows, Source(path.name, None, "train", _content_hash([path], path.parent))
-
-
-def _by_content(path: Path) -> Path:
-    """A link to the file, named after what the file holds.
-
-    `datasets` caches what it read under a file's name and time, so a file overwritten in place
-    could come back as it was; and it takes ``*`` or ``::`` in a name for a pattern.
-    """
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "selectit_hf"
-    folder.mkdir(parents=True, exist_ok=True)
-    link = folder / f"{_file_hash(path)}{path.suffix}"
-    fresh = link.with_name(f"{link.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(path.resolve())
-    return fresh.replace(link)
+    if len(kinds) > 1:
+        raise InputError(
+            f"{name!r} has files of several kinds ({', '.join(sorted(kinds.values()))}); name "
+            "those of one kind, as in 'data/*.jsonl'."
+        )
+    (kind,) = kinds
+    if all(path.stat().st_size == 0 for path in paths):
+        raise without_rows(name)
+    with readable(name):
+        return read_files(paths, names, str(kind), **how)
 
 
 def _load_folder(path: Path, split: str | None) -> tuple[Dataset, Source]:
+    """A folder of files, whose names may tell splits."""
+    files = [p for p in sorted(path.rglob("*")) if p.is_file() and kind_of(p) and _is_seen(p, path)]
+    if not files:
+        raise InputError(
+            f"The folder {path.name!r} is no saved dataset and has no file of rows "
+            f"({', '.join(KINDS)}); name another."
+        )
+    with readable(path.name):
+        found = DataFilesDict.from_patterns(get_data_patterns(str(path)), base_path=str(path))
+    splits = {str(s): [f for f in files if str(f) in set(ones)] for s, ones in found.items()}
+    splits = {name: ones for name, ones in splits.items() if ones}
+    left = set(files).difference(*splits.values())
+    if left:
+        raise InputError(
+            f"The folder {path.name!r} has splits by the names of its files, and "
+            f"{min(left).name!r} is of none; name files, as in '{path.name}/*.jsonl'."
+        )
+    base, part = _cut(split)
+    chosen = _choose_split(list(splits), base, path.name)
+    ones = splits[chosen]
+    rows = _read(ones, [str(one.relative_to(path)) for one in ones], path.name)
+    source = Source(path.name, None, split or chosen, _content_hash(ones, path))
+    return _part(rows, part, path.name), source
+
+
+def _is_seen(path: Path, root: Path) -> bool:
+    return not any(part.startswith((".", "__")) for part in path.relative_to(root).parts)
+
+
+def _load_saved(path: Path, split: str | None) -> tuple[Dataset, Source]:
+    base, part = _cut(split)
     with readable(path.name):
         try:
             loaded = load_from_disk(str(path))
         except IndexError as error:  # what it says of a dataset saved without rows
             raise without_rows(path.name) from error
-    rows, chosen = _one_split(loaded, split, path.name)
+    single = not isinstance(loaded, DatasetDict) and part and base == "train"
+    rows, chosen = _one_split(loaded, None if single else base, path.name)
+    with readable(path.name):
+        rows = as_held(rows, path.name)
     files = sorted(p for p in path.rglob("*") if p.is_file() and not _is_cache(p))
-    return rows, Source(path.name, None, chosen, _content_hash(files, path))
+    source = Source(path.name, None, split or chosen, _content_hash(files, path))
+    return _part(rows, part, path.name), source
 
 
 def _is_cache(path: Path) -> bool:
@@ -163,10 +208,35 @@ def _is_cache(path: Path) -> bool:
     return path.name.startswith(("cache-", "tmp"))
 
 
+# Splits
+
+
+def _cut(split: str | None) -> tuple[str | None, str | None]:
+    """The split of ``train[:1000]``, and the whole where a part of it is asked for."""
+    if split is None or "[" not in split:
+        return split, None
+    return split.partition("[")[0], split
+
+
+def _part(rows: Dataset, part: str | None, name: str) -> Dataset:
+    if part is None:
+        return rows
+    base = part.partition("[")[0]
+    try:
+        (found,) = ReadInstruction.from_spec(part).to_absolute({base: len(rows)})
+    except (ValueError, AssertionError) as error:
+        raise InputError(
+            f"--split {part} is no part of the {len(rows)} rows of {name!r}: {error} Write it as "
+            "in train[:1000] or train[:10%]."
+        ) from error
+    start, stop = found.from_ or 0, len(rows) if found.to is None else found.to
+    return rows.select(range(start, stop))
+
+
 def _one_split(loaded: Any, split: str | None, name: str) -> tuple[Any, str]:
     if not isinstance(loaded, (DatasetDict, IterableDatasetDict)):
         if split is not None:
-            raise InputError(f"{name!r} is a single split; leave --split away.")
+            raise InputError(f"{name!r} is a single split; omit --split.")
         return loaded, "train"
     chosen = _choose_split(list(loaded), split, name)
     return loaded[chosen], chosen
@@ -184,16 +254,12 @@ def _choose_split(splits: list[str], split: str | None, name: str) -> str:
     )
 
 
-def _content_hash(files: list[Path], root: Path) -> str:
+def _content_hash(files: Sequence[Path], root: Path | None = None) -> str:
     total = hashlib.sha256()
     for path in files:
-        total.update(f"{path.relative_to(root)}\0{_file_hash(path)}\n".encode())
+        called = path.name if root is None else path.relative_to(root)
+        total.update(f"{called}\0{file_sha256(path)}\n".encode())
     return f"sha256:{total.hexdigest()}"
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # The Hub
@@ -207,15 +273,69 @@ def _load_hub(dataset: str, split: str | None, streaming: bool) -> tuple[Any, So
         )
     name, config, revision = match["name"], match["config"], match["revision"]
     sha = _commit(name, revision)
+    base, part = _cut(split)
     with readable(name):
-        builder = load_dataset_builder(name, config, revision=sha)
-        known = list(builder.info.splits or {})
-        if known:
-            split = _choose_split(known, split, name)
-        loaded = load_dataset(name, config, split=split, revision=sha, streaming=streaming)
-    several = isinstance(loaded, (DatasetDict, IterableDatasetDict))
-    rows, chosen = _one_split(loaded, split, name) if several else (loaded, str(split))
-    return rows, Source(name, config, chosen, sha)
+        builder = _builder(name, config, sha)
+        known = list(builder.info.splits or {}) or list(builder.config.data_files or {})
+        chosen = _choose_split(known, base, name) if known else base
+        source = Source(name, config, split or str(chosen), sha)
+        if _is_read_here(builder):
+            return _part(_read_hub(builder, name, str(chosen), sha), part, name), source
+        if streaming and part:
+            raise InputError(f"--streaming reads a whole split, not {part}; omit one of both.")
+        loaded = load_dataset(name, config, split=chosen, revision=sha, streaming=streaming)
+        several = isinstance(loaded, (DatasetDict, IterableDatasetDict))
+        rows, chosen = _one_split(loaded, base, name) if several else (loaded, str(chosen))
+        if not streaming:
+            rows = _part(as_held(rows, name), part, name)
+    return rows, Source(name, config, split or chosen, sha)
+
+
+def _builder(name: str, config: str | None, sha: str) -> Any:
+    try:
+        return load_dataset_builder(name, config, revision=sha)
+    except ValueError as error:
+        configs = get_dataset_config_names(name, revision=sha)
+        if config in configs or (config is None and len(configs) < 2):
+            raise
+        problem = "none was named" if config is None else f"there is no {config!r}"
+        raise InputError(
+            f"The dataset {name!r} has the configs {', '.join(configs)}, and {problem}; choose "
+            f"one, as in {name}:{configs[0]}."
+        ) from error
+
+
+def _is_read_here(builder: Any) -> bool:
+    """Whether the files are text, and the card says nothing else about how to read them."""
+    if (
+        type(builder).__module__.rpartition(".")[2] not in READ_HERE
+        or not builder.config.data_files
+    ):
+        return False
+    usual = type(builder.config)()
+    own = ("name", "version", "data_dir", "data_files", "description", "features", "sep")
+    return all(
+        getattr(builder.config, f.name) == getattr(usual, f.name)
+        for f in fields(builder.config)
+        if f.name not in own
+    )
+
+
+def _read_hub(builder: Any, name: str, split: str, sha: str) -> Dataset:
+    """The text files of a split, downloaded, and read as local ones."""
+    urls, hub = builder.config.data_files[split], HfFileSystem()
+    found = [str(getattr(hub.resolve_path(url), "path_in_repo", "")) for url in urls]
+    files = [file for file in found if kind_of(Path(file))]
+    if not files:
+        raise without_rows(name)
+    paths = [Path(hf_hub_download(name, file, repo_type="dataset", revision=sha)) for file in files]
+    return _read(
+        paths,
+        files,
+        name,
+        features=builder.info.features,
+        delimiter=getattr(builder.config, "sep", None),
+    )
 
 
 def _commit(name: str, revision: str | None) -> str:
@@ -247,6 +367,18 @@ def _gated(name: str) -> InputError:
     )
 
 
+FOREIGN = (
+    DatasetsError,
+    HTTPError,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    pa.ArrowException,
+)
+
+
 @contextmanager
 def readable(name: str) -> Iterator[None]:
     """Turn what the libraries raise while a dataset is read into an `InputError`."""
@@ -254,7 +386,9 @@ def readable(name: str) -> Iterator[None]:
         yield
     except GatedRepoError as error:
         raise _gated(name) from error
-    except (DatasetsError, HTTPError, OSError, ValueError) as error:
+    except SelectItError:
+        raise
+    except FOREIGN as error:
         cause = error.__cause__ or error
         detail = str(cause).strip().split("\n", 1)[0]
         if any(text in detail for text in NO_ROWS):

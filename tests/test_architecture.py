@@ -16,6 +16,7 @@ PACKAGE = Path(selectit_hf.__file__).parent
 FLOORS = {
     0: {
         "adapters",
+        "arrow_types",
         "attention",
         "batching",
         "complete",
@@ -26,6 +27,7 @@ FLOORS = {
         "quiet",
         "shared_prefix",
         "spread",
+        "turns",
     },
     1: {
         "chat",
@@ -37,6 +39,11 @@ FLOORS = {
         "rows",
         "selection",
         "sources",
+        "faults",
+        "files",
+        "layouts",
+        "records",
+        "translation",
     },
     2: {
         "ahead",
@@ -53,7 +60,9 @@ FLOORS = {
         "ratings",
         "responses",
         "selectors",
+        "survey",
         "tokens",
+        "writing",
     },
     3: {"baselines", "diversity", "judge", "mapping", "perplexity", "raters", "scorers"},
     4: {

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selectit_hf.errors import InputError, SettingError
-from selectit_hf.rows import LAYOUTS, STATUSES, Pair, RowReader, worst
+from selectit_hf.layouts import LAYOUTS
+from selectit_hf.rows import STATUSES, Pair, RowReader, worst
 
 OK = Pair("Add 1 and 2.", "3")
 
@@ -146,14 +147,16 @@ def test_policies_leave_a_single_exchange_alone():
 
 def test_a_question_behind_the_last_answer_is_not_rated():
     open_ended = [*LONG, *said(("user", "Thanks."))]
-    assert one({"messages": open_ended}, turns="all") == one({"messages": LONG}, turns="all")
+    assert one({"messages": open_ended}, turns="all") == "unanswered"
+    assert one({"messages": open_ended}, turns="first") == one({"messages": LONG}, turns="first")
+    assert one({"messages": open_ended}) == "multi_turn"
 
 
 def test_the_first_exchange_is_a_question_and_its_answer():
     turns = said(("assistant", "Hello."), ("user", "Add 1 and 2."), ("assistant", "3"))
     assert one({"messages": turns}, turns="first") == OK
     tools = said(("user", "Time?"), ("tool", "12:00"), ("assistant", "Noon."))
-    assert one({"messages": tools}, turns="first") == "empty"
+    assert one({"messages": tools}, turns="first") == Pair("User: Time?\nTool: 12:00", "Noon.")
     assert one({"messages": tools}, turns="all") == Pair("User: Time?\nTool: 12:00", "Noon.")
 
 
@@ -214,7 +217,7 @@ def test_translations_that_are_not_there(value, status):
         ({"instruction": "Add.", "output": "3\ud800"}, "encoding"),
         ({"instruction": "\udfffAdd.", "output": "3"}, "encoding"),
         ({"prompt": None, "completion": "3"}, "empty"),
-        ({"prompt": said(("user", "Add.")), "completion": "3"}, "type"),
+        ({"prompt": said(("user", "Add.")), "completion": 3}, "type"),
         ({"messages": None}, "empty"),
         ({"messages": []}, "empty"),
         ({"messages": said(("user", "Add."))}, "empty"),
@@ -315,4 +318,4 @@ def test_any_junk_is_a_pair_or_a_status(rows, turns):
                 assert text.strip()
                 text.encode("utf-8")
         else:
-            assert one_read in {"empty", "type", "encoding", "multi_turn"}
+            assert one_read in {"empty", "type", "encoding", "multi_turn", "unanswered"}

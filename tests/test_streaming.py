@@ -164,7 +164,7 @@ def test_files_stream_as_they_load(tmp_path, name):
 
 def test_what_cannot_be_read_says_so_when_it_is_read(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"a": "b"}\n{"a": ')
-    with pytest.raises(InputError, match=r"'rows\.jsonl' cannot be read"):
+    with pytest.raises(InputError, match=r"'rows\.jsonl', line 2, character 7"):
         spool(*_reordered(tmp_path, *sources.stream(str(tmp_path / "rows.jsonl"))))
     with pytest.raises(InputError, match="no file"):
         sources.stream(str(tmp_path / "none.jsonl"))

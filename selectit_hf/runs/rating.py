@@ -257,6 +257,7 @@ def _table(ratings: Ratings, rows: range) -> pa.Table:
         {
             "row": pa.array(np.asarray(rows), pa.int64()),
             "status": pa.array(ratings.statuses, pa.string()),
+            "pair": pa.array(ratings.texts(), pa.string()),
             "logprobs": pa.FixedSizeListArray.from_arrays(values, prompts * k),
         }
     )

@@ -15,7 +15,7 @@ from selectit_hf.checkpoints import TINY_RATER, resolve
 from selectit_hf.errors import RunError
 from selectit_hf.runs.run import Run
 from selectit_hf.runs.streaming import streamed
-from selectit_hf.scorers import SentenceScore
+from selectit_hf.scorers import OF_THE_WEIGHTS, SentenceScore
 from selectit_hf.sources import Source
 
 __all__ = ["inputs", "rows_of"]
@@ -49,6 +49,7 @@ def inputs(
                 f"down; give it again with --model. It must still hold {model['revision']}."
             )
         own = {name: model[name] for name in ("name", "revision", "dtype", "token_budget")}
+        own |= {setting: model[setting] for setting in OF_THE_WEIGHTS if setting in model}
         name = folders.get(model["revision"], model["model"])
         scorers.append(SentenceScore(model=name, **own, **run.plan["rating"], **place))
     return rows_of(run, data, split), scorers
@@ -75,7 +76,8 @@ def rows_of(run: Run, data: str | None = None, split: str | None = None) -> Data
             "its rows can be read with all their columns."
         )
     config = f":{said.config}" if said.config else ""
-    several = data is None or (Path(data) / "dataset_dict.json").is_file()
+    is_one = data is not None and (Path(data).is_file() or (Path(data) / "state.json").is_file())
+    several = not is_one or "[" in said.split
     rows, found = sources.load(
         data or f"{said.name}{config}@{said.revision}", split or (said.split if several else None)
     )

@@ -123,7 +123,9 @@ class _Rated(NamedTuple):
         assert table is not None
         flat = table["logprobs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         logprobs = flat.reshape(-1, k, k)
-        return Ratings(table["status"].to_pylist(), logprobs, facts["rater"], facts["oom_splits"])
+        pairs = table["pair"] if "pair" in table.column_names else ()
+        statuses, splits = table["status"].to_pylist(), facts["oom_splits"]
+        return Ratings(statuses, logprobs, facts["rater"], splits, pairs=pairs)
 
     def _table(self, number: int) -> pa.Table | None:
         table, rows = self.shards.table(self.facts[number]), self.shards.parts[number].rows
@@ -289,14 +291,30 @@ def _columns(scorer: SentenceScore, ratings: Ratings) -> dict[str, pa.Array]:
     tokens = reflection.token_score(ratings.logprobs, scorer.variant)
     sentences = reflection.sentence_score(tokens, scorer.alpha)
     missing = ~ratings.rated
-    rater = pa.scalar(ratings.rater, Features(scorer.columns).arrow_schema.field(-1).type)
     return {
         f"rating_logprobs__{scorer.slug}": nested_lists(ratings.logprobs, ratings.rated),
         f"token_score__{scorer.slug}": pa.array(tokens[:, 0].astype(np.float32), mask=missing),
         f"sentence_score__{scorer.slug}": pa.array(sentences.astype(np.float32), mask=missing),
         f"status__{scorer.slug}": pa.array(ratings.statuses, pa.string()),
-        f"rater__{scorer.slug}": pa.repeat(rater, len(missing)),
+        f"rater__{scorer.slug}": _raters(scorer, ratings),
     }
+
+
+def _raters(scorer: SentenceScore, ratings: Ratings) -> pa.Array:
+    type_ = Features(scorer.columns).arrow_schema.field(-1).type
+    of = {
+        field.name: pa.repeat(
+            pa.scalar(ratings.rater.get(field.name), field.type), len(ratings.statuses)
+        )
+        for field in type_
+    }
+    pairs = ratings.texts()
+    of["pair"] = (
+        pairs.combine_chunks()
+        if isinstance(pairs, pa.ChunkedArray)
+        else pa.array(pairs, pa.string())
+    )
+    return pa.StructArray.from_arrays(list(of.values()), fields=list(type_))
 
 
 # Selection: a pass over the rows

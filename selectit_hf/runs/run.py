@@ -77,8 +77,7 @@ class Run:
     @property
     def reader(self) -> RowReader:
         """How the rows were read."""
-        names = ("instruction_column", "response_column", "turns", "translation")
-        return RowReader(*(self.plan["rating"][name] for name in names))
+        return RowReader.of(self.plan["rating"])
 
     @cached_property
     def parts(self) -> list[Part]:

@@ -1,0 +1,183 @@
+"""Arrow types: the one that fits all values of a column, and those that a dataset can hold.
+
+JSON has no schema, so the type of a column follows from all its values: nulls fit anything, whole
+numbers fit fractions, the fields of structs add up. Where values do not go together (text here, a
+list there), or a nested struct has other fields in every row, the column holds them as JSON.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+from datasets import Features
+
+__all__ = ["as_array", "fit", "held", "holdable", "infer", "unholdable"]
+
+JSON = pa.json_()
+
+
+# Values of JSON
+
+
+def infer(values: Sequence[Any]) -> pa.DataType:
+    """The type that fits all of these values."""
+    return _of_all(values, depth=0)
+
+
+def _of_all(values: Sequence[Any], depth: int) -> pa.DataType:
+    there = [value for value in values if value is not None]
+    kinds = {type(value) for value in there}
+    if not kinds:
+        return pa.null()
+    if kinds <= {int, float}:
+        return _of_numbers(there, kinds)
+    if len(kinds) > 1:
+        return JSON
+    (kind,) = kinds
+    if kind is dict:
+        return _of_structs(there, depth)
+    if kind is list:
+        return _list_of(_of_all([one for value in there for one in value], depth))
+    return pa.bool_() if kind is bool else pa.string()
+
+
+def _of_numbers(values: Sequence[Any], kinds: set[type]) -> pa.DataType:
+    if float in kinds:
+        return pa.float64()
+    return pa.int64() if max(values) < 2**63 else pa.uint64()
+
+
+def _of_structs(values: Sequence[dict[str, Any]], depth: int) -> pa.DataType:
+    names = list(dict.fromkeys(name for value in values for name in value))
+    ragged = any(len(value) != len(names) for value in values)
+    if not names or (ragged and depth):
+        return JSON
+    fields = {n: _of_all([value.get(n) for value in values], depth + 1) for n in names}
+    return pa.struct(list(fields.items()))
+
+
+def _list_of(inner: pa.DataType) -> pa.DataType:
+    return pa.list_(inner)
+
+
+def fit(one: pa.DataType, two: pa.DataType, depth: int = 0) -> pa.DataType:
+    """The type that fits the values of both, as `infer` would have it of all of them."""
+    if one == two or pa.types.is_null(two):
+        return one
+    if pa.types.is_null(one):
+        return two
+    if pa.types.is_struct(one) and pa.types.is_struct(two):
+        return _fit_structs(one, two, depth)
+    if pa.types.is_list(one) and pa.types.is_list(two):
+        return _list_of(fit(one.value_type, two.value_type, depth))
+    numbers = [pa.int64(), pa.uint64(), pa.float64()]
+    if one in numbers and two in numbers:
+        return numbers[max(numbers.index(one), numbers.index(two))]
+    return JSON
+
+
+def _fit_structs(one: pa.DataType, two: pa.DataType, depth: int) -> pa.DataType:
+    fields = {field.name: field.type for field in one}
+    theirs = {field.name: field.type for field in two}
+    if depth and set(fields) != set(theirs):
+        return JSON
+    for name, type_ in theirs.items():
+        fields[name] = fit(fields.get(name, pa.null()), type_, depth + 1)
+    return pa.struct(list(fields.items()))
+
+
+def as_array(values: Sequence[Any], type_: pa.DataType) -> pa.Array:
+    """Values of JSON as an array of a type that fits them.
+
+    Raises:
+        OverflowError, pyarrow.ArrowInvalid: a whole number that the type cannot hold exactly.
+    """
+    if type_ == JSON:
+        texts = [None if value is None else _dumped(value) for value in values]
+        return pa.ExtensionArray.from_storage(JSON, pa.array(texts, pa.string()))
+    missing = pa.array([value is None for value in values], pa.bool_())
+    if pa.types.is_struct(type_):
+        rows = [value or {} for value in values]
+        inner = [as_array([row.get(f.name) for row in rows], f.type) for f in type_]
+        return pa.StructArray.from_arrays(inner, fields=list(type_), mask=missing)
+    if pa.types.is_list(type_) and _holds_json(type_):
+        ends = [0]
+        for value in values:
+            ends.append(ends[-1] + len(value or ()))
+        flat = as_array([one for value in values for one in value or ()], type_.value_type)
+        return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), flat, type_, mask=missing)
+    return pa.array(values, type_)
+
+
+def _holds_json(type_: pa.DataType) -> bool:
+    inner = [type_.field(i).type for i in range(type_.num_fields)]
+    return type_ == JSON or any(map(_holds_json, inner))
+
+
+def _dumped(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+# Types that a dataset can hold
+
+
+def holdable(type_: pa.DataType) -> pa.DataType:
+    """The type of the same values that `datasets` and every parquet reader can hold."""
+    if isinstance(type_, pa.BaseExtensionType):
+        return type_ if unholdable(type_) is None else holdable(type_.storage_type)
+    if pa.types.is_dictionary(type_):
+        return holdable(type_.value_type)
+    if pa.types.is_run_end_encoded(type_):
+        return holdable(type_.value_type)
+    if pa.types.is_string_view(type_):
+        return pa.large_string()
+    if pa.types.is_binary_view(type_):
+        return pa.large_binary()
+    if pa.types.is_decimal(type_) and type_.bit_width < 128:
+        return pa.decimal128(type_.precision, type_.scale)
+    if pa.types.is_struct(type_):
+        return pa.struct([field.with_type(holdable(field.type)) for field in type_])
+    if pa.types.is_fixed_size_list(type_):
+        return pa.list_(holdable(type_.value_type), type_.list_size)
+    if pa.types.is_large_list(type_) or pa.types.is_large_list_view(type_):
+        return pa.large_list(holdable(type_.value_type))
+    if pa.types.is_list(type_) or pa.types.is_list_view(type_):
+        return pa.list_(holdable(type_.value_type))
+    return type_
+
+
+def unholdable(type_: pa.DataType) -> str | None:
+    """What in a type `datasets` has no name for; ``None`` if nothing."""
+    try:
+        Features.from_arrow_schema(pa.schema({"column": type_}))
+    except (ValueError, TypeError, NotImplementedError, KeyError):
+        return str(type_)
+    if pa.types.is_string_view(type_) or pa.types.is_binary_view(type_):
+        return str(type_)
+    inner = [type_.field(i).type for i in range(type_.num_fields)]
+    return next((name for name in map(unholdable, inner) if name), None)
+
+
+def held(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table with its columns as the `holdable` types of ``schema``, value by value the same."""
+    columns = [
+        pa.chunked_array([_held(chunk, field.type) for chunk in column.chunks], field.type)
+        for column, field in zip(table.columns, schema, strict=True)
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _held(array: Any, type_: pa.DataType) -> Any:
+    if array.type == type_:
+        return array
+    if isinstance(array, pa.ExtensionArray):
+        return _held(array.storage, type_)
+    if isinstance(array, pa.DictionaryArray):
+        return _held(array.dictionary_decode(), type_)
+    if isinstance(array, pa.StructArray):
+        inner = [_held(child, f.type) for child, f in zip(array.flatten(), type_, strict=True)]
+        return pa.StructArray.from_arrays(inner, fields=list(type_), mask=array.is_null())
+    if array.type.num_fields == 0:
+        return array.cast(type_)
+    return pa.array(array.to_pylist(), type_)

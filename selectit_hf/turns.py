@@ -1,0 +1,294 @@
+"""Conversations to the pair that is rated: whose turns, what they say, which is the answer.
+
+A turn is a dict with a role and a content under any of their common names. Tool calls are turns of
+the assistant, and what tools give back are turns of a tool: both are text like any other.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = [
+    "KINDS",
+    "NAMES",
+    "ROLES",
+    "TURN_KEYS",
+    "Turn",
+    "UnknownRole",
+    "Unratable",
+    "as_json",
+    "joined",
+    "normalised",
+    "pair_of_turns",
+    "plain",
+    "required_text",
+    "turns_of",
+]
+
+KINDS = ("user", "assistant", "system", "tool")
+"""What every role is one of."""
+
+NAMES = {
+    "system": "system sys developer system_prompt system_message",
+    "user": "user human prompter usr customer client questioner asker inquirer student patient "
+    "human_user end_user question q",
+    "assistant": "assistant gpt chatgpt gpt4 gpt_4 gpt3 gpt_3_5 gpt_3_5_turbo bing bard model bot "
+    "chatbot ai ai_assistant ai_bot agent claude gemini llama llm helper tutor teacher doctor "
+    "expert response answer a machine "
+    "function_call functioncall function_calls tool_call toolcall tool_calls",
+    "tool": "tool tools function observation observations tool_response tool_responses tool_result "
+    "tool_results tool_output tool_outputs function_response function_result function_output "
+    "function_observation ipython environment",
+}
+ROLES = {name.replace("_", ""): kind for kind, names in NAMES.items() for name in names.split()}
+"""The roles that are known, in small letters and without what is between words."""
+
+ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
+CONTENT_KEYS = ("content", "value", "text", "message", "utterance", "refusal")
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+CALL_KEYS = ("tool_calls", "function_call")
+TURN_KEYS = (*ROLE_KEYS, *CONTENT_KEYS, *THOUGHT_KEYS, *CALL_KEYS)
+"""What is read of a turn."""
+
+TEXT_PARTS = ("text", "input_text", "output_text", "thinking", "reasoning", "refusal")
+TOOL_PARTS = ("tool_use", "tool_call", "tool_result", "tool_response", "function_call")
+
+
+class Unratable(Exception):
+    """A row that is no pair; ``status`` says why."""
+
+    def __init__(self, status: str) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class UnknownRole(Unratable):
+    """A row with turns of roles that nobody has mapped."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__("type")
+        self.names = tuple(dict.fromkeys(names))
+
+
+class Turn(NamedTuple):
+    """Who says what; ``role`` is one of `KINDS`."""
+
+    role: str
+    text: str
+
+
+# Texts
+
+
+def required_text(value: object) -> str:
+    """A text, which must be there."""
+    if value is None:
+        raise Unratable("empty")
+    if not isinstance(value, str):
+        raise Unratable("type")
+    return value
+
+
+def joined(*texts: str) -> str:
+    """The texts that are not blank, on lines of their own."""
+    return "\n".join(text for text in texts if text.strip())
+
+
+def as_json(value: object) -> str:
+    """A value as a line of JSON that does not depend on the other rows.
+
+    Keys that the table fills with nulls are left out, and the order of the keys, which follows the
+    first row of the table, is that of their names. A text stays as it is.
+    """
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(_without_nulls(value), ensure_ascii=False, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise Unratable("type") from error
+
+
+def _without_nulls(value: object) -> object:
+    value = plain(value)
+    if isinstance(value, Mapping):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    if isinstance(value, (list, tuple)):
+        return [_without_nulls(one) for one in value]
+    return value
+
+
+def plain(value: Any) -> Any:
+    """Lists in place of arrays."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def normalised(role: str) -> str:
+    """A role in small letters, without whatever is between its words.
+
+    Example:
+        >>> normalised("AI-Assistant:")
+        'aiassistant'
+    """
+    return re.sub(r"[\W_]+", "", role.casefold())
+
+
+# Turns
+
+
+def turns_of(value: object, roles: Mapping[str, str]) -> list[Turn]:
+    """The turns of a list of turns, of a dict of lists, or of either as a text of JSON.
+
+    Args:
+        value: as the row has it.
+        roles: kinds of roles by normalised name, which go before `ROLES`.
+
+    Raises:
+        Unratable: it is no conversation; `UnknownRole` where only roles are unknown.
+    """
+    value = plain(_parsed(value))
+    if value is None:
+        raise Unratable("empty")
+    if isinstance(value, Mapping):
+        value = _rows_of_columns(value)
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise Unratable("type")
+    read = [_turn(turn, roles) for turn in value]
+    unknown = [role for role, _ in read if role not in KINDS]
+    if unknown:
+        raise UnknownRole(unknown)
+    return [Turn(role, text) for role, text in read]
+
+
+def _parsed(value: object) -> object:
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _rows_of_columns(columns: Mapping[str, Any]) -> list[Any]:
+    if any(key in columns and isinstance(columns[key], str) for key in ROLE_KEYS):
+        return [columns]  # one turn
+    lists = {name: plain(values) for name, values in columns.items() if values is not None}
+    if not all(isinstance(values, Sequence) for values in lists.values()):
+        raise Unratable("type")
+    if len({len(values) for values in lists.values()}) > 1:
+        raise Unratable("type")
+    return [dict(zip(lists, turn, strict=True)) for turn in zip(*lists.values(), strict=True)]
+
+
+def _turn(turn: object, roles: Mapping[str, str]) -> tuple[str, str]:
+    """The kind of a turn, or its role as written where that is unknown, and its text."""
+    if not isinstance(turn, Mapping):
+        raise Unratable("type")
+    keys = {key.strip().lower(): value for key, value in turn.items() if isinstance(key, str)}
+    role = _first(keys, ROLE_KEYS)
+    if isinstance(role, Mapping):  # the author of an exported chat
+        role = role.get("role")
+    if not isinstance(role, str):
+        raise Unratable("type")
+    name = normalised(role)
+    kind = roles.get(name) or ROLES.get(name)
+    if kind is None:
+        return (f"?{role}" if role in KINDS else role), ""
+    said = [_content(_first(keys, CONTENT_KEYS))]
+    thought = _first(keys, THOUGHT_KEYS)
+    if isinstance(thought, str):
+        said.insert(0, thought)
+    said += [_calls(keys[key]) for key in CALL_KEYS if key in keys]
+    return kind, said[0] if len(said) == 1 else joined(*said)
+
+
+def _first(keys: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The first that is filled; else the first that is there at all."""
+    there = [plain(keys[name]) for name in names if name in keys]
+    filled = (value for value in there if value is not None and value not in ("", []))
+    return next(filled, next((value for value in there if value is not None), None))
+
+
+def _calls(value: object) -> str:
+    value = plain(value)
+    if value is None or value in ("", [], {}):
+        return ""
+    calls = value if isinstance(value, list) else [value]
+    return "\n".join(as_json(call) for call in calls)
+
+
+def _content(value: object) -> str:
+    value = plain(value)
+    if value is None:
+        return ""
+    if isinstance(value, Mapping):
+        return _part(value)
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return joined(*(_part(part) for part in value))
+    return required_text(value)
+
+
+def _part(part: object) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        raise Unratable("type")
+    kind = part.get("type", "text")
+    if isinstance(kind, str) and kind in TOOL_PARTS:
+        return as_json(part)
+    if not isinstance(kind, str) or kind not in TEXT_PARTS:
+        raise Unratable("type")
+    return required_text(_first(part, ("text", "value", "content", "thinking", "refusal")))
+
+
+# Pairs
+
+
+def pair_of_turns(turns: Sequence[Turn], policy: str | None) -> tuple[str, str]:
+    """Instruction and response of a conversation.
+
+    System turns at its beginning stand before the instruction. One user turn and one of the
+    assistant are the pair; for anything longer the policy says which answer is rated, and what
+    comes before it stands in the instruction, each turn with its role.
+
+    Raises:
+        Unratable: ``empty``, there is no answer; ``multi_turn``, there is no policy;
+            ``unanswered``, the last response is asked for, and the last turn is none.
+    """
+    count = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
+    system, spoken = [turn.text for turn in turns[:count]], list(turns[count:])
+    if not any(turn.role == "assistant" for turn in spoken[1:]):
+        raise Unratable("empty")
+    if [turn.role for turn in spoken] == ["user", "assistant"]:
+        return _pair(system, spoken)
+    if policy is None:
+        raise Unratable("multi_turn")
+    if policy == "first":
+        return _pair(system, _first_exchange(spoken))
+    if spoken[-1].role != "assistant":
+        raise Unratable("unanswered")
+    return _pair(system, spoken)
+
+
+def _pair(system: Sequence[str], turns: Sequence[Turn]) -> tuple[str, str]:
+    *earlier, last = turns
+    if [turn.role for turn in earlier] == ["user"]:
+        return joined(*system, earlier[0].text), last.text
+    return joined(*system, *(f"{t.role.capitalize()}: {t.text}" for t in earlier)), last.text
+
+
+def _first_exchange(turns: Sequence[Turn]) -> list[Turn]:
+    """The first question that is answered, to the last answer before the next question."""
+    exchange: list[Turn] = []
+    for turn in turns:
+        if turn.role == "user" and any(one.role == "assistant" for one in exchange):
+            break
+        if exchange or turn.role == "user":
+            exchange.append(turn)
+    while exchange and exchange[-1].role != "assistant":
+        exchange.pop()
+    if not exchange:
+        raise Unratable("empty")
+    return exchange
