@@ -26,7 +26,6 @@ from typing import Any
 
 import s3fs
 from moto.server import ThreadedMotoServer
-
 from selectit_hf.finishing import RESULTS
 
 ROWS, SHARD_SIZE = 400, 10
