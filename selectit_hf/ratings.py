@@ -194,11 +194,11 @@ def nested_lists(values: NDArray[np.float32], rated: NDArray[np.bool_]) -> pa.Ar
 
 
 def typed(values: dict[str, list[Any]], types: dict[str, Any]) -> dict[str, list[Any]]:
-    """``values`` with a `TypedColumn` for each column that holds nulls only."""
+    """``values`` with a `TypedColumn` for each column of nulls only, or of structs with nulls."""
     schema = Features(types).arrow_schema
     return {
         name: TypedColumn(column, schema.field(name).type)
-        if all(value is None for value in column)
+        if all(value is None or isinstance(value, dict) for value in column)
         else column
         for name, column in values.items()
     }

@@ -252,7 +252,7 @@ def check_ranking(
         column, _, inner = rest.partition(":")
         if column not in dataset.column_names:
             raise InputError(
-                f"--per {column}: there is no such column of groups; the dataset has "
+                f"--per {column!r}: there is no such column of groups; the dataset has "
                 f"{dataset.column_names}."
             )
         if threshold is not None:
@@ -265,7 +265,7 @@ def check_ranking(
         check_ranking(dataset, rest or None, threshold, known)
     elif kind not in {name.partition(":")[0] for name in known}:
         raise InputError(
-            f"--by {by}: there is no such column or selector. Selectors: {', '.join(known)}. "
+            f"--by {by!r}: there is no such column or selector. Selectors: {', '.join(known)}. "
             f"Columns: {', '.join(dataset.column_names)}."
         )
 
