@@ -5,6 +5,7 @@ than flags.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,17 +13,15 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from selectit_hf import storage
 from selectit_hf.ablation import ablate
 from selectit_hf.candidates import NAMES, Candidates
 from selectit_hf.compare import Comparison, compare
 from selectit_hf.endpoint import Endpoint
 from selectit_hf.errors import InputError, SettingError
-from selectit_hf.finishing import Reflection
 from selectit_hf.judge import Judge
 from selectit_hf.measures import Measures
 from selectit_hf.page import write_report
-from selectit_hf.runs import Run
+from selectit_hf.runs import Reflection, Run, ratings_of
 from selectit_hf.scorers import RatingScorer
 from selectit_hf.selection import Cut
 from selectit_hf.selectors import to_columns
@@ -38,7 +37,7 @@ __all__ = [
 ]
 
 LEVELS = ("token", "sentence", "model")
-JOURNAL = "answers.jsonl"
+JOURNAL = "measures/answers.jsonl"
 ROWS = 1000
 
 
@@ -99,7 +98,7 @@ def compare_run(
 
     Args:
         run: the run; what is measured is kept in its folder.
-        rows: its rows; see `selectit_hf.inputs.rows_of`.
+        rows: its rows; see `selectit_hf.runs.rows_of`.
         names: selectors, as `selectit_hf.candidates` names them.
         cut: how much each keeps.
         how: what is made of the ratings.
@@ -112,13 +111,11 @@ def compare_run(
     Raises:
         SettingError: a selector that is not known or lacks its settings.
     """
-    made = _candidates(run, rows, cut, how, reader, seed, judge, embeddings)
-    if "judge" in names:
-        _agree_to_pay(made, judge or JudgeSettings(), tell)
-    try:
+    with _journal(run, judge) as journal:
+        made = _candidates(run, rows, cut, how, reader, seed, judge, embeddings, journal)
+        if "judge" in names:
+            _agree_to_pay(made, judge or JudgeSettings(), tell)
         found = [made.score(name) for name in names]
-    finally:
-        run.mirror.send_rest()
     return compare(found, made.pairs, cut, made.lengths(), made.vectors)
 
 
@@ -164,16 +161,16 @@ def rank_by(
 
 def report_run(
     run: Run, rows: Dataset, out: Path | None = None, embeddings: str | None = None
-) -> Path:
+) -> str:
     """Write the report of a finished run, with its ablations; see `selectit_hf.page`."""
     how, cut = _as_selected(run)
-    ratings = {slug: run.ratings(slug) for slug in run.slugs}
+    ratings = {slug: ratings_of(run, slug) for slug in run.slugs}
     ablation = ablate(ratings, cut, how.alpha, how.variant, how.weights).to_dict()
-    return write_report(run.folder, rows, out, embeddings=embeddings, ablation=ablation)
+    return write_report(run, rows, out, embeddings=embeddings, ablation=ablation)
 
 
 def _as_selected(run: Run) -> tuple[Reflection, Cut]:
-    facts = storage.read_json(run.folder / "selection.json")
+    facts = run.store.read_json("selection.json")
     reflection = dict(facts["reflection"])
     weights = reflection.pop("weights")
     how = Reflection(**reflection, weights=None if weights is None else tuple(weights))
@@ -189,6 +186,7 @@ def _candidates(
     seed: int,
     judge: JudgeSettings | None,
     embeddings: str | None,
+    journal: Path | None = None,
 ) -> Candidates:
     return Candidates(
         Measures(run, rows),
@@ -198,12 +196,18 @@ def _candidates(
         variant=how.variant,
         weights=how.weights,
         seed=seed,
-        judge=_judge(run, judge) if judge is not None and judge.model else None,
+        judge=_judge(run, judge, journal) if judge is not None and journal is not None else None,
         embeddings=None if embeddings is None else _vectors(rows, embeddings),
     )
 
 
-def _judge(run: Run, settings: JudgeSettings) -> Judge:
+def _journal(run: Run, judge: JudgeSettings | None) -> AbstractContextManager[Path | None]:
+    """Where the answers of a judge are kept, if there is one."""
+    named = judge is not None and judge.model
+    return run.store.growing(JOURNAL) if named else nullcontext()
+
+
+def _judge(run: Run, settings: JudgeSettings, journal: Path) -> Judge:
     endpoint = Endpoint(
         settings.model or "",
         settings.url,
@@ -211,9 +215,6 @@ def _judge(run: Run, settings: JudgeSettings) -> Judge:
         concurrency=settings.concurrency,
         per_minute=settings.per_minute,
     )
-    journal = run.folder / "measures" / JOURNAL
-    journal.parent.mkdir(exist_ok=True)
-    run.mirror.merge(journal)
     return Judge(endpoint, journal, reader=run.reader)
 
 

@@ -36,6 +36,7 @@ from selectit_hf.quotas import standing
 from selectit_hf.ratings import Ratings
 from selectit_hf.reflection import Variant
 from selectit_hf.rows import Pair, RowReader, worst
+from selectit_hf.runs import ratings_of
 from selectit_hf.selection import Cut, decide, kept_rows
 from selectit_hf.selectors import Progress, Scores, Selector, numbers
 
@@ -147,7 +148,8 @@ class Candidates:
 
     @cached_property
     def _ratings(self) -> dict[str, Ratings]:
-        return {slug: self.measures.run.ratings(slug) for slug in self.measures.run.slugs}
+        run = self.measures.run
+        return {slug: ratings_of(run, slug) for slug in run.slugs}
 
     def _from_ratings(self, by: str, name: str, slug: str) -> Candidate:
         ratings = self._ratings
@@ -182,7 +184,7 @@ class Candidates:
         shards = self.measures.run.shards(slug)
         k = int(self.measures.run.plan["rating"]["k"])
         asked = prompts or k
-        seconds = sum((shards.facts(i) or {}).get("seconds", 0.0) for i in range(len(shards)))
+        seconds = sum(facts.get("seconds", 0.0) for facts in shards.committed().values())
         return Cost(seconds * asked / k, int(self._ratings[slug].rated.sum()) * asked)
 
     # Measured
@@ -199,7 +201,7 @@ class Candidates:
         if name == "length":
             return Length(**who, **reading)
         kind: Callable[..., ResponseScorer] = IFD if name == "ifd" else Perplexity
-        budget = int(self.measures.run.plan["token_budget"])
+        budget = int(self.measures.run.plan["models"][0]["token_budget"])
         dtype = self.measures.run.plan["models"][0]["dtype"]
         length = rating["max_length"]
         place = {"device": self.device, "device_map": self.device_map, "token_budget": budget}

@@ -1,48 +1,39 @@
 """The ``selectit`` command. Thin: it reads flags, calls the package, and shows what came out."""
 
-import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
 import datasets
-import pyarrow.parquet as pq
 import typer
 from datasets import Dataset
 
-from selectit_hf import analysis, claims, mapping, options, screen, sources, supervisor
+from selectit_hf import analysis, mapping, options, runs, screen, sources
 from selectit_hf.analysis import JudgeSettings, Reader
 from selectit_hf.card import CardSettings
 from selectit_hf.checkpoints import TINY_RATER
+from selectit_hf.cli_runs import Settings, Stop, commands, run_all
 from selectit_hf.errors import SelectItError, SettingError
 from selectit_hf.fingerprint import survey
-from selectit_hf.finishing import Reflection
 from selectit_hf.hub import Pushed, PushSettings
-from selectit_hf.inputs import rows_of
-from selectit_hf.mirror import mirror_of
 from selectit_hf.options import (
     Data,
     DatasetName,
     Out,
     Per,
-    RunFolder,
     RunNamed,
     Seed,
     Split,
     with_flags,
 )
 from selectit_hf.publishing import push_run
-from selectit_hf.runs import Run, check_folder
+from selectit_hf.runs import Reflection
 from selectit_hf.scorers import ModelScore, SentenceScore
 from selectit_hf.selection import Cut, select
-from selectit_hf.sources import Source
-from selectit_hf.spool import spool
-from selectit_hf.status import status
-from selectit_hf.workers import Worker
 
 __all__ = ["app", "main"]
 
@@ -60,45 +51,7 @@ app = typer.Typer(
 )
 
 
-@app.command()
-@with_flags(
-    scorers=options.scorers, how=options.reflection, cut=options.cut, as_json=options.as_json
-)
-def run(
-    dataset: DatasetName,
-    out: Out,
-    scorers: list[SentenceScore],
-    how: Reflection,
-    cut: Cut,
-    as_json: bool,
-    split: Split = None,
-    streaming: Annotated[
-        bool,
-        typer.Option("--streaming", help="Read the dataset once, row by row, into the run folder."),
-    ] = False,
-    shard_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows in a shard. Default: 8192.")
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Worker processes. Default: one for each visible GPU, else one."),
-    ] = None,
-    per: Per = None,
-) -> None:
-    """Rate a dataset, score it and select the best rows, into a run folder.
-
-    Stopped or killed, the same command goes on where it was; given again while it runs, on this
-    machine or another, it joins in. It also works under torchrun, 'accelerate launch' and Slurm.
-    The raw ratings stay in the folder, so 'selectit select RUN' with another level, alpha, variant
-    or proportion takes seconds.
-    """
-    how = analysis.within(how, per)
-    worker = Worker.from_environment()
-    if worker.rank > 0:
-        screen.hush()
-    count = _count(worker, workers, scorers)
-    rows, source = _spooled(dataset, split, out) if streaming else sources.load(dataset, split)
-    _run(rows, source, scorers, how, cut, out, shard_size, as_json, worker, count)
+app.add_typer(commands)
 
 
 @app.command()
@@ -148,9 +101,8 @@ def select_command(
         str, typer.Argument(metavar="SCORED", help="Run folder, or a dataset with score columns.")
     ],
     out: Annotated[
-        Path,
+        str,
         typer.Option(
-            parser=options.folder,
             metavar="OUT",
             help="Folder or its URL, for a run; else a .parquet or .jsonl file or a folder.",
         ),
@@ -169,23 +121,21 @@ def select_command(
     From a run, level, alpha, variant and weights may change; a scored dataset is taken as it is.
     A run's --by also takes the selectors of 'selectit compare', some of which load a model.
     """
-    _Stop()
-    mirror = mirror_of(out)
-    folder = options.run_folder(scored)
-    if (folder / "plan.json").is_file():
-        if out.suffix in (".parquet", ".jsonl"):
+    Stop()
+    if runs.is_url(scored) or runs.open_store(scored).exists("plan.json"):
+        if out.endswith((".parquet", ".jsonl")):
             raise SettingError("A run's selection is several files; name a folder with --out.")
-        run_ = Run.open(folder)
+        run = runs.open_run(scored)
         how = analysis.within(how, per)
-        rows = rows_of(run_, data, split)
+        rows = runs.rows_of(run, data, split)
         if reader != Reader() and not analysis.is_selector(rows, how.by):
             raise SettingError(
                 "--model, --device and --device-map are of a model that reads responses, for --by "
                 "ifd, perplexity or length; leave them away."
             )
-        rows, how = analysis.rank_by(run_, rows, how, cut, reader, seed)
-        summary = run_.finish(rows, how, cut, out)[1]
-        screen.show_summary(summary, mirror.url or out, as_json)
+        rows, how = analysis.rank_by(run, rows, how, cut, reader, seed)
+        summary = runs.finish(run, rows, how, cut, out, allow_mixed=True)
+        screen.show_summary(summary, out, as_json)
         return
     if how != Reflection(variant=how.variant, by=how.by) or per is not None or reader != Reader():
         raise SettingError(
@@ -193,9 +143,9 @@ def select_command(
             "dataset has its scores already. Score it again, which rates nothing twice, or leave "
             "them away."
         )
-    if mirror.url:
-        raise SettingError(f"{mirror.url} can take what is selected from a run; give a file.")
-    write = _writer(out)
+    if runs.is_url(out):
+        raise SettingError(f"{out} can take what is selected from a run; give a file.")
+    write = _writer(Path(out))
     rows, _ = sources.load(scored, split)
     selection = select(
         rows, by=how.by, proportion=cut.proportion, n=cut.n, threshold=cut.threshold,
@@ -216,7 +166,7 @@ def select_command(
 @app.command()
 @with_flags(card=options.card, settings=options.push, as_json=options.as_json)
 def push(
-    run: RunFolder,
+    run: RunNamed,
     repo: Annotated[str, typer.Argument(help="As in user/selective-alpaca.")],
     card: CardSettings,
     settings: PushSettings,
@@ -241,7 +191,7 @@ def push(
 @with_flags(as_json=options.as_json)
 def demo(
     as_json: bool,
-    out: Out = Path("selectit-demo"),
+    out: Out = "selectit-demo",
 ) -> None:
     """See it work in a minute: rate a bundled sample dataset with a bundled tiny model.
 
@@ -251,19 +201,9 @@ def demo(
     sample = files("selectit_hf").joinpath("data", "sample.jsonl")
     rows, source = sources.load(str(sample))
     scorers = [SentenceScore(TINY_RATER)]
-    _run(rows, source, scorers, Reflection(), Cut(), out, None, as_json, Worker(), 1)
-    mirror_of(out).fetch(out / "selected.parquet")
-    screen.show_demo(rows, pq.read_table(out / "selected.parquet", columns=["defect"]))
-
-
-@app.command(name="status")
-@with_flags(as_json=options.as_json)
-def status_command(run: RunNamed, as_json: bool) -> None:
-    """Show how far a run is, how fast it goes, and what is wrong; also while it runs.
-
-    Of a run in object storage no ratings are fetched.
-    """
-    screen.show_status(status(run), as_json)
+    run_all(rows, source, scorers, out, Settings(), as_json)
+    with runs.open_store(out).parquet("selected.parquet") as file:
+        screen.show_demo(rows, file.read(columns=["defect"]))
 
 
 @app.command()
@@ -275,7 +215,7 @@ def status_command(run: RunNamed, as_json: bool) -> None:
     as_json=options.as_json,
 )
 def compare(
-    run: RunFolder,
+    run: RunNamed,
     by: Annotated[
         list[str],
         typer.Option(
@@ -301,9 +241,9 @@ def compare(
     What a selector measures is kept in the run folder and never paid for twice. For example:
     selectit compare RUN --by sentence --by ifd --by length --by random
     """
-    _Stop()
-    opened = Run.open(run)
-    rows = rows_of(opened, data, split)
+    Stop()
+    opened = runs.open_run(run)
+    rows = runs.rows_of(opened, data, split)
     found = analysis.compare_run(
         opened, rows, by, cut, how, reader, seed, judge, embeddings, screen.tell
     )
@@ -313,7 +253,7 @@ def compare(
 @app.command()
 @with_flags(as_json=options.as_json)
 def report(
-    run: RunFolder,
+    run: RunNamed,
     as_json: bool,
     data: Data = None,
     split: Split = None,
@@ -328,105 +268,9 @@ def report(
     ] = None,
 ) -> None:
     """Write a page that shows what was kept and why: report.html, which needs no network."""
-    opened = Run.open(run)
-    page = analysis.report_run(opened, rows_of(opened, data, split), out, embeddings)
-    opened.mirror.send_rest()
+    opened = runs.open_run(run)
+    page = analysis.report_run(opened, runs.rows_of(opened, data, split), out, embeddings)
     screen.say({"report": str(page)}, as_json, f"The report is {page}.")
-
-
-# How a run runs
-
-
-def _run(
-    rows: Dataset,
-    source: Source,
-    scorers: Sequence[SentenceScore],
-    how: Reflection,
-    cut: Cut,
-    out: Path,
-    shard_size: int | None,
-    as_json: bool,
-    worker: Worker,
-    count: int,
-) -> None:
-    reader = scorers[0].reader
-    layout, columns = reader.layout_name(rows.column_names), reader.columns(rows.column_names)
-    screen.tell(f"{len(rows)} rows of {source.name}, read as {layout}: {', '.join(columns)}")
-    started = Run.start(out, rows, source, scorers, shard_size)
-    later = analysis.is_selector(rows, how.by)
-    if later and worker.world > 1:
-        raise SettingError(
-            f"--by {how.by} is measured when all is rated: leave it away under a launcher, and run "
-            f"'selectit select {out} --by {how.by}' afterwards, by as many processes as you like."
-        )
-    started.check(replace(how, by=None) if later else how, rows.column_names)
-    stop = _Stop()
-    try:
-        with screen.progress(started, quiet=as_json) as shown:
-
-            def progress(slug: str, prompts: int) -> None:
-                stop.heed()
-                shown(slug, prompts)
-
-            if count > 1:
-                supervisor.rate(started, rows, scorers, count, progress)
-            else:
-                started.rate(rows, scorers, progress, worker)
-        stop.heed()
-        if later:
-            rows, how = analysis.rank_by(started, rows, how, cut, Reader.of(scorers[0]))
-        summary = started.settle(rows, scorers, how, cut, worker)
-    except KeyboardInterrupt:
-        where = started.mirror.url or out
-        screen.tell(f"Stopped. The same command goes on from the last full shard in {where}.")
-        raise
-    screen.show_summary(summary, started.mirror.url or out, as_json)
-
-
-class _Stop:
-    """Ctrl-C, and SIGTERM from a scheduler: leave in order, and give back what is claimed.
-
-    Raised where the program is, and once more by `heed`: what is raised in a finalizer is dropped.
-    """
-
-    def __init__(self) -> None:
-        self._asked: BaseException | None = None
-        signal.signal(signal.SIGTERM, self._told)
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's background job
-            signal.signal(signal.SIGINT, self._told)
-
-    def _told(self, number: int, frame: Any) -> None:
-        is_key = number == signal.SIGINT
-        self._asked = KeyboardInterrupt() if is_key else SystemExit(128 + number)
-        raise self._asked
-
-    def heed(self) -> None:
-        """Leave if that was asked."""
-        if self._asked is not None:
-            raise self._asked
-
-
-def _count(worker: Worker, workers: int | None, scorers: Sequence[SentenceScore]) -> int:
-    """How many worker processes to start; 1 for none but this. Refuses what has no place to run."""
-    scorers[0].place(worker.local_rank)
-    if worker.world > 1:
-        if workers not in (None, 1):
-            raise SettingError(
-                f"--workers {workers} and a launcher of {worker.world} processes contradict each "
-                "other; leave --workers away."
-            )
-        return 1
-    if scorers[0].spread:
-        return len(supervisor.shares(workers or 1))
-    return workers or (1 if scorers[0].device else max(1, mapping.device_count()))
-
-
-def _spooled(dataset: str, split: str | None, out: Path) -> tuple[Dataset, Source]:
-    """A stream's rows, put into the run folder by one worker for all."""
-    stream, source = sources.stream(dataset, split)
-    check_folder(out)
-    with claims.wait(out / "rows.claim"):
-        return spool(stream, out / "rows", source)
 
 
 def _writer(out: Path) -> Callable[[Dataset], Any]:

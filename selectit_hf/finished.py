@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value, concatenate_datasets
 from numpy.typing import NDArray
 
@@ -22,7 +21,7 @@ from selectit_hf.checkpoints import TINY_RATER
 from selectit_hf.errors import InputError, RatingsError, RunError, SettingError
 from selectit_hf.ratings import Ratings
 from selectit_hf.rows import RowReader
-from selectit_hf.runs import Run
+from selectit_hf.runs import Run, Store, open_run
 from selectit_hf.scorers import ModelScore, RatingScorer, SentenceScore
 from selectit_hf.selection import Cut, Selection, decide
 from selectit_hf.sources import Source
@@ -91,15 +90,17 @@ def is_score(column: str) -> bool:
 # From a run folder
 
 
-def from_run(folder: Path) -> Finished:
-    """A run that has been finished.
+def from_run(run: Run | str | Path) -> Finished:
+    """A run that has been finished, or its folder or URL.
 
     Raises:
         RunError: it is not finished, or its files do not belong together.
     """
-    plan = Run.open(folder).plan
-    chosen, summary = (_read_facts(folder / name) for name in ("selection.json", "summary.json"))
-    chosen.pop("sha256", None)
+    run = run if isinstance(run, Run) else open_run(run)
+    plan, store = run.plan, run.store
+    chosen, summary = (_read_facts(store, name) for name in ("selection.json", "summary.json"))
+    for ours in ("sha256", "tables"):
+        chosen.pop(ours, None)
     facts = {
         "input": plan["input"],
         "rating": {key: plan["rating"][key] for key in ASKING},
@@ -110,20 +111,17 @@ def from_run(folder: Path) -> Finished:
         "versions": plan["versions"],
     }
     finished = _finished(
-        facts, _parquet(folder / "selected.parquet"), _parquet(folder / "scores.parquet"), summary
+        facts, _parquet(store, "selected.parquet"), _parquet(store, "scores.parquet"), summary
     )
     _check_run(finished)
     return finished
 
 
-def _read_facts(path: Path) -> dict[str, Any]:
+def _read_facts(store: Store, name: str) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise _unfinished(f"{path.name} cannot be read") from error
-    if not isinstance(facts, dict):
-        raise _unfinished(f"{path.name} is no JSON object")
-    return facts
+        return store.read_json(name)
+    except RunError as error:
+        raise _unfinished(f"{name} cannot be read") from error
 
 
 def _unfinished(problem: str) -> RunError:
@@ -133,14 +131,15 @@ def _unfinished(problem: str) -> RunError:
     )
 
 
-def _parquet(path: Path) -> Rows:
+def _parquet(store: Store, name: str) -> Rows:
     try:
-        features = Features.from_arrow_schema(pq.read_schema(path))
+        with store.parquet(name) as file:
+            features = Features.from_arrow_schema(file.schema_arrow)
     except (OSError, pa.ArrowException) as error:
-        raise _unfinished(f"{path.name} cannot be read") from error
+        raise _unfinished(f"{name} cannot be read") from error
 
     def tables(columns: list[str] | None) -> Iterator[pa.Table]:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
+        with store.parquet(name) as file:
             for batch in file.iter_batches(BATCH, columns=columns):
                 yield pa.Table.from_batches([batch])
 

@@ -14,11 +14,9 @@ from selectit_hf.analysis import JudgeSettings, Reader
 from selectit_hf.card import CardSettings
 from selectit_hf.checkpoints import DEFAULT_MODEL
 from selectit_hf.errors import InputError, SettingError
-from selectit_hf.finishing import Reflection
 from selectit_hf.hub import PushSettings
-from selectit_hf.mirror import copy_of, is_url
 from selectit_hf.prompts import RELEASED_TEMPLATE
-from selectit_hf.runs import bring
+from selectit_hf.runs import Reflection, is_url
 from selectit_hf.scorers import SentenceScore
 from selectit_hf.selection import Cut
 
@@ -26,10 +24,11 @@ __all__ = [
     "Alpha",
     "Data",
     "DatasetName",
+    "Device",
+    "DeviceMap",
     "Formula",
     "Out",
     "Per",
-    "RunFolder",
     "RunNamed",
     "Seed",
     "Split",
@@ -37,14 +36,12 @@ __all__ = [
     "as_json",
     "card",
     "cut",
-    "folder",
     "formula",
     "here",
     "judge",
     "push",
     "reader",
     "reflection",
-    "run_folder",
     "scorers",
     "with_flags",
 ]
@@ -59,18 +56,6 @@ DatasetName = Annotated[
 ]
 
 
-def folder(text: str | Path) -> Path:
-    """The folder that a person names, or this machine's copy of it."""
-    return copy_of(str(text)) if is_url(str(text)) else Path(text)
-
-
-def run_folder(text: str | Path) -> Path:
-    """The run folder that a person names; one at a URL is brought here."""
-    found = folder(text)
-    bring(found)
-    return found
-
-
 def here(text: str | Path) -> Path:
     """A path of this machine.
 
@@ -83,9 +68,8 @@ def here(text: str | Path) -> Path:
 
 
 Out = Annotated[
-    Path,
+    str,
     typer.Option(
-        parser=folder,
         metavar="RUN",
         help="Run folder, or the URL of one in object storage, as in s3://bucket/run.",
     ),
@@ -97,13 +81,7 @@ Formula = Annotated[
 Weights = Annotated[
     str | None, typer.Option(help="Of the models, as in 7,13,70. Default: parameter counts.")
 ]
-RunFolder = Annotated[
-    Path, typer.Argument(parser=run_folder, metavar="RUN", help="Run folder, or its URL.")
-]
-RunNamed = Annotated[
-    Path, typer.Argument(parser=folder, metavar="RUN", help="Run folder, or its URL.")
-]
-"""As `RunFolder`, and nothing is brought here."""
+RunNamed = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or its URL.")]
 Data = Annotated[str | None, typer.Option(help="For a run over a local file: that file again.")]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda:0, ... Default: a GPU if there is one.")

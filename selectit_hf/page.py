@@ -8,7 +8,6 @@ text, never as HTML.
 import base64
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -26,6 +25,7 @@ from selectit_hf.page_data import gather
 from selectit_hf.page_plots import ablation_figures, bokeh_script, figures, on_page
 from selectit_hf.page_words import cautions, cut_words, level_of, points_words, reason, weights_of
 from selectit_hf.plots import card_plots
+from selectit_hf.runs import Run, open_run, open_store
 
 __all__ = ["render", "write_report"]
 
@@ -35,40 +35,39 @@ base-uri 'none'; form-action 'none'"
 
 
 def write_report(
-    run: Path,
+    run: Run | str | Path,
     dataset: Dataset,
-    out: Path | None = None,
+    out: str | Path | None = None,
     *,
     embeddings: str | None = None,
     ablation: Mapping[str, Any] | None = None,
-) -> Path:
+) -> str:
     """Write ``report.html`` and the plots of the card as PNG files.
 
     Args:
-        run: the folder of a finished run.
+        run: a finished run, its folder or its URL.
         dataset: the rows that were rated, with all their columns.
-        out: the folder to write to; by default ``report`` in the run folder.
+        out: the folder to write to, or its URL; by default ``report`` in the run folder.
         embeddings: a column of embeddings to draw the map from, instead of the rows' words.
         ablation: what other settings would have kept, to be drawn; see
             `selectit_hf.ablation.Ablation.to_dict`.
 
     Returns:
-        The path of the page.
+        The path or URL of the page.
 
     Raises:
         RunError: the run is not finished, or its files do not belong together.
         InputError: ``dataset`` is not what was rated, or ``embeddings`` no column of embeddings.
         SettingError: bokeh, scikit-learn or matplotlib is not installed.
     """
+    run = run if isinstance(run, Run) else open_run(run)
     finished = from_run(run)
     page = render(finished, dataset, embeddings=embeddings, ablation=ablation)
-    out = run / "report" if out is None else out
-    (out / "images").mkdir(parents=True, exist_ok=True)
+    store = open_store(f"{run.where}/report" if out is None else out)
     for name, png in card_plots(finished):
-        (out / "images" / f"{name}.png").write_bytes(png)
-    partial = out / f".{PAGE}.{os.getpid()}.partial"
-    partial.write_text(page, encoding="utf-8", newline="\n")
-    return partial.replace(out / PAGE)
+        store.write(f"images/{name}.png", png)
+    store.write(PAGE, page.encode())
+    return f"{store}/{PAGE}"
 
 
 def render(

@@ -35,7 +35,7 @@ NO_LICENCE = (
 
 
 def push_run(
-    run: Path,
+    run: str | Path,
     repo: str,
     *,
     yes: bool = False,
@@ -47,7 +47,7 @@ def push_run(
     """Push a finished run to a dataset repository, or tell what that would do.
 
     Args:
-        run: the run folder.
+        run: the run folder, or its URL.
         repo: ``user/name``.
         yes: do it; else nothing is written.
         card: what a person adds to the card.

@@ -57,6 +57,10 @@ class Ratings(NamedTuple):
         """(n) how many of the rating prompts a row has ratings for."""
         return np.asarray(np.isfinite(self.logprobs).all(axis=2).sum(axis=1))
 
+    def facts(self) -> dict[str, Any]:
+        """What is known of the ratings beside them, JSON-able: what a shard's sidecar says."""
+        return {"rater": self.rater, "oom_splits": self.splits}
+
 
 # Ratings that are already in a batch
 

@@ -96,8 +96,8 @@ def counts(statuses: dict[str, int]) -> str:
 
 
 @contextmanager
-def progress(run: Run, quiet: bool) -> Iterator[Progress]:
-    """Rows done, rows a second and time left, for each model."""
+def progress(run: Run, quiet: bool, world: int = 1) -> Iterator[Progress]:
+    """Rows done, rows a second and time left, for each model; of the part of one of ``world``."""
     bar = Bar(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -108,7 +108,9 @@ def progress(run: Run, quiet: bool) -> Iterator[Progress]:
     )
     with bar:
         k = run.plan["rating"]["k"]
-        tasks = {slug: bar.add_task(slug, total=run.rows * k, rows="") for slug in run.slugs}
+        tasks = {
+            slug: bar.add_task(slug, total=run.rows * k // world, rows="") for slug in run.slugs
+        }
 
         def advance(slug: str, prompts: int) -> None:
             bar.advance(tasks[slug], prompts)

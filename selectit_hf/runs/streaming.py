@@ -1,9 +1,14 @@
-"""A stream put on the disk once, in bounded memory, so that its rows can be read in any order.
+"""A stream put into a run folder once, in bounded memory, so that its rows can be read in any order.
 
-FOLDER/rows.arrow    the rows, as Arrow record batches
-FOLDER/source.json   where they came from, and how many; written last: the commit
+    RUN/rows/<hash>.arrow   the rows, as Arrow record batches; the hash is of where they came from
+    RUN/rows/<hash>.json    where that is, how many they are, and the hash of the file; the commit
+
+Rows of another source lie beside them, so a stream that grew takes nothing from what was rated.
 """
 
+import json
+import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
@@ -11,22 +16,22 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
 
-from selectit_hf import storage
 from selectit_hf.errors import InputError, RunError
 from selectit_hf.fingerprint import fingerprint
+from selectit_hf.runs.store import Store, file_sha256, json_object, open_store, sha256
 from selectit_hf.sources import Source, readable, without_rows
 
-__all__ = ["spool", "spooled"]
+__all__ = ["spool", "streamed"]
 
 ROWS = 1000
-FILE, SIDECAR = "rows.arrow", "source.json"
 
 
 def spool(
-    stream: IterableDataset, folder: Path, source: Source | None = None
+    stream: IterableDataset, run: str | Path | Store, source: Source | None = None
 ) -> tuple[Dataset, Source]:
     """Read a stream to its end, a thousand rows at a time, and give its rows from the disk.
 
@@ -36,45 +41,69 @@ def spool(
 
     Args:
         stream: of any kind; it must end.
-        folder: where the rows shall lie, such as ``RUN/rows``; it is made.
+        run: the run folder, or its URL; it is made.
         source: where the stream comes from, as `sources.stream` says; without it, its rows are
             hashed, and it is read anew each time.
 
     Raises:
         InputError: the stream cannot be read, has no rows, or columns of types that do not go
             together.
-        RunError: the folder holds the rows of another source.
     """
-    there = spooled(folder)
+    store = open_store(run)
+    there = streamed(store, source) if source is not None else None
     if there is not None and source is not None:
-        if there[1] != source:
-            raise RunError(
-                f"The folder {folder.name!r} holds the rows of {there[1].name!r} at "
-                f"{there[1].revision}, not of {source.name!r} at {source.revision}; name another "
-                "run folder with --out."
-            )
-        return there
-    folder.mkdir(parents=True, exist_ok=True)
-    storage.sweep(folder)
+        return there, source
+    store.sweep("rows")
     name = source.name if source is not None else "stream"
-    with storage.replacing(folder / FILE) as partial:
+    file = f"rows/{os.urandom(8).hex()}.arrow"
+    with store.replacing(file) as partial:
         rows = _write(stream, partial, name)
         if source is None:
-            revision = fingerprint(Dataset.from_file(str(partial)))
-            source = Source(name, None, "train", revision)
-    storage.write_json(folder / SIDECAR, asdict(source) | {"rows": rows})
-    return Dataset.from_file(str(folder / FILE)), source
+            source = Source(name, None, "train", fingerprint(Dataset.from_file(str(partial))))
+        digest = file_sha256(partial)
+    facts = {**asdict(source), "rows": rows, "file": file, "sha256": digest}
+    store.write_json(_sidecar(source), facts)
+    found = streamed(store, source)
+    assert found is not None
+    return found, source
 
 
-def spooled(folder: Path) -> tuple[Dataset, Source] | None:
-    """The rows that `spool` left in a folder; ``None`` where it did not end."""
-    try:
-        facts = storage.read_json(folder / SIDECAR)
-        rows = Dataset.from_file(str(folder / FILE))
-        source = Source(*(facts[name] for name in ("name", "config", "split", "revision")))
-    except (RunError, OSError, KeyError, pa.ArrowException):
-        return None
-    return (rows, source) if len(rows) == facts.get("rows") else None
+def streamed(store: Store, source: Source) -> Dataset | None:
+    """The rows of a source that `spool` left in a run folder; ``None`` where it did not end.
+
+    Those of a remote run are fetched, once, into the cache of `datasets`.
+    """
+    for name in (_sidecar(source), "rows/source.json"):  # 0.1.0 wrote the latter
+        facts = json_object(store.read_many([name]).get(name, b"")) or {}
+        if all(facts.get(key) == value for key, value in asdict(source).items()):
+            with suppress(OSError, pa.ArrowException):
+                rows = Dataset.from_file(str(_here(store, facts)))
+                return rows if len(rows) == facts.get("rows") else None
+    return None
+
+
+def _here(store: Store, facts: dict[str, Any]) -> Path:
+    """The file of rows, as one of this machine."""
+    name, digest = str(facts.get("file", "rows/rows.arrow")), facts.get("sha256")
+    if not re.fullmatch(r"rows/[0-9a-z]+\.arrow", name):
+        raise RunError(f"The run's rows lie in {name!r}, which is no place for them; remove it.")
+    path = store.path(name) if store.is_local else None
+    if path is None:
+        cache = Store(Path(datasets.config.HF_DATASETS_CACHE) / "selectit_hf")
+        path = cache.path(f"{digest}.arrow")
+        if not path.exists():
+            with cache.replacing(path.name) as partial:
+                store.fetch(name, partial)
+    if digest is not None and file_sha256(path) != digest:
+        raise RunError(
+            f"{name} is not what was written there: its hash does not fit. Restore it, or remove "
+            "the folder 'rows' of the run to read the stream again."
+        )
+    return path
+
+
+def _sidecar(source: Source) -> str:
+    return f"rows/{sha256(json.dumps(asdict(source)).encode())[:16]}.json"
 
 
 def _write(stream: IterableDataset, path: Path, name: str) -> int:
@@ -83,7 +112,7 @@ def _write(stream: IterableDataset, path: Path, name: str) -> int:
     schemas: list[pa.Schema] = []
     try:
         for schema, tables in groupby(_tables(stream, name), key=lambda table: table.schema):
-            parts.append(path.with_name(path.name.replace(FILE, f"{len(parts)}-{FILE}", 1)))
+            parts.append(path.with_name(f"{path.name}-{len(parts)}.partial"))
             schemas.append(schema)
             _write_part(parts[-1], schema, tables)
         if not parts:

@@ -3,12 +3,12 @@
 One pass over the shards writes ``scores.parquet``, a row group for each, and keeps a score and a
 status code of every row: nine bytes. They are ranked, and one pass over the rows writes
 ``selected.parquet`` and counts what the summary says. The same ratings make the same bytes, however
-many workers made them and in whatever order.
+many workers made them and in whatever order. ``selection.json``, written last, pins the tables that
+the results are made of; what a late worker commits afterwards changes nothing.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,14 +20,18 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value
 from numpy.typing import NDArray
 
-from selectit_hf import reflection, storage
+from selectit_hf import reflection
 from selectit_hf.errors import RunError, SettingError
 from selectit_hf.ratings import Ratings, nested_lists
 from selectit_hf.reflection import Variant
 from selectit_hf.report import ModelFacts, summarise
-from selectit_hf.rows import STATUSES, RowReader
+from selectit_hf.rows import STATUSES
+from selectit_hf.runs.rating import PROGRESS
+from selectit_hf.runs.run import RESULTS, Run
+from selectit_hf.runs.selected import write_selected
+from selectit_hf.runs.shards import Facts, Shards
+from selectit_hf.runs.store import as_json, file_sha256, open_store, sha256
 from selectit_hf.scorers import ModelScore, SentenceScore
-from selectit_hf.selected import write_selected
 from selectit_hf.selection import (
     Cut,
     Selection,
@@ -37,12 +41,8 @@ from selectit_hf.selection import (
     stored_scores,
     stored_statuses,
 )
-from selectit_hf.shards import Shards
 
-__all__ = ["RESULTS", "Reflection", "all_ratings", "finish", "hashes", "ranking_column"]
-
-RESULTS = ("scores.parquet", "selected.parquet", "summary.json", "selection.json")
-"""In the order they are written; the last one says of which ratings the others are, and vouches."""
+__all__ = ["Reflection", "finish", "ranking_column", "ratings_of"]
 
 Plan = Mapping[str, Any]
 
@@ -91,72 +91,134 @@ def ranking_column(plan: Plan, how: Reflection, columns: Sequence[str]) -> str:
     return str(how.by) if known else score_column(scores, how.by)
 
 
+class _Rated(NamedTuple):
+    """One model's shards, with the sidecars as they were when the results were begun."""
+
+    shards: Shards
+    facts: list[Facts]
+
+    @classmethod
+    def of(cls, run: Run, slug: str) -> "_Rated":
+        """Those of a model.
+
+        Raises:
+            RunError: some are missing; they are named.
+        """
+        return cls(run.shards(slug), run.shards(slug).all_facts())
+
+    def ratings(self, number: int, k: int) -> Ratings:
+        """Those of one shard.
+
+        Raises:
+            RunError: tables are not what their sidecars say. They are set aside, so that their
+                shards are pending, and all of them are named.
+        """
+        table, facts = self._table(number), self.facts[number]
+        if table is None:
+            bad = [n for n in range(len(self.facts)) if self._table(n) is None]
+            with suppress(OSError):  # a folder that may only be read
+                for one in bad:
+                    self.shards.set_aside(one)
+            self.shards.refuse(bad)
+        assert table is not None
+        flat = table["logprobs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        logprobs = flat.reshape(-1, k, k)
+        return Ratings(table["status"].to_pylist(), logprobs, facts["rater"], facts["oom_splits"])
+
+    def _table(self, number: int) -> pa.Table | None:
+        table, rows = self.shards.table(self.facts[number]), self.shards.parts[number].rows
+        fits = table is not None and np.array_equal(table["row"].to_numpy(), np.asarray(rows))
+        return table if fits else None
+
+
 def finish(
-    plan: Plan,
-    shards: Mapping[str, Shards],
+    run: Run,
     dataset: Dataset,
-    how: Reflection,
-    cut: Cut,
-    out: Path,
-) -> tuple[Selection, dict[str, Any]]:
-    """Write scores, selection and summary into a folder; if anything fails, none of them.
+    how: Reflection | None = None,
+    cut: Cut | None = None,
+    out: str | Path | None = None,
+    *,
+    allow_mixed: bool = False,
+) -> dict[str, Any]:
+    """Write scores, selection and summary; if anything fails, none of them.
 
     Args:
-        plan: of the run.
-        shards: the ratings of each model, by slug.
+        run: the run.
         dataset: the rows that were rated.
         how: what is made of the ratings.
         cut: how much is kept.
-        out: a folder; it is made.
+        out: a folder or its URL; by default the run's.
+        allow_mixed: go on where a model's shards were rated by several versions of the libraries,
+            or on several kinds of hardware. The summary says which.
 
     Returns:
-        The selection, its rows as ``dataset`` has them, and the summary. The kept rows with their
-        scores are in ``out / "selected.parquet"``.
+        The summary. The kept rows with their scores are in ``selected.parquet``.
 
     Raises:
-        RunError: the shards do not cover all rows exactly once.
+        RunError: shards are missing or damaged, all of which are named, or mixed.
         InputError, SettingError: ``how`` or ``cut`` does not fit the scores.
     """
-    by = ranking_column(plan, how, dataset.column_names)
-    if len(dataset) != plan["input"]["rows"]:
+    how, cut = how or Reflection(), cut or Cut()
+    by = ranking_column(run.plan, how, dataset.column_names)
+    if len(dataset) != run.rows:
         raise RunError(
-            f"The dataset has {len(dataset)} rows and the run {plan['input']['rows']}; give the "
-            "rows that the run was made from."
+            f"The dataset has {len(dataset)} rows and the run {run.rows}; give the rows that the "
+            "run was made from."
         )
-    for one in shards.values():
-        one.check()
-    out.mkdir(parents=True, exist_ok=True)
+    rated = {slug: _Rated.of(run, slug) for slug in run.slugs}
+    made_with = {slug: _made_with(one.facts) for slug, one in rated.items()}
+    for slug, found in made_with.items():
+        if len(found) > 1 and not allow_mixed:
+            raise _mixed(slug, found)
+    store = run.store if out is None else open_store(out)
+    ranges = [part.rows for part in run.parts]
     with ExitStack() as files:
         selected, scores = (  # the scores take their place first: the last in is the first out
-            files.enter_context(storage.replacing(out / f"{name}.parquet"))
-            for name in ("selected", "scores")
+            files.enter_context(store.replacing(name)) for name in (RESULTS[1], RESULTS[0])
         )
-        ranked = _write_scores(scores, plan, shards, how, by)
-        selection = _select(dataset, by, cut, ranked, _schema(plan).names)
-        write_selected(selected, scores, dataset, selection.kept, _ranges(shards))
-        summary = summarise(dataset, selection, ranked.models, _reader(plan))
-    storage.write_json(out / "summary.json", summary)
-    tables = {slug: one.hashes() for slug, one in shards.items()}
-    written = hashes(tables, [out / name for name in RESULTS[:-1]])
-    facts = _selection_facts(selection, how) | {"sha256": written}
-    storage.write_json(out / "selection.json", facts)
-    return selection, summary
+        ranked = _write_scores(scores, run.plan, rated, ranges, how, by)
+        selection = _select(dataset, by, cut, ranked, _schema(run.plan).names)
+        write_selected(selected, scores, dataset, selection.kept, ranges)
+        summary = summarise(dataset, selection, ranked.models, run.reader)
+        written = {RESULTS[0]: file_sha256(scores), RESULTS[1]: file_sha256(selected)}
+    for slug, found in made_with.items():
+        summary["models"][slug]["made_with"] = found
+    said = as_json(summary)
+    store.write(RESULTS[2], said)
+    facts = _selection_facts(selection, how) | {
+        "sha256": {**written, RESULTS[2]: sha256(said)},
+        "tables": {slug: [facts["sha256"] for facts in one.facts] for slug, one in rated.items()},
+    }
+    store.write_json(RESULTS[3], facts)
+    for name in run.store.sizes(PROGRESS) if out is None else ():
+        run.store.remove(f"{PROGRESS}/{name}")
+    return summary
 
 
-def hashes(tables: Mapping[str, list[str] | None], files: Sequence[Path]) -> dict[str, str]:
-    """By what results are known: the SHA-256 of all ratings' tables, and of each file."""
-    found = {"ratings": storage.sha256(json.dumps(dict(tables)).encode())}
-    return found | {path.name: storage.file_sha256(path) for path in files if path.exists()}
+def _made_with(facts: Sequence[Facts]) -> list[dict[str, str]]:
+    """The different versions and devices that rated; shards of 0.1.0 do not say."""
+    found = {tuple(sorted(one["made_with"].items())): 0 for one in facts if "made_with" in one}
+    return [dict(one) for one in found]
 
 
-def all_ratings(plan: Plan, shards: Shards) -> Ratings:
+def _mixed(slug: str, found: list[dict[str, str]]) -> RunError:
+    names = [name for name in found[0] if len({one.get(name) for one in found}) > 1]
+    words = "; ".join(f"{n}: {', '.join(sorted({one.get(n, '') for one in found}))}" for n in names)
+    return RunError(
+        f"The shards by {slug!r} were rated by several versions or on several kinds of hardware "
+        f"({words}), so that ratings differ in their last digits. Add --allow-mixed, which summary "
+        "and card then say, or rate anew in another folder."
+    )
+
+
+def ratings_of(run: Run, slug: str) -> Ratings:
     """All ratings of one model, in row order and in memory.
 
     Raises:
         RunError: a shard is missing or damaged.
     """
-    k = plan["rating"]["k"]
-    parts = [_ratings(shards, number, k) for number in range(len(shards.ranges()))]
+    rated, k = _Rated.of(run, slug), run.plan["rating"]["k"]
+    parts = [rated.ratings(number, k) for number in range(len(rated.facts))]
     return Ratings(
         [status for part in parts for status in part.statuses],
         np.concatenate([part.logprobs for part in parts]),
@@ -169,21 +231,27 @@ def all_ratings(plan: Plan, shards: Shards) -> Ratings:
 
 
 def _write_scores(
-    path: Path, plan: Plan, shards: Mapping[str, Shards], how: Reflection, by: str
+    path: Path,
+    plan: Plan,
+    rated: Mapping[str, _Rated],
+    ranges: Sequence[range],
+    how: Reflection,
+    by: str,
 ) -> _Ranked:
     rows = plan["input"]["rows"]
     ranked = _Ranked(
-        np.full(rows, np.nan), np.zeros(rows, np.int8), {slug: ModelFacts() for slug in shards}
+        np.full(rows, np.nan), np.zeros(rows, np.int8), {slug: ModelFacts() for slug in rated}
     )
-    with pq.ParquetWriter(path, _schema(plan)) as writer:
-        for number, part in enumerate(_ranges(shards)):
+    schema, scorers = _schema(plan), _scorers(plan, how)
+    with pq.ParquetWriter(path, schema) as writer:
+        for number, part in enumerate(ranges):
             ratings = {
-                slug: _ratings(one, number, plan["rating"]["k"]) for slug, one in shards.items()
+                slug: one.ratings(number, plan["rating"]["k"]) for slug, one in rated.items()
             }
-            for slug, rated in ratings.items():
-                ranked.models[slug].add(rated)
-            table = _score_table(part, ratings, _scorers(plan, how), how)
-            writer.write_table(table.cast(_schema(plan)), row_group_size=len(part))
+            for slug, found in ratings.items():
+                ranked.models[slug].add(found)
+            table = _score_table(part, ratings, scorers, how)
+            writer.write_table(table.cast(schema), row_group_size=len(part))
             _note(ranked, table, part, by)
     return ranked
 
@@ -196,18 +264,6 @@ def _note(ranked: _Ranked, table: pa.Table, part: range, by: str) -> None:
     if status_column(by) in table.column_names:
         places = pc.index_in(table[status_column(by)], pa.array(STATUSES))
         ranked.statuses[part.start : part.stop] = places.to_numpy()
-
-
-def _ratings(shards: Shards, number: int, k: int) -> Ratings:
-    table, facts, rows = shards.table(number), shards.facts(number), shards.ranges()[number]
-    if facts is None or not np.array_equal(table["row"].to_numpy(), np.asarray(rows)):
-        raise RunError(
-            f"The shard of the rows {rows.start} to {rows.stop - 1} of {shards.folder.name!r} "
-            "holds other rows; remove it, and run the same 'selectit run' command again."
-        )
-    flat = table["logprobs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    splits = facts.get("oom_splits", 0)
-    return Ratings(table["status"].to_pylist(), flat.reshape(-1, k, k), facts["rater"], splits)
 
 
 def _score_table(
@@ -290,12 +346,3 @@ def _schema(plan: Plan) -> pa.Schema:
     if len(plan["models"]) > 1:
         types |= ModelScore.columns
     return Features(types).arrow_schema.remove_metadata()
-
-
-def _ranges(shards: Mapping[str, Shards]) -> list[range]:
-    return next(iter(shards.values())).ranges()
-
-
-def _reader(plan: Plan) -> RowReader:
-    names = ("instruction_column", "response_column", "turns", "translation")
-    return RowReader(*(plan["rating"][name] for name in names))

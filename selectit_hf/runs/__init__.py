@@ -1,0 +1,54 @@
+"""Runs: rating a dataset so that nothing is lost, on one machine or with any engine.
+
+A shard is a pure function of plan and number, so no worker has to know of another::
+
+    run = runs.plan(dataset, source, scorers, "RUN")    # plan.json, written once
+    runs.pending(run)                                   # shards without a whole sidecar
+    runs.rate_shard(run, slug, 7, dataset, scorer)      # the table, then the sidecar
+    runs.finish(run, dataset)                           # scores, selection, summary
+
+`rate` takes the shards of one rank; `open_run` and `inputs` open all of it again from a path or a
+URL. An engine only decides who rates which pending shard.
+"""
+
+from selectit_hf.runs.monitor import status
+from selectit_hf.runs.rating import (
+    Progress,
+    pending,
+    prepare,
+    rate,
+    rate_shard,
+    wait_and_take_over,
+)
+from selectit_hf.runs.reopen import inputs, rows_of
+from selectit_hf.runs.results import Reflection, finish, ranking_column, ratings_of
+from selectit_hf.runs.run import RESULTS, Run, check_folder, open_run, plan
+from selectit_hf.runs.shards import Shards
+from selectit_hf.runs.store import Store, is_url, open_store
+from selectit_hf.runs.streaming import spool
+
+__all__ = [
+    "RESULTS",
+    "Progress",
+    "Reflection",
+    "Run",
+    "Shards",
+    "Store",
+    "check_folder",
+    "finish",
+    "inputs",
+    "is_url",
+    "open_run",
+    "open_store",
+    "pending",
+    "plan",
+    "prepare",
+    "ranking_column",
+    "rate",
+    "rate_shard",
+    "ratings_of",
+    "rows_of",
+    "spool",
+    "status",
+    "wait_and_take_over",
+]

@@ -1,0 +1,63 @@
+"""Which part of a run is this process's, as torchrun, accelerate or Slurm say."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from selectit_hf.errors import SettingError
+
+__all__ = ["Rank"]
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One of ``world`` processes that rate the same run.
+
+    Attributes:
+        rank: its number, from 0. It rates the shards with ``number % world == rank``.
+        world: how many were started together.
+        local_rank: its number on its machine, which chooses the GPU.
+
+    Raises:
+        SettingError: there can be no such rank.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world or self.local_rank < 0:
+            raise SettingError(
+                f"rank {self.rank} (local rank {self.local_rank}) of {self.world} processes is "
+                "impossible; ranks count from 0. Look at how the launcher sets them."
+            )
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Rank":
+        """What the launcher says: torchrun and accelerate, else Slurm, else a process alone.
+
+        A Slurm array of tasks with several processes each counts them all.
+
+        Raises:
+            SettingError: a variable is no whole number, or they contradict each other.
+        """
+        environment = os.environ if environment is None else environment
+
+        def number(name: str, default: int) -> int:
+            text = environment.get(name, "")
+            if not text:
+                return default
+            if not text.isdecimal():
+                raise SettingError(f"{name}={text!r} must be a whole number; the launcher sets it.")
+            return int(text)
+
+        if environment.get("RANK") and environment.get("WORLD_SIZE"):
+            rank = number("RANK", 0)
+            return cls(rank, number("WORLD_SIZE", 1), number("LOCAL_RANK", rank))
+        step, first = number("SLURM_ARRAY_TASK_STEP", 1) or 1, number("SLURM_ARRAY_TASK_MIN", 0)
+        task = (number("SLURM_ARRAY_TASK_ID", first) - first) // step
+        tasks = max(number("SLURM_ARRAY_TASK_COUNT", 1), 1)
+        processes = max(number("SLURM_NTASKS", 1), 1)
+        rank = task * processes + number("SLURM_PROCID", 0)
+        return cls(rank, tasks * processes, number("SLURM_LOCALID", 0))

@@ -1,0 +1,179 @@
+"""The plan of a run: everything that can change a rating, written once.
+
+``plan.json`` of format 3::
+
+    input        where the rows come from, how many, their columns, a hash of all their values
+    segments     the rows it grew by: their range, a hash of their values, where shards end
+    rating       the question: k, rating prompts, template, columns, turns, longest prompt
+    models       name, revision, dtype, rating key and token budget of each
+    shard_size   rows of every shard; null where shards grow to a minute of work
+    threads      the same for every worker, whoever starts it
+    versions     of the libraries it was planned with; each shard says those that rated it
+    plan_sha256  the hash of all that: a plan that does not fit it is not read
+
+With the same plan, machine and versions the ratings are the same to the bit. A run of format 2
+(0.1.0) is read as if it were of format 3.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from datasets import Dataset
+
+from selectit_hf.errors import InputError, RunError
+from selectit_hf.runs import segments, store
+from selectit_hf.runs.store import Store
+from selectit_hf.scorers import SentenceScore
+from selectit_hf.sources import Source
+
+__all__ = ["PLAN", "compare", "encoded", "make_plan", "read_plan"]
+
+PLAN = "plan.json"
+FORMAT = 3
+LIBRARIES = ("datasets", "huggingface_hub", "numpy", "tokenizers", "torch", "transformers")
+NOT_SHARED = ("model", "revision", "dtype", "name", "alpha", "variant", "versions")
+"""What of a scorer's settings is one model's, or no part of the question."""
+GROWS = ("name", "config", "split", "revision", "rows", "fingerprint")
+"""What of the input may change when there are more rows at its end."""
+
+
+def make_plan(
+    dataset: Dataset,
+    source: Source,
+    scorers: Sequence[SentenceScore],
+    shard_size: int | None,
+    old: dict[str, Any],
+) -> dict[str, Any]:
+    """The plan of a run over a dataset.
+
+    Settings that do not change which ratings are wanted (shard size, token budgets, threads) come
+    from the ``old`` plan where they are not given.
+
+    Raises:
+        InputError: two models have the same name in column names; see also `fingerprint.survey`.
+    """
+    from selectit_hf import engine
+
+    settings = [scorer.__getstate__() for scorer in scorers]
+    names = [scorer.slug for scorer in scorers]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"Two models are both called {twice[0]!r} in column names; rename one.")
+    size = shard_size or old.get("shard_size")
+    minute = 0 if size else segments.minute_of_rows(scorers)
+    cut = segments.grown(dataset, scorers[0].reader, old.get("segments", []), size, minute)
+    budgets = {model["name"]: model["token_budget"] for model in old.get("models", [])}
+    asked = {name: value for name, value in settings[0].items() if name not in NOT_SHARED}
+    return {
+        "format": FORMAT,
+        "input": {
+            **asdict(source),
+            "rows": len(dataset),
+            "columns": list(dataset.column_names),
+            "fingerprint": segments.whole_fingerprint(cut),
+        },
+        "segments": cut,
+        "rating": json.loads(json.dumps(asked)),
+        "models": [
+            {
+                "name": scorer.slug,
+                "model": scorer.checkpoint.name,
+                "revision": scorer.checkpoint.revision,
+                "dtype": state["dtype"],
+                "rating_key": scorer.rating_key(),
+                "token_budget": scorer.token_budget
+                or budgets.get(scorer.slug)
+                or scorer.default_token_budget(),
+            }
+            for scorer, state in zip(scorers, settings, strict=True)
+        ],
+        "shard_size": size,
+        "threads": old.get("threads") or engine.thread_count(),
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def compare(old: dict[str, Any], new: dict[str, Any], name: str) -> None:
+    """Refuse to go on with another plan, unless it is the old one grown.
+
+    More rows behind those of the old plan and more models behind its models are growth. Versions
+    of libraries are compared shard by shard; see `rating.rate_shard`.
+
+    Raises:
+        RunError: it names every key that differs, with both values.
+    """
+    aside = ("format", "method", "segments", "versions")
+    before, after = (
+        _flattened({key: plan[key] for key in plan if key not in aside}) for plan in (old, new)
+    )
+    if len(old["segments"]) < len(new["segments"]) and new["segments"][0] == old["segments"][0]:
+        after |= {f"input.{key}": before[f"input.{key}"] for key in GROWS}
+    more = {key for key in after.keys() - before.keys() if re.match(r"models\.\d+\.", key)}
+    changed = [
+        key for key in before | after if key not in more and before.get(key) != after.get(key)
+    ]
+    if changed:
+        lines = "; ".join(f"{key}: {before.get(key)!r}, now {after.get(key)!r}" for key in changed)
+        raise RunError(
+            f"The run folder {name!r} was planned differently. {lines}. Repeat the command it was "
+            "started with, or name another folder with --out. A run grows by more rows at the end "
+            "of its input, and by more --model behind those it has."
+        )
+
+
+def _flattened(value: Any, prefix: str = "") -> dict[str, Any]:
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    flat: dict[str, Any] = {}
+    for key, inner in items:
+        path = f"{prefix}.{key}" if prefix else str(key)
+        flat |= _flattened(inner, path) if isinstance(inner, (dict, list)) else {path: inner}
+    return flat
+
+
+# The file
+
+
+def read_plan(folder: Store) -> dict[str, Any]:
+    """The plan of a run folder, as of format 3.
+
+    Raises:
+        RunError: it cannot be read, is not what was written, or is of another format.
+    """
+    plan = folder.read_json(PLAN)
+    written = plan.pop("plan_sha256", None)
+    if written != _hash(plan):
+        raise RunError(
+            "plan.json is not what was written: its hash does not fit. Restore it, or start "
+            "another run."
+        )
+    if plan.get("format") not in (2, FORMAT):
+        raise RunError(
+            f"plan.json is of format {plan.get('format')!r}, and this version reads 2 and {FORMAT}."
+        )
+    for model in plan["models"]:  # it names a folder
+        if not re.fullmatch(r"[0-9a-z_]{1,200}", str(model["name"])):
+            raise RunError(f"plan.json names a model {model['name']!r}, which is not snake case.")
+    return plan if plan["format"] == FORMAT else _upgraded(plan)
+
+
+def _upgraded(plan: dict[str, Any]) -> dict[str, Any]:
+    """A plan of format 2 as format 3 says it. It is never written."""
+    rows, budget = plan["input"]["rows"], plan["token_budget"]
+    cuts = segments.ends(0, rows, plan["shard_size"])
+    segment = {"rows": [0, rows], "fingerprint": plan["input"]["fingerprint"], "shards": cuts}
+    models = [{**model, "token_budget": budget} for model in plan["models"]]
+    kept = {key: value for key, value in plan.items() if key != "token_budget"}
+    return {**kept, "segments": [segment], "models": models}
+
+
+def encoded(plan: dict[str, Any]) -> bytes:
+    """The bytes of ``plan.json``: the plan and its hash."""
+    return store.as_json({**plan, "plan_sha256": _hash(plan)})
+
+
+def _hash(plan: dict[str, Any]) -> str:
+    return store.sha256(json.dumps(plan, sort_keys=True).encode())

@@ -1,0 +1,219 @@
+"""A run folder and its plan: planned once, opened by anyone, grown by more rows or models.
+
+    RUN/plan.json                           what is rated, by whom, how
+    RUN/ratings/<slug>/NNNNN.<hash>.parquet raw ratings of one shard; NNNNN.json commits it
+    RUN/rows/                               the rows themselves, with --streaming only
+    RUN/scores.parquet                      every row's ratings, scores and statuses
+    RUN/selected.parquet                    the kept rows with all their columns and scores
+    RUN/summary.json                        what a person wants to know about the run
+    RUN/selection.json                      how they were chosen, and the hashes of all that
+
+Ratings cost hours and are never thrown away; all that follows from them is computed anew.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from selectit_hf.errors import InputError, RunError
+from selectit_hf.rows import RowReader
+from selectit_hf.runs import plans, segments
+from selectit_hf.runs.plans import PLAN
+from selectit_hf.runs.shards import Part, Shards
+from selectit_hf.runs.store import Store, json_object, open_store
+from selectit_hf.scorers import ModelScore, SentenceScore
+from selectit_hf.sources import Source
+
+__all__ = ["LOCK", "RESULTS", "Run", "check_folder", "open_run", "plan"]
+
+RESULTS = ("scores.parquet", "selected.parquet", "summary.json", "selection.json")
+"""In the order they are written; the last one says of which ratings the others are, and vouches."""
+LOCK = ".lock"
+"""What keeps a second ``run`` out of a local folder."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and its plan, as it was when it was opened.
+
+    Attributes:
+        where: the folder's path or URL.
+        plan: see `plans`.
+
+    Example:
+        >>> run = runs.plan(dataset, source, scorers, "s3://bucket/run")  # doctest: +SKIP
+        >>> runs.rate(run, dataset, scorers)  # doctest: +SKIP
+        >>> runs.finish(run, dataset)  # doctest: +SKIP
+    """
+
+    where: str
+    plan: dict[str, Any]
+    _shards: dict[str, Shards] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @cached_property
+    def store(self) -> Store:
+        """The folder's files."""
+        return open_store(self.where)
+
+    @property
+    def name(self) -> str:
+        """The folder's own name, for messages."""
+        return self.store.name
+
+    @property
+    def rows(self) -> int:
+        """Number of input rows."""
+        return int(self.plan["input"]["rows"])
+
+    @property
+    def slugs(self) -> list[str]:
+        """The models, in the order they were named."""
+        return [model["name"] for model in self.plan["models"]]
+
+    @property
+    def reader(self) -> RowReader:
+        """How the rows were read."""
+        names = ("instruction_column", "response_column", "turns", "translation")
+        return RowReader(*(self.plan["rating"][name] for name in names))
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The rows of each shard, whoever rates it."""
+        return segments.parts(self.plan["segments"])
+
+    def model(self, slug: str) -> dict[str, Any]:
+        """What the plan says of a model.
+
+        Raises:
+            RunError: there is none of that name.
+        """
+        found = {model["name"]: model for model in self.plan["models"]}
+        if slug not in found:
+            raise RunError(f"The run {self.name!r} has no model {slug!r}, but {', '.join(found)}.")
+        return dict(found[slug])
+
+    def shards(self, slug: str) -> Shards:
+        """The raw ratings of one model."""
+        if slug not in self._shards:
+            key, pinned = self.model(slug)["rating_key"], self._pinned.get(slug, [])
+            found = Shards(self.store, f"ratings/{slug}", self.parts, key, pinned)
+            self._shards[slug] = found
+        return self._shards[slug]
+
+    @cached_property
+    def _pinned(self) -> dict[str, list[str]]:
+        """The tables that the results are made of: what was committed later changes nothing."""
+        said = self.store.read_many([RESULTS[-1]]).get(RESULTS[-1], b"")
+        tables = (json_object(said) or {}).get("tables")
+        return tables if isinstance(tables, dict) else {}
+
+    def measures(self, folder: str, key: str) -> Shards:
+        """The shards of what another selector measures, cut as the ratings are."""
+        return Shards(self.store, f"measures/{folder}", self.parts, key)
+
+    def check_rows(self, dataset: Dataset) -> None:
+        """Refuse rows that are not the run's.
+
+        Raises:
+            RunError: another number of rows, or other values.
+        """
+        if len(dataset) != self.rows or not segments.holds(dataset, self.plan["segments"]):
+            raise RunError(
+                f"These {len(dataset)} rows are not the {self.rows} of the run {self.name!r}; give "
+                "the dataset that its plan names, or start another run."
+            )
+
+
+def plan(
+    dataset: Dataset,
+    source: Source,
+    scorers: Sequence[SentenceScore],
+    out: str | Path,
+    shard_size: int | None = None,
+) -> Run:
+    """Write a plan, or go on with the one that is there, or let it grow.
+
+    A dataset that begins with the rows of the plan and has more is a new segment; scorers behind
+    those of the plan are new models. What was rated stays as it is. A plan of which nothing is
+    rated yet is replaced.
+
+    Args:
+        dataset: the rows to rate.
+        source: where they come from.
+        scorers: one for each model; how they ask must be the same for all.
+        out: the run folder, or its URL.
+        shard_size: rows of a shard; by default small ones first, up to a minute of work. Like
+            token budget and threads, it comes from the plan that is there if it is not given.
+
+    Raises:
+        InputError: see `fingerprint.survey`; or columns that the run would write.
+        RunError: the folder holds another plan, or something that is no run.
+    """
+    folder = open_store(out)
+    check_folder(folder)
+    _check_columns(dataset, scorers)
+    folder.sweep()
+    old = plans.read_plan(folder) if folder.exists(PLAN) else {}
+    new = plans.make_plan(dataset, source, scorers, shard_size, old)
+    if not old:
+        folder.create(PLAN, plans.encoded(new))
+    elif _differ(old, new):
+        if any(folder.sizes(f"ratings/{model['name']}") for model in old["models"]):
+            plans.compare(old, new, folder.name)
+        folder.write(PLAN, plans.encoded(new))
+    there = plans.read_plan(folder)
+    if _differ(there, new):  # another process was quicker
+        again = plans.make_plan(dataset, source, scorers, shard_size, there)
+        plans.compare(there, again, folder.name)
+    return Run(str(folder), there)
+
+
+def _differ(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether two plans differ in more than who wrote them."""
+    return any(old[key] != new[key] for key in new if key not in ("format", "versions"))
+
+
+def open_run(where: str | Path | Store) -> Run:
+    """An existing run, by path or URL.
+
+    Raises:
+        RunError: there is none, or its plan is damaged.
+    """
+    folder = open_store(where)
+    if not folder.exists(PLAN):
+        raise RunError(
+            f"{folder.name!r} is no run folder: it has no plan.json. 'selectit run' makes one."
+        )
+    return Run(str(folder), plans.read_plan(folder))
+
+
+def check_folder(folder: Store) -> None:
+    """Refuse a folder that is no run's and holds something else.
+
+    Raises:
+        RunError: it is a file, or is not empty and has no plan.
+    """
+    if folder.is_local and folder.path().is_file():
+        raise RunError(f"{folder.name!r} is a file; name a folder with --out.")
+    before_a_plan = ("rows", LOCK)
+    others = [name for name in folder.sizes() if not name.endswith((".partial", *before_a_plan))]
+    if others and not folder.exists(PLAN):
+        raise RunError(
+            f"The folder {folder.name!r} is not empty and has no plan.json, so it is no run; "
+            "name another with --out."
+        )
+
+
+def _check_columns(dataset: Dataset, scorers: Sequence[SentenceScore]) -> None:
+    ours = {column for scorer in scorers for column in scorer.columns}
+    ours |= set(ModelScore.columns) if len(scorers) > 1 else set()
+    taken = sorted(ours & set(dataset.column_names))
+    if taken:
+        raise InputError(
+            f"The dataset has columns that the run would write: {', '.join(taken)}. Drop or rename "
+            "them; a dataset scored with 'selectit score' is selected from with 'selectit select'."
+        )

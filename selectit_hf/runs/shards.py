@@ -1,0 +1,225 @@
+"""Columns of a run that are committed part by part: a table and a sidecar for each range of rows.
+
+    NNNNN.<first 12 of its sha256>.parquet   the rows of shard N, never overwritten
+    NNNNN.json   its sidecar, written last: the commit. It names the table and its whole hash, the
+                 shard's rows and the key of the settings, and holds the hash of its own facts
+
+A shard follows from plan and number alone, so two workers at one shard write the same table, and
+where they do not (one had to split a batch) two tables lie side by side. The first sidecar stays.
+Nothing is taken on trust: a sidecar that is not of this plan, or a table that is not what its
+sidecar says, is set aside and made again.
+"""
+
+import io
+import json
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from selectit_hf.errors import RunError
+from selectit_hf.runs import store as stores
+from selectit_hf.runs.store import Store
+
+__all__ = ["Facts", "Part", "Shards", "rows_words"]
+
+logger = logging.getLogger(__name__)
+
+NAMED = 8
+"""So many missing shards are named in a message."""
+
+Facts = dict[str, Any]
+"""What a sidecar says."""
+
+
+class Part(NamedTuple):
+    """The rows of one shard, and the fingerprint of the segment of the input that they are of."""
+
+    rows: range
+    of: str
+
+
+class Shards:
+    """The committed parts of one set of columns over a run's rows.
+
+    Args:
+        store: the run folder.
+        folder: where they lie in it.
+        parts: the rows of each.
+        key: a hash of all settings that can change a value; another key's shards are not taken.
+        pinned: the hashes of the tables that the run's results are made of, by number.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        folder: str,
+        parts: Sequence[Part],
+        key: str,
+        pinned: Sequence[str] = (),
+    ) -> None:
+        self.store, self.folder, self.parts, self.key = store, folder, parts, key
+        self._pinned = pinned
+        self._known: dict[int, Facts] = {}
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @property
+    def name(self) -> str:
+        """Whose columns they are, for messages."""
+        return self.folder.rpartition("/")[2]
+
+    # What is there
+
+    def committed(self) -> dict[int, Facts]:
+        """What the sidecars say that are whole and name a table that is there, by number.
+
+        Sidecars that were seen before are not read again.
+        """
+        files = self.store.sizes(self.folder)
+        names = {self._sidecar(number): number for number in range(len(self))}
+        there = {number for name, number in names.items() if name.rpartition("/")[2] in files}
+        self._known = {number: self._known[number] for number in there & self._known.keys()}
+        new = [name for name, number in names.items() if number in there - self._known.keys()]
+        for name, data in self.store.read_many(new).items():
+            facts = self._said(names[name], data)
+            if facts is not None:
+                self._known[names[name]] = facts
+        return {n: facts for n, facts in sorted(self._known.items()) if facts["table"] in files}
+
+    def is_committed(self, number: int) -> bool:
+        """Whether a shard is committed, now."""
+        name = self._sidecar(number)
+        facts = self._said(number, self.store.read_many([name]).get(name, b""))
+        return facts is not None and self.store.exists(f"{self.folder}/{facts['table']}")
+
+    def missing(self) -> list[int]:
+        """The shards that are not committed."""
+        there = self.committed()
+        return [number for number in range(len(self)) if number not in there]
+
+    def any_facts(self) -> Facts | None:
+        """What one of the sidecars says, if there is one."""
+        return next(iter((self._known or self.committed()).values()), None)
+
+    def all_facts(self) -> list[Facts]:
+        """What the sidecars say, in order.
+
+        Raises:
+            RunError: some shards are missing; they are named.
+        """
+        there = self.committed()
+        self.refuse([number for number in range(len(self)) if number not in there])
+        return list(there.values())
+
+    def table(self, facts: Facts) -> pa.Table | None:
+        """The table that a sidecar names, if it is there and whole: what is read is hashed."""
+        try:
+            data = self.store.read(f"{self.folder}/{facts['table']}")
+        except FileNotFoundError:
+            return None
+        fits = stores.sha256(data) == facts["sha256"]
+        return pq.read_table(pa.BufferReader(data)) if fits else None
+
+    def refuse(self, missing: Sequence[int]) -> None:
+        """Say which shards are missing.
+
+        Raises:
+            RunError: unless there are none.
+        """
+        if missing:
+            rows = [rows_words(self.parts[number].rows) for number in missing[:NAMED]]
+            more = f" and {len(missing) - NAMED} more shards" if len(missing) > NAMED else ""
+            raise RunError(
+                f"{', '.join(rows)}{more} are not rated by {self.name!r}, or the shard is damaged; "
+                "run the same 'selectit run' or 'selectit rate' command again to rate them."
+            )
+
+    # Writing
+
+    def commit(self, number: int, table: pa.Table, facts: Facts, replace: bool = False) -> bool:
+        """Make a shard durable: its table, then, if there still is none, its sidecar.
+
+        Args:
+            number: which shard.
+            table: one row for each row of the shard, in order.
+            facts: what else its sidecar says, JSON-able.
+            replace: take the place of a shard that is whole; else that one stays.
+
+        Returns:
+            Whether this is the one that stays.
+
+        Raises:
+            OSError: the disk is full or failing; the shard is not committed.
+        """
+        rows, of = self.parts[number]
+        assert table.num_rows == len(rows), f"{table.num_rows} rows for shard {number} of {rows}"
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        data = buffer.getvalue()
+        digest = stores.sha256(data)
+        name = f"{number:05d}.{digest[:12]}.parquet"
+        if self.table({"table": name, "sha256": digest}) is None:  # else another wrote the same
+            self.store.write(f"{self.folder}/{name}", data)
+        stores.reached("table written")
+        own = {"rows": [rows.start, rows.stop], "key": self.key, "of": of}
+        said = json.loads(json.dumps({**own, "table": name, "sha256": digest, **facts}))
+        sidecar = stores.as_json({**said, "facts_sha256": _hash(said)})
+        free = replace or not self.is_committed(number)
+        stores.reached("looked again")
+        if replace:
+            self.store.write(self._sidecar(number), sidecar)
+        elif free:
+            if self.store.exists(self._sidecar(number)):  # one that is not whole
+                self.set_aside(number)
+            free = self.store.create(self._sidecar(number), sidecar)
+        stores.reached("shard committed")
+        return free
+
+    def set_aside(self, number: int) -> None:
+        """Let a shard that is not what was committed be made again, and say so in the log."""
+        words = rows_words(self.parts[number].rows)
+        logger.warning(
+            "%s, by %s, are not as committed; their shard is set aside.", words, self.name
+        )
+        self._known.pop(number, None)
+        self.store.set_aside(self._sidecar(number))
+
+    # Inside
+
+    def _sidecar(self, number: int) -> str:
+        return f"{self.folder}/{number:05d}.json"
+
+    def _said(self, number: int, sidecar: bytes) -> Facts | None:
+        """What a sidecar says, if it is as it was committed and of this shard."""
+        facts = stores.json_object(sidecar) or {}
+        rows, of = self.parts[number]
+        ours = {"rows": [rows.start, rows.stop], "key": self.key, "of": of}
+        written = facts.pop("facts_sha256", None)
+        if written != _hash(facts) or any(facts.get(name) != ours[name] for name in ours):
+            return None
+        facts.setdefault("table", f"{number:05d}.parquet")  # as 0.1.0 named it
+        if not re.fullmatch(rf"{number:05d}(\.[0-9a-f]{{12}})?\.parquet", str(facts["table"])):
+            return None
+        return self._as_pinned(number, facts)
+
+    def _as_pinned(self, number: int, facts: Facts) -> Facts:
+        """The table that the results are made of comes before one that a late worker committed."""
+        pin = self._pinned[number] if number < len(self._pinned) else facts["sha256"]
+        if pin == facts["sha256"]:
+            return facts
+        pinned = {**facts, "sha256": pin, "table": f"{number:05d}.{pin[:12]}.parquet"}
+        return facts if self.table(pinned) is None else pinned
+
+
+def rows_words(rows: range) -> str:
+    """As in ``the rows 0 to 3``."""
+    return f"the rows {rows.start} to {rows.stop - 1}"
+
+
+def _hash(facts: Facts) -> str:
+    return stores.sha256(json.dumps(facts, sort_keys=True).encode())

@@ -1,0 +1,388 @@
+"""A run folder, by path or URL: every file whole or not there, whoever is killed when.
+
+Locally a file is written beside its place, made durable, and moved there in one step. Object
+storage shows an object once all of it has arrived, so there it takes one put. Nothing is locked,
+and no copy of a remote folder is kept.
+"""
+
+import hashlib
+import json
+import os
+import posixpath
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from huggingface_hub.constants import HF_HOME
+
+from selectit_hf.errors import RunError
+
+__all__ = [
+    "POINTS",
+    "Store",
+    "as_json",
+    "file_sha256",
+    "is_url",
+    "json_object",
+    "open_store",
+    "reached",
+    "sha256",
+]
+
+POINTS = (
+    "shard rated",
+    "partial created",
+    "partial written",
+    "partial synced",
+    "file placed",
+    "folder synced",
+    "table written",
+    "looked again",
+    "shard committed",
+)
+"""Where a shard can be interrupted, in order. The five of a file are passed for its table, then for
+its sidecar; object storage has none of them."""
+ABANDONED = 3600.0
+"""Seconds after which a partial file that nobody writes to is what a killed process left."""
+
+
+def reached(point: str) -> None:
+    """Called at each of `POINTS`; does nothing. Tests of kills put something in its place."""
+
+
+def is_url(text: object) -> bool:
+    """Whether a folder is named by a URL, as in ``s3://bucket/run``."""
+    return re.match(r"[a-z][a-z0-9+.-]+://", str(text), re.IGNORECASE) is not None
+
+
+def open_store(where: "str | Path | Store") -> "Store":
+    """The folder at a path, or at the URL of any protocol that `fsspec` knows.
+
+    Raises:
+        RunError: no place for a run, a URL with a password, or a client that is not installed.
+    """
+    return where if isinstance(where, Store) else Store(where)
+
+
+class Store:
+    """A folder. Its files are named by their paths in it, as in ``ratings/llama/00000.json``.
+
+    Raises:
+        FileNotFoundError: of every method that reads, a file that is not there.
+        OSError: a local disk is full or failing. What was there is still there.
+        RunError: a storage does not do what it is asked, in its own words.
+    """
+
+    def __init__(self, where: str | Path) -> None:
+        text = str(where)
+        if not is_url(text):
+            if re.match(r"[a-z][a-z0-9+.-]+:/", text):
+                raise RunError(f"{text!r} was a URL before it was a path; pass it as a string.")
+            self._files, self._root = LocalFileSystem(), os.path.abspath(text)
+        else:
+            scheme, _, rest = text.partition("://")
+            text = f"{scheme.lower()}://{rest.rstrip('/')}"
+            self._files, self._root = _client(text)
+        self._said = text
+        self.is_local = isinstance(self._files, LocalFileSystem)
+
+    def __str__(self) -> str:
+        return self._said
+
+    @property
+    def name(self) -> str:
+        """The folder's own name, for messages."""
+        return posixpath.basename(self._root)
+
+    def path(self, name: str = "") -> Path:
+        """A file or the folder as one of this machine, where it is."""
+        assert self.is_local
+        return Path(self._root, name)
+
+    # Reading
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file."""
+        with self._reaching(name):
+            return bytes(self._files.cat_file(self._at(name)))
+
+    def read_many(self, names: list[str]) -> dict[str, bytes]:
+        """The bytes of those files that are there."""
+        if self.is_local:  # whose client would take brackets for a pattern
+            there = [name for name in names if self.path(name).is_file()]
+            return {name: self.read(name) for name in there}
+        at = {self._at(name): name for name in names}
+        with self._reaching(", ".join(names[:1])):
+            found = self._files.cat(list(at), on_error="return") if at else {}
+            for data in found.values():
+                if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
+                    raise data
+        return {at[key]: data for key, data in found.items() if isinstance(data, bytes)}
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file."""
+        with self._reaching(name):
+            return bool(self._fresh().isfile(self._at(name)))
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """The names of what lies directly in a folder, with sizes in bytes; empty without it."""
+        at = self._at(folder)
+        with self._reaching(folder):
+            try:
+                found = self._fresh().ls(at, detail=True)
+            except FileNotFoundError:
+                return {}
+        named = {one["name"].rstrip("/"): one["size"] or 0 for one in found}
+        return {posixpath.basename(one): named[one] for one in named if one != at}
+
+    def parquet(self, name: str) -> pq.ParquetFile:
+        """A parquet file, read in pieces."""
+        if self.is_local:
+            return pq.ParquetFile(self.path(name), pre_buffer=False)
+        with self._reaching(name):
+            return pq.ParquetFile(self._fresh().open(self._at(name), "rb"))
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copy a file to one of this machine."""
+        with self._reaching(name):
+            self._fresh().get_file(self._at(name), str(path))
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON object.
+
+        Raises:
+            RunError: it cannot be read, or is something else.
+        """
+        try:
+            facts = json.loads(self.read(name).decode())
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(
+                f"{name} of the run cannot be read ({error}); restore it, or start another run."
+            ) from error
+        if not isinstance(facts, dict):
+            raise RunError(f"{name} of the run is no JSON object; restore it.")
+        return facts
+
+    # Writing
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file, in place of one that is there."""
+        if not self.is_local:
+            self._put(name, lambda at: self._files.pipe_file(at, data))
+            return
+        with self._placing(name) as partial:
+            _write_durably(partial, data)
+            partial.replace(self.path(name))
+
+    def write_json(self, name: str, facts: dict[str, Any]) -> None:
+        """Write a JSON object, for people and programs."""
+        self.write(name, as_json(facts))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file unless there is one already; whether there was none.
+
+        On a local disk nobody can come between the look and the file.
+        """
+        if self.exists(name):
+            return False
+        if not self.is_local:
+            self.write(name, data)
+            return True
+        with self._placing(name) as partial:
+            _write_durably(partial, data)
+            try:
+                os.link(partial, self.path(name))
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without hard links
+                partial.replace(self.path(name))
+        return True
+
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[Path]:
+        """A file of this machine to write, which becomes ``name`` when the block ends well."""
+        if self.is_local:
+            with self._placing(name) as partial:
+                yield partial
+                _sync(partial)
+                partial.replace(self.path(name))
+            return
+        with tempfile.TemporaryDirectory(prefix="selectit-") as folder:
+            path = Path(folder) / posixpath.basename(name)
+            yield path
+            self._put(name, lambda at: self._files.put_file(str(path), at))
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if there is one."""
+        with self._reaching(name), suppress(FileNotFoundError):
+            self._files.rm_file(self._at(name))
+
+    def set_aside(self, name: str) -> None:
+        """Rename a file that is not what it should be to ``.bad-...``, if it is still there."""
+        folder, base = posixpath.split(name)
+        with suppress(FileNotFoundError):
+            self.write(posixpath.join(folder, f".bad-{time.time_ns()}-{base}"), self.read(name))
+            self.remove(name)
+
+    @contextmanager
+    def growing(self, name: str) -> Iterator[Path]:
+        """A file of lines to append to, as one of this machine, put back when the block ends."""
+        if self.is_local:
+            self.path(name).parent.mkdir(parents=True, exist_ok=True)
+            yield self.path(name)
+            return
+        kept = Path(HF_HOME).expanduser() / "selectit_hf" / sha256(self._at(name).encode())[:16]
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        _merge(kept, self.read_many([name]).get(name, b""))
+        try:
+            yield kept
+        finally:
+            _merge(kept, self.read_many([name]).get(name, b""))
+            self.write(name, kept.read_bytes())
+
+    def sweep(self, folder: str = "") -> None:
+        """Remove partial files that a killed process left, an hour after it last wrote to them."""
+        for path in self.path(folder).glob(".*.partial") if self.is_local else ():
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > ABANDONED:
+                    path.unlink()
+
+    # Inside
+
+    def _at(self, name: str) -> str:
+        return posixpath.join(self._root, name).rstrip("/")
+
+    def _fresh(self) -> Any:
+        """The client, without what it remembers of earlier listings."""
+        self._files.invalidate_cache()
+        return self._files
+
+    @contextmanager
+    def _placing(self, name: str) -> Iterator[Path]:
+        """A name beside ``name`` that no other process has, to be moved there in the block."""
+        path = self.path(name)
+        partial = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(6).hex()}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            reached("file placed")
+            _sync(path.parent)
+            reached("folder synced")
+        except OSError as error:
+            error.add_note(f"This was while {path.name} was written.")
+            raise
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+    def _put(self, name: str, put: Callable[[str], Any]) -> None:
+        with self._reaching(name):
+            try:
+                put(self._at(name))
+            except FileNotFoundError:  # storage with folders, or no bucket
+                top = self._root.split("/")[0] or "/"
+                if not self._fresh().exists(top):
+                    raise RunError(
+                        f"There is no {top!r} for {self}; make it, or check the name."
+                    ) from None
+                self._files.makedirs(posixpath.dirname(self._at(name)), exist_ok=True)
+                put(self._at(name))
+
+    @contextmanager
+    def _reaching(self, name: str) -> Iterator[None]:
+        """Let whatever a client raises say which file it was about, and what to do."""
+        try:
+            yield
+        except (RunError, FileNotFoundError):
+            raise
+        except Exception as error:
+            if self.is_local:
+                raise
+            raise RunError(
+                f"{self} failed at {name!r} ({type(error).__name__}: {error}). Whole shards stay "
+                "there; the same command goes on from them."
+            ) from error
+
+
+def _client(url: str) -> tuple[Any, str]:
+    scheme, _, rest = url.partition("://")
+    if not rest or re.search(r"[][*?]", rest):
+        raise RunError(f"{url!r} names no folder; write one without brackets, '*' and '?'.")
+    if urlsplit(url).password is not None:
+        raise RunError(
+            f"The {scheme}:// URL holds a password, which would be written down; omit it, and let "
+            "the storage's own client find it (its environment variables or its file)."
+        )
+    if scheme == "hf" and not rest.startswith("buckets/"):
+        raise RunError(
+            f"{url!r} is a repository, where each file that a worker writes is a commit. Name a "
+            "bucket, hf://buckets/user/name/run, or a folder; 'selectit push' publishes."
+        )
+    try:
+        return url_to_fs(url)
+    except Exception as error:  # whatever a client raises that logs in at once
+        remedy = "Install what it names" if isinstance(error, ImportError) else "Check the URL"
+        raise RunError(
+            f"{url!r} cannot be reached from here: {str(error).rstrip('.')}. {remedy} and the "
+            "login of its client, or mount the storage."
+        ) from error
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        reached("partial created")
+        file.write(data)
+        reached("partial written")
+        file.flush()
+        os.fsync(file.fileno())
+        reached("partial synced")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _merge(path: Path, there: bytes) -> None:
+    """Append to a file of lines those that are only ``there``."""
+    here = path.read_bytes() if path.exists() else b""
+    known = set(here.split(b"\n"))
+    new = b"".join(line + b"\n" for line in there.split(b"\n")[:-1] if line not in known)
+    with path.open("ab") as file:
+        file.write(b"\n" * bool(here and not here.endswith(b"\n")) + new)
+
+
+def as_json(facts: dict[str, Any]) -> bytes:
+    """A JSON object as the bytes of a file."""
+    return (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def json_object(data: bytes) -> dict[str, Any] | None:
+    """The JSON object that ``data`` is, if it is one."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def sha256(data: bytes) -> str:
+    """The hash of ``data`` in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """The hash of a file of this machine in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
