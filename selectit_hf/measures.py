@@ -80,11 +80,11 @@ class Measures:
                 shards.set_aside(number)
                 facts = None
             if facts is None or facts.get("unanswered"):
-                table, said = self._measured(one, shards.rows_of(number), progress)
+                table, said = self._measured(one, shards.parts[number].rows, progress)
                 shards.commit(number, table, said, replace=facts is not None)
                 paid = paid.plus(Cost(*(said[name] for name in Cost._fields)))
             elif progress is not None:
-                progress(len(shards.rows_of(number)))
+                progress(len(shards.parts[number].rows))
         return paid
 
     def _measured(

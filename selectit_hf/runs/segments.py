@@ -35,11 +35,9 @@ def minute_of_rows(scorers: Sequence[SentenceScore]) -> int:
     device = scorers[0].place(None).device.partition(":")[0]
     sizes = []
     for config in (scorer.checkpoint.config().get_text_config() for scorer in scorers):
-        hidden, layers = (
-            getattr(config, "hidden_size", 1024),
-            getattr(config, "num_hidden_layers", 16),
-        )
-        sizes.append(12 * layers * hidden**2 + hidden * config.vocab_size)
+        hidden = getattr(config, "hidden_size", 1024)
+        blocks = 12 * getattr(config, "num_hidden_layers", 16) * hidden**2
+        sizes.append(blocks + hidden * getattr(config, "vocab_size", 0))
     work = 2 * max(sizes) * TOKENS_OF_A_ROW * scorers[0].k
     return min(max(int(60 * FLOPS.get(device, FLOPS["cpu"]) / work), SMALLEST), LARGEST)
 

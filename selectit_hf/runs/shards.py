@@ -182,10 +182,8 @@ class Shards:
 
     def set_aside(self, number: int) -> None:
         """Let a shard that is not what was committed be made again, and say so in the log."""
-        words = rows_words(self.parts[number].rows)
-        logger.warning(
-            "%s, by %s, are not as committed; their shard is set aside.", words, self.name
-        )
+        words = f"{rows_words(self.parts[number].rows)}, by {self.name}"
+        logger.warning("The shard of %s, is not as it was committed; it is set aside.", words)
         self._known.pop(number, None)
         self.store.set_aside(self._sidecar(number))
 

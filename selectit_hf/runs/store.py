@@ -241,12 +241,11 @@ class Store:
             return
         kept = Path(HF_HOME).expanduser() / "selectit_hf" / sha256(self._at(name).encode())[:16]
         kept.parent.mkdir(parents=True, exist_ok=True)
-        _merge(kept, self.read_many([name]).get(name, b""))
+        kept.write_bytes(_merged(kept, self.read_many([name]).get(name, b"")))
         try:
             yield kept
         finally:
-            _merge(kept, self.read_many([name]).get(name, b""))
-            self.write(name, kept.read_bytes())
+            self.write(name, _merged(kept, self.read_many([name]).get(name, b"")))
 
     def sweep(self, folder: str = "") -> None:
         """Remove partial files that a killed process left, an hour after it last wrote to them."""
@@ -327,7 +326,8 @@ def _client(url: str) -> tuple[Any, str]:
             "bucket, hf://buckets/user/name/run, or a folder; 'selectit push' publishes."
         )
     try:
-        return url_to_fs(url)
+        files, root = url_to_fs(url)
+        return files, str(root)
     except Exception as error:  # whatever a client raises that logs in at once
         remedy = "Install what it names" if isinstance(error, ImportError) else "Check the URL"
         raise RunError(
@@ -354,13 +354,10 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _merge(path: Path, there: bytes) -> None:
-    """Append to a file of lines those that are only ``there``."""
-    here = path.read_bytes() if path.exists() else b""
-    known = set(here.split(b"\n"))
-    new = b"".join(line + b"\n" for line in there.split(b"\n")[:-1] if line not in known)
-    with path.open("ab") as file:
-        file.write(b"\n" * bool(here and not here.endswith(b"\n")) + new)
+def _merged(path: Path, there: bytes) -> bytes:
+    """The lines of a file, and those that are only ``there``."""
+    here = path.read_bytes().splitlines() if path.exists() else []
+    return b"".join(line + b"\n" for line in dict.fromkeys([*here, *there.splitlines()]))
 
 
 def as_json(facts: dict[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""A stream put into a run folder once, in bounded memory, so that its rows can be read in any order.
+"""A stream put into a run folder once, in bounded memory: its rows can be read in any order.
 
     RUN/rows/<hash>.arrow   the rows, as Arrow record batches; the hash is of where they came from
     RUN/rows/<hash>.json    where that is, how many they are, and the hash of the file; the commit

@@ -1,18 +1,18 @@
-"""Several processes of one machine: each is given a shard, watched, and started again if it dies.
+"""Several processes of one machine, each watched and started again if it dies.
 
-A shard whose worker was killed is given out again. After the second death at a shard, each further
-try halves the batches, and the shard's sidecar counts that as splits. An error is not retried; it
-stops the run.
+After the second death at a shard, each further try halves the batches, and the shard's sidecar
+counts that as splits. An error is not retried; it stops the run.
 """
 
+import fcntl
 import logging
 import multiprocessing
 import os
 import signal
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import connection
 from multiprocessing.connection import Connection
@@ -55,11 +55,8 @@ def alone(store: Store) -> Iterator[None]:
     if not store.is_local:
         yield
         return
-    import fcntl
-
-    path = store.path(LOCK)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
+    store.path().mkdir(parents=True, exist_ok=True)
+    with store.path(LOCK).open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -71,17 +68,6 @@ def alone(store: Store) -> Iterator[None]:
         yield
 
 
-class _Member:
-    """A worker process and the shard it is at."""
-
-    def __init__(self, rank: int, process: Any, pipe: Connection) -> None:
-        self.rank, self.process, self.pipe = rank, process, pipe
-        self.at: Shard | None = None
-        self.told = 0
-        """Prompts of this shard that the progress knows of."""
-        self.is_free = False
-
-
 def rate(
     run: Run,
     dataset: Dataset,
@@ -91,7 +77,7 @@ def rate(
     progress: Progress | None = None,
     allow_mixed: bool = False,
 ) -> None:
-    """Rate every pending shard of a run with ``count`` worker processes.
+    """Rate every pending shard of a run with ``count`` worker processes, each those of its rank.
 
     Worker ``i`` takes GPU ``i``, or the scorers' own device, or for scorers that spread their model
     the GPUs of its share.
@@ -106,104 +92,97 @@ def rate(
         SelectItError, OSError, RuntimeError: what stopped a worker, with the rows it was at.
     """
     of = prepare(run, scorers)
-    left = deque(shards_of(run, 0, 1, progress))
-    _Supervisor(run, dataset, of, min(count, max(len(left), 1)), progress, allow_mixed).rate(left)
+    shards_of(run, 0, 1, progress)  # tells the progress of those that are there
+    spread = any(scorer.spread for scorer in scorers)
+    seen = shares(count) if spread else [None] * count
+    # Where a scorer rates does not travel with it when it is pickled.
+    places = {slug: (one.device, one.device_map, one.token_budget) for slug, one in of.items()}
+    died: Counter[Shard | None] = Counter()
 
-
-class _Supervisor:
-    def __init__(
-        self,
-        run: Run,
-        dataset: Dataset,
-        scorers: dict[str, SentenceScore],
-        count: int,
-        progress: Progress | None,
-        allow_mixed: bool,
-    ) -> None:
-        self.run, self.progress = run, progress
-        self.spread = any(scorer.spread for scorer in scorers.values())
-        self.seen = shares(count) if self.spread else [None] * count
-        # Where a scorer rates does not travel with it when it is pickled.
-        places = {
-            slug: (one.device, one.device_map, one.token_budget) for slug, one in scorers.items()
-        }
-        self.given = (run, dataset, scorers, places, allow_mixed)
-        self.died: Counter[Shard | None] = Counter()
-
-    def rate(self, left: deque[Shard]) -> None:
-        members: list[_Member] = []
-        try:
-            members.extend(self._start(rank) for rank in range(len(self.seen)) if left)
-            while left or any(member.at for member in members):
-                connection.wait([one for m in members for one in (m.pipe, m.process.sentinel)])
-                for member in list(members):
-                    self._listen(member)
-                    if not member.process.is_alive():
-                        self._listen(member)
-                        members.remove(member)
-                        self._bury(member, left)
-                        members.append(self._start(member.rank))
-                    elif member.is_free and left:
-                        self._give(member, left.popleft())
-        finally:
-            for member in members:
-                member.process.terminate()
-            for member in members:
-                member.process.join(PATIENCE)
-                member.process.kill()
-                member.process.join()
-
-    def _start(self, rank: int) -> _Member:
-        ours, theirs = _CONTEXT.Pipe()
+    def start(rank: int) -> _Member:
+        listens, speaks = _CONTEXT.Pipe(duplex=False)
         # Of the GPUs of its share, each worker begins with the first.
-        given = (*self.given, 0 if self.spread else rank, theirs)
+        where = (rank, count, 0 if spread else rank)
+        given = (run, dataset, of, places, where, dict(died), allow_mixed, speaks)
         process = _CONTEXT.Process(target=_serve, args=given)
-        with mapping.environment({"CUDA_VISIBLE_DEVICES": self.seen[rank]}):
+        with mapping.environment({"CUDA_VISIBLE_DEVICES": seen[rank]}):
             process.start()
-        theirs.close()
-        return _Member(rank, process, ours)
+        speaks.close()
+        return _Member(rank, process, listens, progress)
 
-    def _give(self, member: _Member, shard: Shard) -> None:
-        # The first death at a shard may have had any cause; the second asks for less memory.
-        member.at, member.told, member.is_free = shard, 0, False
-        with suppress(OSError):  # it has just died, and will be buried
-            member.pipe.send((*shard, max(0, self.died[shard] - 1)))
+    members: list[_Member] = []
+    try:
+        members.extend(map(start, range(count)))
+        while members:
+            waited = [one for m in members for one in (m.process.sentinel, *m.pipes)]
+            connection.wait(waited)
+            for member in list(members):
+                is_over = not member.process.is_alive()
+                member.listen()
+                if is_over:
+                    members.remove(member)
+                    if member.process.exitcode != 0:
+                        _bury(run, member, died)
+                        members.append(start(member.rank))
+    finally:
+        for member in members:
+            member.process.terminate()
+        for member in members:
+            member.process.join(PATIENCE)
+            member.process.kill()
 
-    def _listen(self, member: _Member) -> None:
-        """Take in what a worker said so far."""
+
+class _Member:
+    """A worker process and the shard it is at."""
+
+    def __init__(
+        self, rank: int, process: Any, pipe: Connection, progress: Progress | None
+    ) -> None:
+        self.rank, self.process, self.progress = rank, process, progress
+        self.pipes = [pipe]
+        """What it speaks through, until it is closed."""
+        self.at: Shard | None = None
+        self.told = 0
+        """Prompts of this shard that the progress knows of."""
+
+    def listen(self) -> None:
+        """Take in what it said so far.
+
+        Raises:
+            Exception: what stopped it.
+        """
         try:
-            while member.pipe.poll():
-                said = member.pipe.recv()
+            while self.pipes and self.pipes[0].poll():
+                said = self.pipes[0].recv()
                 if isinstance(said, Exception):
                     raise said
-                if said is None:
-                    member.at, member.is_free = None, True
+                if isinstance(said, tuple):
+                    self.at, self.told = said, 0
                 else:
-                    self._tell(member, *said)
-        except (EOFError, ConnectionError):
-            pass
+                    self.tell(said)
+        except EOFError:
+            self.pipes.clear()
 
-    def _tell(self, member: _Member, slug: str, prompts: int) -> None:
-        member.told += prompts
-        if self.progress is not None:
-            self.progress(slug, prompts)
+    def tell(self, prompts: int) -> None:
+        """Tell the progress of so many more prompts."""
+        self.told += prompts
+        if self.progress is not None and self.at is not None:
+            self.progress(self.at[0], prompts)
 
-    def _bury(self, member: _Member, left: deque[Shard]) -> None:
-        """Count a death, and let the shard the worker was at be rated by another."""
-        code, at = member.process.exitcode, member.at
-        where = "no shard yet"
-        if at is not None:
-            where = f"{rows_words(self.run.parts[at[1]].rows)}, by {at[0]!r}"
-            left.appendleft(at)
-            self._tell(member, at[0], -member.told)
-        how = f"signal {-code}" if code < 0 else f"code {code}"
-        logger.warning("Worker %d died (%s) at %s.", member.rank, how, where)
-        self.died[at] += 1
-        if self.died[at] >= DEATHS:
-            raise RunError(
-                f"{DEATHS} workers died ({how}) at {where}. If memory ran out, take a machine with "
-                "more of it, fewer --workers or a 16-bit --dtype; whole shards stay."
-            )
+
+def _bury(run: Run, member: _Member, died: Counter[Shard | None]) -> None:
+    """Count a death at the shard the worker was at."""
+    code, at = member.process.exitcode, member.at
+    where = f"{rows_words(run.parts[at[1]].rows)}, by {at[0]!r}" if at else "no shard yet"
+    how = f"signal {-code}" if code < 0 else f"code {code}"
+    logger.warning("Worker %d died (%s) at %s.", member.rank, how, where)
+    member.tell(-member.told)
+    died[at] += 1
+    if died[at] >= DEATHS:
+        raise RunError(
+            f"{DEATHS} workers died ({how}) at {where}. If memory ran out, take a machine with "
+            "more of it, fewer --workers or a 16-bit --dtype; whole shards stay."
+        )
 
 
 def shares(count: int) -> list[str | None]:
@@ -235,40 +214,34 @@ def _serve(
     dataset: Dataset,
     scorers: dict[str, SentenceScore],
     places: dict[str, tuple[str | None, str | None, int | None]],
+    where: tuple[int, int, int],
+    died: dict[Shard | None, int],
     allow_mixed: bool,
-    local_rank: int,
-    pipe: Connection,
+    says: Connection,
 ) -> None:
     """What a worker process does; an error goes to the supervisor, which shows it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor's to handle
     signal.signal(signal.SIGTERM, _leave)
     quiet_libraries()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    placed = {slug: _placed(one, *places[slug]) for slug, one in scorers.items()}
-
-    def tell(slug: str, prompts: int) -> None:
-        pipe.send((slug, prompts))
-
+    rank, world, local_rank = where
     try:
-        pipe.send(None)
-        while True:
-            slug, number, halvings = pipe.recv()
+        for slug, number in shards_of(run, rank, world):
+            device, device_map, budget = places[slug]
+            scorer = replace(
+                scorers[slug], device=device, device_map=device_map, token_budget=budget
+            )
+            says.send((slug, number))
+            # The first death at a shard may have had any cause; the second asks for less memory.
+            halvings = max(0, died.get((slug, number), 0) - 1)
             rate_shard(
-                run, slug, number, dataset, placed[slug],
-                local_rank=local_rank, halvings=halvings, progress=tell, allow_mixed=allow_mixed,
+                run, slug, number, dataset, scorer,
+                local_rank=local_rank, halvings=halvings, allow_mixed=allow_mixed,
+                progress=lambda slug, prompts: says.send(prompts),
             )  # fmt: skip
-            pipe.send(None)
-    except EOFError:
-        return
     except Exception as error:
-        pipe.send(_sendable(error))
+        says.send(_sendable(error))
         raise SystemExit(1) from error
-
-
-def _placed(
-    scorer: SentenceScore, device: str | None, device_map: str | None, budget: int | None
-) -> SentenceScore:
-    return replace(scorer, device=device, device_map=device_map, token_budget=budget)
 
 
 def _sendable(error: Exception) -> Exception:
