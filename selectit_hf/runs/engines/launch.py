@@ -193,9 +193,11 @@ class Launch:
         try:
             self.finish.run()  # submits what it depends on first
         except subprocess.CalledProcessError as error:
+            job = self.rate.job_id
+            there = f" The tasks that rate are submitted as job {job}: scancel {job}." if job else ""
             raise RunError(
-                f"sbatch refused the job (exit code {error.returncode}); its own words are above. "
-                "Correct the options with --set; --dry-run shows the script."
+                f"sbatch refused a job (exit code {error.returncode}); its own words are above. "
+                f"Correct the options with --set; --dry-run shows the scripts.{there}"
             ) from error
         jobs = [str(one.job_id) for one in (self.rate, self.finish)]
         return {"on": "slurm", "tasks": self.rate.world_size, "logs": self.logs, "jobs": jobs}
