@@ -1,25 +1,26 @@
-"""Kill a run again and again: does it always end in the bytes of a run that was left alone?
+"""Kill a run again and again: does it always end in the results of a run that was left alone?
 
-Forked workers take a small dataset through the real path (plan, shards, claims, commits, results)
-with a stub in place of the models, whose ratings are made of a row's text. Each is killed with
-SIGKILL, in turn at a named point of the shard protocol (`selectit_hf.storage.POINTS`) and at a
-random instant, by one worker or two, and started again until so many kills have happened. Now and
-then all of them are killed at once and one bit of a rated shard is flipped, as a failing disk does.
+Forked workers take a small dataset through the real path (plan, shards, results) with a stub in
+place of the models, whose ratings are made of a row's text. Each is killed with SIGKILL, in turn at
+a named point of the commit (`selectit_hf.runs.store.POINTS`) and at a random instant, and started
+again until so many kills have happened. Runs have one worker or three; in every second run of three
+all of them rate every shard, so that each is made in duplicate. Now and then all are killed at once
+and one bit of a table is flipped, as a failing disk does. In every third run one worker is stopped
+in the middle of a commit, with a table of other bytes (as after a split), and goes on only when the
+results are written.
 
-After every kill: each file that bears its final name is whole. At the end of every run: all its
-files have the bytes of the run left alone, every shard fits its sidecar, nothing of the killed is
-left, and no worker lost more than one shard of work by a kill, or anything without one. With
-``--mirror`` each worker is on a machine of its own and they meet in storage that only creates files
-exclusively, as object storage does; what is sent there can be torn.
+After every kill each file that bears its final name is whole. At the end of every run, and again
+after the late writer, the results have the bytes of the run left alone, so does every table that
+they pin, and a worker alone lost no more than one shard of work by a kill.
 
     python scripts/chaos.py                               # 40 kills, a few seconds
     python scripts/chaos.py --kills 1000
-    python scripts/chaos.py --mirror                      # each worker in a copy of its own
+    python scripts/chaos.py --kills 300 --s3              # a local server that speaks S3 (moto)
     python scripts/chaos.py --mutant no-sidecar-check     # must find violations, and exits with 1
     python scripts/chaos.py --mutant no-atomic-rename     # likewise
 
-The mutants are the positive control: a protocol that takes a table for a shard whatever its sidecar
-says, and one that writes files in their place. The last line of stdout is JSON.
+The mutants are the positive control: a protocol that believes tables and sidecars whatever they
+hold, and one that writes files in their place. The last line of stdout is JSON.
 """
 
 import argparse
@@ -29,14 +30,16 @@ import logging
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing import connection
@@ -46,20 +49,17 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from datasets import Dataset
-from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
-from selectit_hf import claims, engine, mirror, plans, shards, storage, workers
+from selectit_hf import engine, hardware, runs
 from selectit_hf.errors import RunError
-from selectit_hf.finishing import Reflection
 from selectit_hf.ratings import Ratings
 from selectit_hf.rows import Pair
-from selectit_hf.runs import Run
+from selectit_hf.runs import RESULTS, Reflection, Run, plans, rating, store
+from selectit_hf.runs.shards import Shards
 from selectit_hf.scorers import SentenceScore
 from selectit_hf.selection import Cut
-from selectit_hf.shards import Shards
 from selectit_hf.sources import Source
-from selectit_hf.workers import Worker
 
 ROWS, SHARD_SIZE, K = 22, 4, 5
 SOURCE = Source("rows.json", None, "train", "sha256:0")
@@ -71,12 +71,15 @@ TOO_LONG = 60.0
 """Seconds after which a worker hangs; waiting for others is the longest it does."""
 PAUSE = 0.0003
 """Seconds that a row takes."""
-THERE = "there"
-"""The folder that stands for object storage."""
-INSTANT, FLIPPED = "any instant", "flipped"
+WAIT = 0.05
+"""Seconds after which rank 0 takes over."""
+INSTANT, FLIPPED, LATE = "any instant", "flipped", "late writer"
+LATE_AT = ("shard rated", "table written", "looked again")
+REMOTE_POINTS = ("shard rated", "table written", "looked again", "shard committed")
 NOT_REPEATED = ("seconds", "facts_sha256")
 """What a sidecar says that another run of the same shard does not."""
-VERSIONS = {name: version(name) for name in plans.LIBRARIES}
+TABLE = re.compile(r"(\d{5})\.([0-9a-f]{12})\.parquet")
+VERSIONS = {name: version(name) for name in {*plans.LIBRARIES, *hardware.LIBRARIES}}
 FORK = multiprocessing.get_context("fork")
 LOADED = (engine,)
 """What a run loads when it must; loaded here, so that no worker that is forked does."""
@@ -88,12 +91,16 @@ def main() -> int:
     )
     flags.add_argument("--kills", type=int, default=40)
     flags.add_argument("--mutant", choices=sorted(MUTANTS), help="break the protocol so")
-    flags.add_argument("--mirror", action="store_true", help="each worker in a copy of its own")
+    flags.add_argument("--s3", action="store_true", help="in a bucket of a local server")
     flags.add_argument("--seed", type=int, default=0, help="of what is drawn; time is not")
     flags.add_argument("--folder", type=Path, help="for the runs; else in memory")
     given = flags.parse_args()
-    with tempfile.TemporaryDirectory(prefix="chaos-", dir=given.folder or in_memory()) as name:
-        found = chaos(Path(name), given.kills, given.mutant, given.seed, given.mirror, tell=True)
+    with ExitStack() as stack:
+        name = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="chaos-", dir=given.folder or in_memory())
+        )
+        place: Folders = stack.enter_context(bucket(Path(name))) if given.s3 else Folders(Path(name))
+        found = chaos(place, given.kills, given.mutant, given.seed, tell=True)
     print(json.dumps(found))
     return int(bool(found["violations"]))
 
@@ -102,6 +109,97 @@ def in_memory() -> Path | None:
     """A folder of files in memory, if there is one: kills leave its files as a disk's, sooner."""
     memory = Path("/dev/shm")
     return memory if os.access(memory, os.W_OK) else None
+
+
+# Where runs are
+
+
+class Folders:
+    """Run folders of this machine."""
+
+    points: tuple[str, ...] = store.POINTS
+
+    def __init__(self, folder: Path) -> None:
+        self.logs = folder
+
+    def where(self, name: str) -> str:
+        """What names a run."""
+        return str(self.logs / name)
+
+    def files(self, name: str) -> dict[str, bytes]:
+        """All files of a run but hidden ones."""
+        found, folder = {}, self.logs / name
+        for path in folder.rglob("*"):
+            if path.suffix in (".json", ".parquet") and not path.name.startswith("."):
+                with suppress(FileNotFoundError):  # set aside meanwhile, by a worker that is alive
+                    found[str(path.relative_to(folder))] = path.read_bytes()
+        return found
+
+    def write(self, name: str, file: str, data: bytes) -> None:
+        """Write a file in its place."""
+        (self.logs / name / file).write_bytes(data)
+
+    def drop(self, name: str) -> None:
+        """Remove a run."""
+        shutil.rmtree(self.logs / name)
+
+
+class Bucket(Folders):
+    """Run folders in a bucket of a server."""
+
+    points = REMOTE_POINTS
+
+    def __init__(self, folder: Path, client: Any) -> None:
+        super().__init__(folder)
+        self.client = client
+
+    def where(self, name: str) -> str:
+        return f"s3://chaos/{name}"
+
+    def files(self, name: str) -> dict[str, bytes]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket="chaos", Prefix=name)
+        keys = [one["Key"] for page in pages for one in page.get("Contents", ())]
+        found = {}
+        for key in keys:
+            file = key.partition("/")[2]
+            if key.startswith(f"{name}/") and not file.rpartition("/")[2].startswith("."):
+                with suppress(self.client.exceptions.NoSuchKey):
+                    body = self.client.get_object(Bucket="chaos", Key=key)["Body"]
+                    found[file] = body.read()
+        return found
+
+    def write(self, name: str, file: str, data: bytes) -> None:
+        self.client.put_object(Bucket="chaos", Key=f"{name}/{file}", Body=data)
+
+    def drop(self, name: str) -> None:
+        pass
+
+
+@contextmanager
+def bucket(folder: Path) -> Iterator[Bucket]:
+    """A server of its own process that speaks S3, with an empty bucket."""
+    import boto3
+    import s3fs  # noqa: F401  (loaded here, so that no worker that is forked does)
+
+    port = 5000 + os.getpid() % 20000
+    url = f"http://127.0.0.1:{port}"
+    os.environ |= {
+        "AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "moto.server", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        client = boto3.client("s3")
+        for _ in range(100):
+            with suppress(Exception):
+                client.create_bucket(Bucket="chaos")
+                break
+            time.sleep(0.2)
+        yield Bucket(folder, client)
+    finally:
+        server.terminate()
+        server.wait()
 
 
 # The run: rows, and a stub in place of the models
@@ -129,6 +227,8 @@ class Stub(SentenceScore):
 
     begun: ClassVar[Callable[[str, int], None]]
     """Told a model and the number of the shard that is rated."""
+    shift: ClassVar[float] = 0.0
+    """Added to each rating, as a split of a batch does."""
 
     def prepare(self) -> None:
         """There is nothing to look at."""
@@ -142,9 +242,10 @@ class Stub(SentenceScore):
         for i, pair in enumerate(pairs):
             time.sleep(PAUSE)
             if isinstance(pair, Pair):
-                logprobs[i] = made_up(self.slug, pair)
+                logprobs[i] = made_up(self.slug, pair) - Stub.shift
         statuses = ["ok" if isinstance(pair, Pair) else pair for pair in pairs]
-        return Ratings(statuses, logprobs, rater(self.slug) | {"rating_key": self.rating_key()})
+        said = rater(self.slug) | {"rating_key": self.rating_key()}
+        return Ratings(statuses, logprobs, said, int(Stub.shift > 0))
 
 
 def rater(model: str) -> dict[str, Any]:
@@ -152,17 +253,35 @@ def rater(model: str) -> dict[str, Any]:
     return {"model": model, "revision": "r", "parameters": (MODELS.index(model) + 1) * 10**9}
 
 
-def start(folder: Path, rows: Dataset) -> tuple[Run, list[Stub]]:
+def start(where: str | Path, rows: Dataset) -> tuple[Run, list[Stub]]:
     """Plan a run, or go on with it."""
     scorers = [Stub("tiny-rater", name=name, token_budget=64) for name in MODELS]
-    return Run.start(folder, rows, SOURCE, scorers, SHARD_SIZE), scorers
+    return runs.plan(rows, SOURCE, scorers, where, SHARD_SIZE), scorers
 
 
-def drive(folder: Path, rows: Dataset, worker: Worker) -> None:
-    """One worker, from the plan to the results."""
-    run, scorers = start(folder, rows)
-    run.rate(rows, scorers, worker=worker)
-    run.settle(rows, scorers, Reflection(), Cut(proportion=0.4), worker)
+def drive(
+    where: str | Path, rows: Dataset, rank: int = 0, world: int = 1, again: int = 5
+) -> None:
+    """One worker, from the plan to the results, which rank 0 writes.
+
+    Where several do, one may set a damaged shard aside that another is about to read.
+    """
+    run, scorers = start(where, rows)
+    runs.rate(run, rows, scorers, rank, world)
+    if rank > 0:
+        return
+    runs.wait_and_take_over(run, rows, scorers, WAIT)
+    try:
+        finish(run, rows)
+    except RunError:
+        if not again:
+            raise
+        drive(where, rows, rank, world, again - 1)
+
+
+def finish(run: Run, rows: Dataset, out: str | Path | None = None) -> dict[str, Any]:
+    """The results."""
+    return runs.finish(run, rows, Reflection(), Cut(proportion=0.4), out)
 
 
 # A worker that is killed
@@ -181,42 +300,39 @@ class Kill:
 
 
 def serve(
-    folder: Path, log: Path, rows: Dataset, serial: int, worker: Worker, kill: Kill, mutant: str
-) -> None:
+    where: str, log: Path, rows: Dataset, serial: int, rank: int, world: int, kill: Kill,
+    mutant: str,
+) -> None:  # fmt: skip
     """What a forked worker does."""
     logging.disable(logging.WARNING)
-    workers.POLL = claims.POLL = 0.005
-    mirror.Mirror.poll = 0.05
-    mirror.FRESH = workers.FRESH = shards.FRESH = 0.0
-    LocalFileSystem.pipe_file = pipe_file
-    patched: Any = plans
-    patched.version = VERSIONS.__getitem__  # to look them up takes longer than all else
+    quicken()
     if mutant:
         MUTANTS[mutant]()
     if kill.point:
-        patched = storage
+        patched: Any = store
         patched.reached = dying(kill)
-    Stub.begun = lambda model, number: note(log, f"{serial} {model}/{number:05d}")
-    drive(folder, rows, worker)
+    begun = 0
+
+    def tell(model: str, number: int) -> None:
+        nonlocal begun
+        begun += 1
+        Stub.shift = 0.01 * (kill.how == signal.SIGSTOP and begun == kill.arrival)
+        note(log, f"{serial} {model}/{number:05d}")
+
+    Stub.begun = tell
+    drive(where, rows, rank, world)
 
 
-def pipe_file(self: Any, path: str, value: bytes, mode: str = "overwrite") -> None:
-    """Write a small file at once, exclusively if it is to be created, as object storage does."""
-    place = Path(path)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(path.partition(THERE)[0]) / f"{os.getpid()}.piece"
-    partial.write_bytes(value)
-    if mode != "create":
-        partial.replace(place)
-        return
-    try:
-        os.link(partial, place)
-    finally:
-        partial.unlink()
+def quicken() -> None:
+    """What takes longer than all else is known already."""
+    rating.POLL = 0.005
+    for module in (plans, hardware):
+        patched: Any = module
+        patched.version = VERSIONS.__getitem__
 
 
 def dying(kill: Kill) -> Callable[[str], None]:
-    """A `storage.reached` that ends the process as the kernel does."""
+    """A `store.reached` that ends the process as the kernel does."""
     arrivals = 0
 
     def reached(point: str) -> None:
@@ -240,38 +356,47 @@ def note(log: Path, words: str) -> None:
 
 
 def without_sidecar_check() -> None:
-    """Take a table for a shard whatever its sidecar says, or if there is none."""
+    """Believe a sidecar and its table whatever they hold."""
 
-    def read(self: Shards, number: int) -> tuple[dict[str, Any] | None, bytes]:
-        facts = {"rater": rater(self.folder.name) | {"rating_key": self.key}, "oom_splits": 0}
-        with suppress(RunError):
-            facts = storage.read_json(self._path(number, "json"))
-        try:
-            return facts, self._path(number, "parquet").read_bytes()
-        except FileNotFoundError:
-            return None, b""
+    def said(self: Shards, number: int, sidecar: bytes) -> dict[str, Any] | None:
+        facts = store.json_object(sidecar)
+        return facts and {"table": "", "oom_splits": 0, "rater": rater(self.name), **facts}
 
-    def version_of(self: Shards, number: int) -> Any:
-        path = self._path(number, "parquet")
-        return ((0, 0, path.stat().st_mtime_ns),) if path.exists() else None
+    def table(self: Shards, facts: dict[str, Any]) -> Any:
+        import pyarrow.parquet as pq
+
+        with suppress(FileNotFoundError):
+            return pq.read_table(
+                __import__("io").BytesIO(self.store.read(f"{self.folder}/{facts['table']}"))
+            )
 
     patched: Any = Shards
-    patched._read, patched.version = read, version_of
-    patched.is_committed = lambda self, number: self._path(number, "parquet").exists()
+    patched._said, patched.table = said, table
 
 
 def without_atomic_rename() -> None:
     """Write every file in its place."""
 
     @contextmanager
-    def replacing(path: Path) -> Iterator[Path]:
+    def placing(self: Any, name: str) -> Iterator[Path]:
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        yield path
-        storage.reached("file renamed")
-        storage.reached("folder synced")
+        yield InPlace(path)
+        store.reached("file placed")
+        store.reached("folder synced")
 
-    patched: Any = storage
-    patched.replacing = replacing
+    patched: Any = store
+    patched.Store._placing = placing
+    patched.os.link = lambda source, target: None
+
+
+class InPlace(type(Path())):  # type: ignore[misc]
+    """A path that is in its place already."""
+
+    def replace(self, target: Any) -> Any:
+        """There is nothing to move."""
+        return target
 
 
 MUTANTS = {
@@ -303,8 +428,10 @@ class Slot(NamedTuple):
 class Seen:
     """What happened in all runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, points: tuple[str, ...]) -> None:
+        self.points = points
         self.runs = self.rated = self.lost = self.flipped = self.finishing = 0
+        self.late = self.duplicates = 0
         self.kills: list[str] = []
         self.workers: Counter[int] = Counter()
         self.violations: list[str] = []
@@ -319,6 +446,8 @@ class Seen:
             "runs": self.runs,
             "shards_rated": self.rated,
             "shards_lost": self.lost,
+            "shards_in_duplicate": self.duplicates,
+            "late_writers": self.late,
             "bits_flipped": self.flipped,
             "violations": self.violations,
         }
@@ -328,36 +457,38 @@ class Seen:
         times = Counter(self.kills)
         if times[INSTANT] * 2 <= len(self.kills):
             return Kill(after=draw.uniform(0, seconds))
-        point = min(storage.POINTS, key=lambda point: (times[point], draw.random()))
+        point = min(self.points, key=lambda point: (times[point], draw.random()))
         return Kill(point, draw.randint(1, 6))
 
 
 @dataclass
 class Struck:
-    """One run folder, from nothing to its results, through so many kills."""
+    """One run, from nothing to its results, through so many kills."""
 
-    folder: Path
+    place: Folders
+    name: str
     rows: Dataset
     world: int
+    doubled: bool
     kills: int
     mutant: str
     alone: Alone
     draw: random.Random
     seen: Seen
-    mirrored: bool = False
 
     def __post_init__(self) -> None:
-        self.log = self.folder.with_suffix(".log")
-        self.there = self.folder / THERE if self.mirrored else self.folder
-        self.copies = [self.folder / str(rank) for rank in range(self.world * self.mirrored)]
-        for copy in self.copies:
-            mirror.begin_copy(copy, f"file://{self.there}")
+        self.log = self.place.logs / f"{self.name}.log"
         self.serials = 0
         self.killed: set[int] = set()
         self.flipped: dict[str, bytes] = {}
+        self.late: Slot | None = None
 
-    def through(self) -> None:
+    def through(self, with_late: bool) -> None:
         """Start workers, kill them, start them again, until all have come to the end; then look."""
+        if with_late:
+            kill = Kill(self.draw.choice(LATE_AT), self.draw.randint(1, 4), how=signal.SIGSTOP)
+            self.late = self._start(0, kill, world=1)
+            self._until_stopped(self.late)
         slots = [self._start(rank) for rank in range(self.world)]
         while slots:
             wait(slots)
@@ -369,18 +500,30 @@ class Struck:
             self._not_whole()
             slots = [slot for slot in slots if slot not in dead]
             slots += [self._start(slot.rank) for slot in dead if slot.serial in self.killed]
+        if not self.seen.violations:
+            self._finish_again()
         self._look()
+        if self.late is not None:
+            self._let_go_on(self.late)
 
-    def _start(self, rank: int) -> Slot:
-        armed = self.kills > 0
-        kill = self.seen.next_kill(self.draw, self.alone.seconds) if armed else Kill()
+    def _start(self, rank: int, kill: Kill | None = None, world: int = 0) -> Slot:
+        if kill is None:
+            armed = self.kills > 0
+            kill = self.seen.next_kill(self.draw, self.alone.seconds) if armed else Kill()
         self.serials += 1
-        worker = Worker(rank, self.world, rank)
-        folder = self.copies[rank] if self.mirrored else self.folder
-        given = (folder, self.log, self.rows, self.serials, worker, kill, self.mutant)
+        mine = (0, 1) if self.doubled or world == 1 else (rank, self.world)
+        where = self.place.where(self.name)
+        given = (where, self.log, self.rows, self.serials, *mine, kill, self.mutant)
         process = FORK.Process(target=serve, args=given)
         process.start()
         return Slot(rank, self.serials, kill, process, time.monotonic())
+
+    def _finish_again(self) -> None:
+        """By nobody who is killed: what an earlier finish took from a table is flipped by now."""
+        slot = self._start(0, Kill(), world=1)
+        slot.process.join(TOO_LONG)
+        if slot.process.exitcode != 0:
+            self._violated(f"the last worker ended with {slot.process.exitcode}")
 
     def _bury(self, slot: Slot, point: str = "") -> bool:
         """Count a worker that has ended; whether it was killed."""
@@ -396,7 +539,8 @@ class Struck:
         self.kills -= 1
         self.seen.kills.append(point or slot.kill.point or INSTANT)
         self.seen.workers[self.world] += 1
-        sidecars = len(list(self.there.glob("ratings/*/[0-9]*.json")))
+        files = self.place.files(self.name)
+        sidecars = sum(name.startswith("ratings/") and name.endswith(".json") for name in files)
         self.seen.finishing += sidecars == len(MODELS) * -(-ROWS // SHARD_SIZE)
         return True
 
@@ -406,55 +550,98 @@ class Struck:
             slot.process.kill()
             slot.process.join()
             self._bury(slot, INSTANT)
-        folders = self.copies or [self.folder]
-        tables = sorted(one for f in folders for one in f.glob("ratings/*/[0-9]*.parquet"))
+        files = self.place.files(self.name)
+        tables = sorted(name for name in files if TABLE.fullmatch(name.rpartition("/")[2]))
         if tables:
-            path = self.draw.choice(tables)
-            data = bytearray(path.read_bytes())
+            name = self.draw.choice(tables)
+            data = bytearray(files[name])
             data[self.draw.randrange(len(data))] ^= 1 << self.draw.randrange(8)
-            path.write_bytes(data)
-            note(self.log, f"{FLIPPED} {path.parent.name}/{path.stem}")
-            self.flipped["/".join(path.parts[-3:])] = bytes(data)
+            self.place.write(self.name, name, bytes(data))
+            model, _, table = name.removeprefix("ratings/").partition("/")
+            note(self.log, f"{FLIPPED} {model}/{table[:5]}")
+            self.flipped[name] = bytes(data)
             self.seen.flipped += 1
+
+    # The late writer
+
+    def _until_stopped(self, slot: Slot) -> None:
+        stat = Path(f"/proc/{slot.process.pid}/stat")
+        for _ in range(int(TOO_LONG / 0.002)):
+            if not slot.process.is_alive() or stat.read_text().rpartition(")")[2].split()[0] == "T":
+                return
+            time.sleep(0.002)
+        self._violated("the late writer never got to its point")
+
+    def _let_go_on(self, slot: Slot) -> None:
+        """Let it write after the results, and select once more from what is there then."""
+        if not slot.process.is_alive():
+            self._violated("the late writer ended before it was stopped")
+            return
+        os.kill(slot.process.pid or 0, signal.SIGCONT)
+        slot.process.join(TOO_LONG)
+        self.seen.late += 1
+        if slot.process.exitcode != 0:
+            self._violated(f"the late writer ended with {slot.process.exitcode}")
+        self._look()
 
     # What must hold
 
     def _not_whole(self) -> None:
         """After every kill: what bears its final name is what it must be, to the last byte."""
-        for folder in self.copies or [self.folder]:
-            for name, data in contents(folder).items():
-                if self.alone.files.get(name) != data != self.flipped.get(name):
-                    self._violated(f"{name} is not whole")
+        for name, data in self.place.files(self.name).items():
+            if not self._is_whole(name, data) and data != self.flipped.get(name):
+                self._violated(f"{name} is not whole")
+
+    def _is_whole(self, name: str, data: bytes) -> bool:
+        table = TABLE.fullmatch(name.rpartition("/")[2])
+        if table:  # also of other bytes, which the late writer and a split leave
+            return hashlib.sha256(data).hexdigest().startswith(table[2])
+        if name.startswith(rating.PROGRESS) or (name.startswith("ratings/") and self.late):
+            return store.json_object(data) is not None
+        if name in RESULTS and self.late:
+            return True  # of whatever ratings stay; looked at when all is done
+        return essence(name, data) == self.alone.files.get(name)
 
     def _look(self) -> None:
-        """At the end: all files, nothing else, and no more work lost than was killed."""
-        found = contents(self.there)
-        for name in self.alone.files.keys() | found.keys():
+        """At the end: the results, what they pin, and no more work lost than was killed."""
+        files = self.place.files(self.name)
+        found = {name: essence(name, data) for name, data in files.items()}
+        for name in {"plan.json", *RESULTS}:
             if found.get(name) != self.alone.files.get(name):
                 self._violated(f"{name} is {'missing' if name not in found else 'not the same'}")
-        for path in self.folder.rglob("*"):
-            if path.suffix in (".partial", ".claim", ".retry"):
-                self._violated(f"{path.name} is left")
-        for serial, lost in self._lost().items():
-            if serial not in self.killed or lost > 1:
-                self._violated(f"{lost} shards of worker {serial} were rated again")
+        for name in self.alone.files.keys() - found.keys():
+            self._violated(f"{name} is missing")
+        for name in self.alone.files.keys() & found.keys():
+            if TABLE.fullmatch(name.rpartition("/")[2]) and found[name] != self.alone.files[name]:
+                self._violated(f"{name} is not the same")
+        for name in found.keys() - self.alone.files.keys():
+            if not self.late and not self._is_whole(name, files[name]):
+                self._violated(f"{name} is left")
+        if self.world == 1:  # else rank 0 takes over from who is slow
+            for serial, lost in self._lost().items():
+                if serial not in self.killed or lost > 1:
+                    self._violated(f"{lost} shards of worker {serial} were rated again")
 
     def _lost(self) -> Counter[int]:
         """For each worker, the shards it began that were begun again; flipped ones do not count."""
         begun: defaultdict[str, list[int]] = defaultdict(list)
+        late = self.late.serial if self.late else 0
+        rated = 0
         for line in self.log.read_text().splitlines():
             who, shard = line.split()
             if who == FLIPPED:
                 begun[shard].clear()
-            else:
+            elif int(who) != late:
                 begun[shard].append(int(who))
-                self.seen.rated += 1
+                rated += 1
         lost = Counter(serial for serials in begun.values() for serial in serials[:-1])
+        self.seen.rated += rated
         self.seen.lost += lost.total()
         return lost
 
     def _violated(self, words: str) -> None:
-        self.seen.violations.append(f"{self.folder.name}, {self.world} workers: {words}")
+        how = "each shard by all" if self.doubled else "each its own"
+        self.seen.violations.append(f"{self.name}, {self.world} workers, {how}: {words}")
 
 
 def wait(slots: list[Slot]) -> None:
@@ -468,65 +655,63 @@ def wait(slots: list[Slot]) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a run but hidden ones and claims; of sidecars, what another run says again."""
-    found = {}
-    for path in folder.rglob("*"):
-        if path.name == mirror.ORIGIN:
-            continue
-        if path.suffix in (".json", ".parquet") and not path.name.startswith("."):
-            with suppress(FileNotFoundError):  # set aside meanwhile, by a worker that is alive
-                found[str(path.relative_to(folder))] = essence(path, path.read_bytes())
-    return found
+    """All files of a run of this machine but hidden ones, as far as they are the same every time."""
+    found = Folders(folder.parent).files(folder.name)
+    return {name: essence(name, data) for name, data in found.items()}
 
 
-def essence(path: Path, data: bytes) -> bytes:
+def essence(name: str, data: bytes) -> bytes:
     """What must be the same in every run."""
-    if path.suffix != ".json" or "ratings" not in path.parts:
+    if not name.endswith(".json") or not name.startswith("ratings/"):
         return data
-    try:
-        said = json.loads(data)
-    except ValueError:
+    said = store.json_object(data)
+    if said is None:
         return data
-    return json.dumps({name: said[name] for name in said if name not in NOT_REPEATED}).encode()
+    return json.dumps({key: said[key] for key in said if key not in NOT_REPEATED}).encode()
 
 
 # All runs
 
 
 def chaos(
-    folder: Path,
+    place: Folders,
     kills: int,
     mutant: str | None = None,
     seed: int = 0,
-    mirrored: bool = False,
     tell: bool = False,
 ) -> dict[str, Any]:
     """Kill so many workers, run after run; what was seen, as JSON-able facts.
 
     ``violations`` are what must never happen, in words; with one of `MUTANTS` some must be found.
     """
-    started, draw, seen, rows = time.perf_counter(), random.Random(seed), Seen(), make_rows()
-    alone = leave_alone(folder / "alone", rows)
+    started, draw, rows = time.perf_counter(), random.Random(seed), make_rows()
+    seen = Seen(place.points)
+    alone = leave_alone(place, rows)
     while len(seen.kills) < kills and not seen.violations:
-        world = 1 + seen.runs % 2
+        world = 1 + 2 * (seen.runs % 2)
+        doubled = world > 1 and seen.runs % 4 == 3
         left = min(draw.randint(1, KILLS_A_RUN), kills - len(seen.kills))
-        name = folder / f"run-{seen.runs}"
-        Struck(name, rows, world, left, mutant or "", alone, draw, seen, mirrored).through()
-        shutil.rmtree(name)
+        name = f"run-{seen.runs}"
+        run = Struck(place, name, rows, world, doubled, left, mutant or "", alone, draw, seen)
+        run.through(with_late=seen.runs % 3 == 2)
+        place.drop(name)
+        seen.duplicates += doubled
         seen.runs += 1
         if tell:
             print(f"{len(seen.kills)} kills in {seen.runs} runs", file=sys.stderr)
     return seen.facts() | {"seed": seed, "seconds": round(time.perf_counter() - started, 1)}
 
 
-def leave_alone(folder: Path, rows: Dataset) -> Alone:
+def leave_alone(place: Folders, rows: Dataset) -> Alone:
     """Let a run come to its end."""
-    started, log = time.perf_counter(), folder.with_suffix(".log")
-    process = FORK.Process(target=serve, args=(folder, log, rows, 0, Worker(), Kill(), ""))
+    started, log = time.perf_counter(), place.logs / "alone.log"
+    given = (place.where("alone"), log, rows, 0, 0, 1, Kill(), "")
+    process = FORK.Process(target=serve, args=given)
     process.start()
     process.join()
     assert process.exitcode == 0, "a run that is left alone must end well"
-    return Alone(contents(folder), time.perf_counter() - started)
+    files = {name: essence(name, data) for name, data in place.files("alone").items()}
+    return Alone(files, time.perf_counter() - started)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,13 @@ from datasets import Dataset
 from test_cli import ROWS, Outcome, data, selectit  # noqa: F401
 from transformers import AutoTokenizer
 
-from selectit_hf import SentenceScore, loading, options, raters, scorers
+from selectit_hf import SentenceScore, loading, options, raters, runs, scorers
 from selectit_hf.analysis import Reader, rank_by
 from selectit_hf.baselines import Length
 from selectit_hf.checkpoints import Checkpoint
 from selectit_hf.engine import Engine
 from selectit_hf.errors import SettingError
-from selectit_hf.finishing import Reflection
-from selectit_hf.runs import Run
+from selectit_hf.runs import Reflection
 from selectit_hf.selection import Cut
 from selectit_hf.sources import Source
 
@@ -165,8 +164,9 @@ def test_what_reads_responses_is_the_model_that_rated(
     monkeypatch.setattr(Checkpoint, "load_arguments", {"trust_remote_code": False})
     rows = Dataset.from_list(ROWS)
     scorer = SentenceScore("user/model", revision="branch", k=2)
-    run = Run.start(tmp_path / "run", rows, Source("rows", None, "train", "sha256:0"), [scorer])
-    run.rate(rows, [scorer])
+    source = Source("rows", None, "train", "sha256:0")
+    run = runs.plan(rows, source, [scorer], tmp_path / "run")
+    runs.rate(run, rows, [scorer])
     asked.clear()
     rank_by(run, rows, Reflection(by=by), Cut(), Reader.of(scorer))
     assert set(asked) == {("user/model", "c0ffee")}

@@ -11,13 +11,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from selectit_hf import cli, screen
+from selectit_hf import cli, runs, screen, sources
 from selectit_hf.engine import Engine
 from selectit_hf.errors import InputError
+from selectit_hf.runs.engines import local
 
 ROWS = [
     {"instruction": f"Say {i}.", "input": "", "output": f"{i} " * (i % 7 + 1)} for i in range(30)
@@ -316,7 +318,7 @@ def test_a_fault_of_ours_says_so(
     def broken(*args: Any) -> Any:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(cli.sources, "load", broken)
+    monkeypatch.setattr(sources, "load", broken)
     done = selectit("run", "x.json", "--out", "r")
     assert done.code == 70
     assert "--debug" in done.err
@@ -342,18 +344,61 @@ def test_status_of_a_run_and_of_a_damaged_one(
     done = selectit("status", "run")
     assert "30 of 30 rows, 3 of 3 shards done, 0 in progress, 0 bad" in done.out
     assert "written" in done.out
-    Path("run/ratings/random_llama/00001.parquet").write_bytes(b"")
+    (table,) = Path("run/ratings/random_llama").glob("00001.*.parquet")
+    table.write_bytes(b"")
     done = selectit("status", "run", "--json")
     facts = json.loads(done.out)
     assert facts["models"]["random_llama"]["bad"] == [1]
     assert "rows 12 to 23" in facts["wrong"][0]
-    assert "wrong: the shard of the rows 12 to 23" in selectit("status", "run").out
+    assert "wrong: the rows 12 to 23" in selectit("status", "run").out
+    again = selectit("run", data, "--model", checkpoint, "--out", "run", "--json")
+    assert again.code == 0, again.err
+    assert json.loads(selectit("status", "run", "--json").out)["wrong"] == []
     plan = json.loads(Path("run/plan.json").read_text())
     del plan["input"]["rows"]
     Path("run/plan.json").write_text(json.dumps(plan))
     refused = selectit("status", "run")
     assert refused.code == 1
-    assert "plan.json is no plan of a run: input.rows is missing" in refused.err
+    assert "plan.json is not what was written" in refused.err
+
+
+def test_plan_rate_and_finish_are_what_run_does(
+    selectit: Callable[..., Outcome], data: Path, checkpoint: Path
+) -> None:
+    flags = ("--model", checkpoint, "--shard-size", 7, "--out")
+    assert selectit("run", data, *flags, "straight").code == 0
+    done = selectit("plan", data, *flags, "run", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["pending"] == 5
+    again = ("--data", data)
+    refused = selectit("finish", "run", *again)
+    assert refused.code == 1
+    assert "the rows 0 to 6, the rows 7 to 13" in refused.err
+    needed = selectit("rate", "run", *again)
+    assert "'random-llama' was a folder" in needed.err
+    models = ("--model", checkpoint)
+    for rank, left in ((1, 3), (0, 0)):
+        done = selectit("rate", "run", "--rank", rank, "--world", 2, *models, *again, "--json")
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["pending"] == left
+    done = selectit("finish", "run", *again)
+    assert done.code == 0, done.err
+    assert run_of(Path("run")) == run_of(Path("straight"))
+
+
+def test_a_second_run_in_the_same_folder_is_kept_out(
+    selectit: Callable[..., Outcome], data: Path, checkpoint: Path
+) -> None:
+    command = ("run", data, "--model", checkpoint, "--out", "run")
+    with local.alone(runs.open_store("run")):
+        child = os.fork()
+        if child == 0:
+            os._exit(selectit(*command).code)
+        assert exit_codes([child]) == [1]
+        refused = selectit(*command)
+        assert "selectit launch" in refused.err
+        assert "selectit rate" in refused.err
+    assert selectit(*command).code == 0
 
 
 def test_a_stream_is_put_into_the_run_folder_once(
@@ -363,7 +408,7 @@ def test_a_stream_is_put_into_the_run_folder_once(
     assert selectit(*flags, "--out", "plain").code == 0
     done = selectit(*flags, "--out", "run", "--streaming")
     assert done.code == 0, done.err
-    assert Path("run/rows/rows.arrow").is_file()
+    assert len(list(Path("run/rows").glob("*.arrow"))) == 1
     for name in ("scores.parquet", "selected.parquet", "selection.json", "summary.json"):
         assert Path("run", name).read_bytes() == Path("plain", name).read_bytes(), name
     again = selectit("select", "run", "--out", "run", "--n", 4)  # its rows are there
@@ -425,6 +470,7 @@ def test_ranks_of_which_one_is_killed_and_comes_back(
     straight: dict[str, bytes], data: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     arguments = ["run", data, "--model", checkpoint, "--shard-size", 2, "--out", "many"]
+    arguments += ["--wait", "60"]
     logs = [tmp_path / f"{name}.log" for name in ("zero", "one", "again")]
     zero = launched(torchrun(0), arguments, logs[0])
     one = launched(torchrun(1), arguments, logs[1])
@@ -437,29 +483,18 @@ def test_ranks_of_which_one_is_killed_and_comes_back(
     assert run_of(Path("many")) == straight
     assert "6 selected rows are in" in logs[0].read_text()
     assert logs[1].read_text() == logs[2].read_text() == ""
-    assert not list(Path("many").rglob("*.claim"))
 
 
-def test_an_array_of_which_one_task_never_comes(
+def test_rank_0_takes_over_from_a_task_that_never_comes(
     straight: dict[str, bytes], data: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     arguments = ["run", data, "--model", checkpoint, "--shard-size", 2, "--out", "many"]
+    arguments += ["--wait", "0.2"]
     logs = [tmp_path / f"{task}.log" for task in range(3)]
-    children = [launched(array(task), arguments, logs[task]) for task in (1, 2)]
-    assert exit_codes(children) == [0, 0], logs[1].read_text()
+    children = [launched(array(task), arguments, logs[task]) for task in (2, 0)]
+    assert exit_codes(children) == [0, 0], logs[0].read_text()
     assert run_of(Path("many")) == straight
-
-
-def test_a_second_driver_joins(
-    straight: dict[str, bytes], data: Path, checkpoint: Path, tmp_path: Path
-) -> None:
-    arguments = ["run", data, "--model", checkpoint, "--shard-size", 2, "--out", "many"]
-    logs = [tmp_path / f"{driver}.log" for driver in range(2)]
-    children = [launched({}, arguments, log) for log in logs]
-    assert exit_codes(children) == [0, 0], logs[1].read_text()
-    assert run_of(Path("many")) == straight
-    for log in logs:
-        assert "30/30 rows" in log.read_text()
+    assert "30/30 rows" in logs[0].read_text()
 
 
 def test_an_error_of_any_rank_is_shown(data: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -470,11 +505,11 @@ def test_an_error_of_any_rank_is_shown(data: Path, checkpoint: Path, tmp_path: P
     assert "--workers 4 and a launcher of 2 processes contradict each other" in text
 
 
-@pytest.mark.parametrize("command", ["", "run", "score", "select", "demo", "status"])
+@pytest.mark.parametrize("command", ["", "run", "score", "select", "demo", "status", "rate"])
 def test_help_teaches(selectit: Callable[..., Outcome], command: str) -> None:
     done = selectit(*command.split(), "--help")
     assert done.code == 0
-    words = ("--debug",) if command == "status" else ("--out", "--debug")
+    words = ("--debug",) if command in ("status", "rate") else ("--out", "--debug")
     for word in ("run", "score", "select", "demo", "status") if not command else words:
         assert word in done.out
 
@@ -515,7 +550,7 @@ def test_a_signal_that_a_finalizer_dropped_is_heeded_at_the_next_batch(
             signal.signal(one, handler)
     assert done.code == code
     assert not Path("run/selected.parquet").exists()
-    assert not list(Path("run").rglob("*.claim"))
+    assert not list(Path("run").rglob("*.partial"))
 
 
 def test_a_run_in_object_storage_by_its_url_from_any_machine(
@@ -525,34 +560,33 @@ def test_a_run_in_object_storage_by_its_url_from_any_machine(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    url = f"file://{tmp_path}/bucket/run"
-    monkeypatch.setattr("selectit_hf.mirror.HF_HOME", str(tmp_path / "a"))
+    fsspec.filesystem("memory").store.clear()
+    url, there = "memory://bucket/run", runs.open_store("memory://bucket")
     done = selectit("run", data, "--model", checkpoint, "--out", url)
     assert done.code == 0, done.err
     assert f"6 selected rows are in\n{url}/selected.parquet\n" in done.err
-    assert (tmp_path / "bucket" / "run" / "selected.parquet").exists()
-
-    monkeypatch.setattr("selectit_hf.mirror.HF_HOME", str(tmp_path / "b"))
+    assert there.exists("run/selected.parquet")
     monkeypatch.setattr(Engine, "next_token_logprobs", lambda *_: pytest.fail("rated again"))
     done = selectit("status", url, "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["finished"]
     done = selectit("select", url, "--out", f"{url}-3", "--n", 3, "--data", data, "--json")
     assert done.code == 0, done.err
-    assert pq.read_table(tmp_path / "bucket" / "run-3" / "selected.parquet").num_rows == 3
+    with there.parquet("run-3/selected.parquet") as file:
+        assert file.read().num_rows == 3
     again = ("--data", data, "--model", checkpoint)
     done = selectit("compare", url, "--by", "sentence", "--by", "random", *again, "--json")
     assert done.code == 0, done.err
     done = selectit("report", url, "--data", data)
     assert done.code == 0, done.err
-    assert (tmp_path / "bucket" / "run" / "report" / "report.html").exists()
+    assert there.exists("run/report/report.html")
 
     done = selectit("select", data, "--out", url, "--n", 3)
     assert done.code == 1
     assert "give a file" in done.err
-    done = selectit("status", f"file://{tmp_path}/nothing")
+    done = selectit("status", "memory://bucket/nothing")
     assert done.code == 1
-    assert "is no run: it has no plan.json" in done.err
+    assert "is no run folder: it has no plan.json" in done.err
 
 
 @pytest.mark.parametrize("command", [["score", "x.json"], ["report", "run"]])

@@ -2,12 +2,13 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import Dataset
 
-from selectit_hf import reflection
+from selectit_hf import reflection, runs
 from selectit_hf.baselines import expected_rating
 from selectit_hf.candidates import Candidates
 from selectit_hf.compare import CODE, Candidate, compare, spearman
@@ -19,7 +20,6 @@ from selectit_hf.judge import Judge
 from selectit_hf.measures import Cost, Measures
 from selectit_hf.perplexity import IFD, Perplexity
 from selectit_hf.rows import Pair, RowReader
-from selectit_hf.runs import Run
 from selectit_hf.scorers import SentenceScore
 from selectit_hf.selection import Cut
 from selectit_hf.selectors import Scores
@@ -55,8 +55,8 @@ def finished(make_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
     models = [make_checkpoint(folder / f"model-{seed}", seed=seed) for seed in (0, 1)]
     scorers = [SentenceScore(str(model), k=3) for model in models]
-    run = Run.start(folder / "run", ROWS, SOURCE, scorers, shard_size=16)
-    run.rate(ROWS, scorers)
+    run = runs.plan(ROWS, SOURCE, scorers, folder / "run", shard_size=16)
+    runs.rate(run, ROWS, scorers)
     return run, models[0]
 
 
@@ -67,7 +67,8 @@ def made(finished) -> Candidates:
 
 
 def test_the_levels_come_from_the_stored_ratings(made):
-    ratings = {slug: made.measures.run.ratings(slug) for slug in made.measures.run.slugs}
+    run = made.measures.run
+    ratings = {slug: runs.ratings_of(run, slug) for slug in run.slugs}
     tokens = {s: reflection.token_score(r.logprobs) for s, r in ratings.items()}
     sentences = {s: reflection.sentence_score(t, 0.2) for s, t in tokens.items()}
     first = made.score("token:model_1")
@@ -102,7 +103,7 @@ def test_the_run_keeps_what_was_measured(made, passes, finished):
     mapped = ROWS.map(IFD(str(model), slug="m"), batched=True)
     ours = [math.nan if v is None else v for v in mapped["score__ifd_m"]]
     np.testing.assert_allclose(second.scores.values, ours, rtol=1e-5)
-    shards = sorted((run.folder / "measures").glob("response_given__model_0.*/*.json"))
+    shards = sorted((Path(run.where) / "measures").glob("response_given__model_0.*/*.json"))
     assert len(shards) == 3
     shards[1].unlink()
     passes.clear()
@@ -122,7 +123,7 @@ def test_other_settings_are_measured_beside(finished, passes):
         np.testing.assert_array_equal(measures.scores(one).values, values)
     assert not passes
     assert (first[0] != first[1])[np.isfinite(first[0])].all()
-    assert len(list((run.folder / "measures").glob("response_given__model_0.*"))) == 2
+    assert len(list((Path(run.where) / "measures").glob("response_given__model_0.*"))) == 2
 
 
 def test_rows_of_another_dataset_are_refused(finished):

@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from selectit_hf.finishing import Reflection
+from selectit_hf.workers import Worker
 from transformers import LlamaForCausalLM
 
 from selectit_hf import SentenceScore, plans, raters, storage
 from selectit_hf.errors import RunError, SelectItError
-from selectit_hf.finishing import Reflection
 from selectit_hf.raters import Rater
 from selectit_hf.ratings import Ratings
 from selectit_hf.runs import Run
 from selectit_hf.selection import Cut
-from selectit_hf.workers import Worker
 
 MODEL = "small"
 SHARDS = -(-chaos.ROWS // chaos.SHARD_SIZE)

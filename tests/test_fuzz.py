@@ -20,16 +20,16 @@ import pyarrow as pa
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from selectit_hf.finishing import Reflection, ranking_column
+from selectit_hf.plans import SHARD_SIZE, read_plan
+from selectit_hf.shards import Shards
 from transformers import PreTrainedTokenizerBase
 
 from selectit_hf.errors import InputError, RunError
-from selectit_hf.finishing import Reflection, ranking_column
-from selectit_hf.plans import SHARD_SIZE, read_plan
 from selectit_hf.prompts import RELEASED_TEMPLATE, Template
 from selectit_hf.rows import STATUSES, Pair, RowReader
 from selectit_hf.runs import Run
 from selectit_hf.selection import Cut, decide, kept_rows
-from selectit_hf.shards import Shards
 from selectit_hf.tokens import PromptEncoder
 
 EXAMPLES: Counter[str] = Counter()

@@ -13,15 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
-from selectit_hf import SentenceScore, select
+from selectit_hf import SentenceScore, runs, select
 from selectit_hf.engine import Engine
 from selectit_hf.errors import InputError, ModelError, RunError, SettingError
 from selectit_hf.fingerprint import survey
-from selectit_hf.finishing import Reflection
-from selectit_hf.runs import Run
+from selectit_hf.runs import Reflection, Run
 from selectit_hf.selection import Cut
 from selectit_hf.sources import Source
-from selectit_hf.workers import Worker
 
 SOURCE = Source("rows.json", None, "train", "sha256:0")
 
@@ -53,14 +51,14 @@ def rated(
 ) -> Path:
     """A run folder to copy."""
     scorers = [SentenceScore(str(checkpoint)), SentenceScore(str(second))]
-    run = Run.start(tmp_path_factory.mktemp("rated") / "run", rows, SOURCE, scorers, shard_size=4)
-    run.rate(rows, scorers)
-    return run.folder
+    run = runs.plan(rows, SOURCE, scorers, tmp_path_factory.mktemp("rated") / "run", shard_size=4)
+    runs.rate(run, rows, scorers)
+    return Path(run.where)
 
 
 @pytest.fixture
 def run(rated: Path, tmp_path: Path) -> Run:
-    return Run.open(Path(shutil.copytree(rated, tmp_path / "run")))
+    return runs.open_run(Path(shutil.copytree(rated, tmp_path / "run")))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -72,17 +70,25 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_folder_holds_what_it_says(run: Run, rows: Dataset) -> None:
-    run.finish(rows, Reflection(), Cut(n=5))
-    shards = [f"ratings/{slug}/0000{i}" for slug in ("random_llama", "second") for i in range(3)]
-    names = {str(p.relative_to(run.folder)) for p in run.folder.rglob("*") if p.is_file()}
+    runs.finish(run, rows, Reflection(), Cut(n=5))
+    names = {str(p.relative_to(run.where)) for p in Path(run.where).rglob("*") if p.is_file()}
+    shards = [
+        f"ratings/{slug}/{facts['table']}"
+        for slug in ("random_llama", "second")
+        for facts in run.shards(slug).committed().values()
+    ]
     assert names == {
         "plan.json",
         "scores.parquet",
         "selected.parquet",
         "selection.json",
         "summary.json",
-        *(f"{shard}{ending}" for shard in shards for ending in (".parquet", ".json")),
+        *shards,
+        *(f"{shard.partition('.')[0]}.json" for shard in shards),
     }
+    for shard in shards:
+        data = (Path(run.where) / shard).read_bytes()
+        assert shard.split(".")[1] == hashlib.sha256(data).hexdigest()[:12]
 
 
 def test_shards_are_what_one_map_gives(
@@ -90,7 +96,7 @@ def test_shards_are_what_one_map_gives(
 ) -> None:
     for scorer in scorers:
         mapped = rows.map(scorer, batched=True, load_from_cache_file=False)
-        ratings = run.ratings(scorer.slug)
+        ratings = runs.ratings_of(run, scorer.slug)
         assert ratings.statuses == mapped[f"status__{scorer.slug}"]
         assert ratings.statuses[3] == "empty"
         for row, expected in enumerate(mapped[f"rating_logprobs__{scorer.slug}"]):
@@ -101,38 +107,38 @@ def test_shards_are_what_one_map_gives(
 
 
 def test_selected_rows_keep_their_columns(run: Run, rows: Dataset) -> None:
-    selection, summary = run.finish(rows, Reflection(), Cut(n=5))
-    selected = pq.read_table(run.folder / "selected.parquet")
+    summary = runs.finish(run, rows, Reflection(), Cut(n=5))
+    selected = pq.read_table(Path(run.where) / "selected.parquet")
     assert selected.column_names[:3] == ["instruction", "output", "note"]
     assert selected.num_rows == summary["selected"] == 5
     original = rows.select(selected["note"].to_pylist())
     assert selected.select(["instruction", "output", "note"]).to_pylist() == original.to_list()
-    scores = pq.read_table(run.folder / "scores.parquet")
+    scores = pq.read_table(Path(run.where) / "scores.parquet")
     assert scores["row"].to_pylist() == list(range(11))
     best = sorted(
         (row for row in scores.to_pylist() if row["model_score"] is not None),
         key=lambda row: -row["model_score"],
     )
     assert sorted(row["row"] for row in best[:5]) == selected["note"].to_pylist()
-    assert selection.threshold == pytest.approx(best[4]["model_score"])
-    facts = json.loads((run.folder / "selection.json").read_text())
+    assert summary["threshold"] == pytest.approx(best[4]["model_score"])
+    facts = json.loads((Path(run.where) / "selection.json").read_text())
     assert facts["reasons"] == {"selected": 5, "below the threshold": 5, "empty": 1}
 
 
 def test_a_second_run_asks_nothing_and_ends_the_same(
     run: Run, rows: Dataset, scorers: list[SentenceScore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run.finish(rows, Reflection(), Cut())
-    before = contents(run.folder)
+    runs.finish(run, rows, Reflection(), Cut())
+    before = contents(Path(run.where))
 
     def never(self: Engine, *args: Any) -> Any:
         raise AssertionError
 
     monkeypatch.setattr(Engine, "next_token_logprobs", never)
-    again = Run.start(run.folder, rows, SOURCE, scorers)
-    again.rate(rows, scorers)
-    again.finish(rows, Reflection(), Cut())
-    assert contents(run.folder) == before
+    again = runs.plan(rows, SOURCE, scorers, Path(run.where))
+    runs.rate(again, rows, scorers)
+    runs.finish(again, rows, Reflection(), Cut())
+    assert contents(Path(run.where)) == before
 
 
 def test_a_model_changed_after_planning_is_refused(
@@ -140,27 +146,28 @@ def test_a_model_changed_after_planning_is_refused(
 ) -> None:
     folder = make_checkpoint(tmp_path / "model", seed=1)
     scorers = [SentenceScore(str(folder))]
-    run = Run.start(tmp_path / "run", rows, SOURCE, scorers)
+    run = runs.plan(rows, SOURCE, scorers, tmp_path / "run")
     make_checkpoint(folder, seed=2)
     with pytest.raises(ModelError, match="holds sha256"):
-        run.rate(rows, scorers)
-    assert not contents(run.folder)
+        runs.rate(run, rows, scorers)
+    assert not contents(Path(run.where))
 
 
 def test_a_shard_of_another_rater_is_rated_again(
     run: Run, rows: Dataset, scorers: list[SentenceScore]
 ) -> None:
-    before = contents(run.folder)
-    sidecar = run.folder / "ratings" / "second" / "00001.json"
+    before = contents(Path(run.where))
+    sidecar = Path(run.where) / "ratings" / "second" / "00001.json"
     facts = json.loads(sidecar.read_text())
     del facts["facts_sha256"]
     facts["key"] = "another"
     facts["facts_sha256"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     sidecar.write_text(json.dumps(facts))
     with pytest.raises(RunError, match="rows 4 to 7"):
-        run.ratings("second")
-    run.rate(rows, scorers)
-    assert contents(run.folder) == before
+        runs.ratings_of(run, "second")
+    assert runs.pending(run) == [("second", 1)]
+    runs.rate(run, rows, scorers)
+    assert contents(Path(run.where)) == before
 
 
 def test_every_model_is_looked_at_before_any_is_asked(
@@ -174,10 +181,10 @@ def test_every_model_is_looked_at_before_any_is_asked(
     described["normalizer"] = {"type": "Replace", "pattern": {"Regex": "[0-9]"}, "content": "#"}
     (mute / "tokenizer.json").write_text(json.dumps(described))
     scorers = [SentenceScore(str(checkpoint)), SentenceScore(str(mute))]
-    run = Run.start(tmp_path / "run", rows, SOURCE, scorers)
+    run = runs.plan(rows, SOURCE, scorers, tmp_path / "run")
     with pytest.raises(ModelError, match="cannot be told apart"):
-        run.rate(rows, scorers)
-    assert not contents(run.folder)
+        runs.rate(run, rows, scorers)
+    assert not contents(Path(run.where))
 
 
 def test_columns_that_would_be_doubled_are_refused(
@@ -185,12 +192,12 @@ def test_columns_that_would_be_doubled_are_refused(
 ) -> None:
     taken = rows.add_column("model_score", ["mine"] * 11)
     with pytest.raises(InputError, match="would write: model_score"):
-        Run.start(tmp_path / "run", taken, SOURCE, scorers)
+        runs.plan(taken, SOURCE, scorers, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    one = Run.start(tmp_path / "run", taken, SOURCE, scorers[:1])
-    one.rate(taken, scorers[:1])
-    selection, _ = one.finish(taken, Reflection(), Cut(n=2))
-    assert selection.by == "sentence_score__random_llama"
+    one = runs.plan(taken, SOURCE, scorers[:1], tmp_path / "run")
+    runs.rate(one, taken, scorers[:1])
+    summary = runs.finish(one, taken, Reflection(), Cut(n=2))
+    assert summary["by"] == "sentence_score__random_llama"
 
 
 def test_what_a_killed_start_leaves_is_no_obstacle(
@@ -198,7 +205,7 @@ def test_what_a_killed_start_leaves_is_no_obstacle(
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".plan.json.partial").write_text("{")
-    assert Run.start(tmp_path / "run", rows, SOURCE, scorers).rows == 11
+    assert runs.plan(rows, SOURCE, scorers, tmp_path / "run").rows == 11
 
 
 @pytest.mark.parametrize(
@@ -208,16 +215,17 @@ def test_what_a_killed_start_leaves_is_no_obstacle(
 def test_a_damaged_shard_is_rated_again(
     run: Run, rows: Dataset, scorers: list[SentenceScore], damage: str
 ) -> None:
-    before = contents(run.folder)
-    shard = run.folder / "ratings" / "second" / "00001.parquet"
+    before = contents(Path(run.where))
+    (shard,) = (Path(run.where) / "ratings" / "second").glob("00001.*.parquet")
+    sidecar = shard.with_name("00001.json")
     if damage == "parquet gone":
         shard.unlink()
     elif damage == "sidecar gone":
-        shard.with_suffix(".json").unlink()
+        sidecar.unlink()
     elif damage == "sidecar empty":
-        shard.with_suffix(".json").write_text("")
+        sidecar.write_text("")
     elif damage == "sidecar of nothing":
-        shard.with_suffix(".json").write_text("{}")
+        sidecar.write_text("{}")
     elif damage == "cut short":
         shard.write_bytes(shard.read_bytes()[:-20])
     else:
@@ -225,10 +233,10 @@ def test_a_damaged_shard_is_rated_again(
         data[len(data) // 2] ^= 1
         shard.write_bytes(data)
     with pytest.raises(RunError, match="rows 4 to 7 are not rated by 'second'"):
-        run.finish(rows, Reflection(), Cut())
-    assert not (run.folder / "selected.parquet").exists()
-    run.rate(rows, scorers)
-    assert contents(run.folder) == before
+        runs.finish(run, rows, Reflection(), Cut())
+    assert not (Path(run.where) / "selected.parquet").exists()
+    runs.rate(run, rows, scorers)
+    assert contents(Path(run.where)) == before
 
 
 def test_stopped_in_the_middle_it_goes_on(
@@ -248,22 +256,23 @@ def test_stopped_in_the_middle_it_goes_on(
             raise KeyboardInterrupt
         return original(self, *args)
 
-    stopped = Run.start(tmp_path / "stopped", rows, SOURCE, scorers, shard_size=4)
+    stopped = runs.plan(rows, SOURCE, scorers, tmp_path / "stopped", shard_size=4)
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "next_token_logprobs", stops)
         with pytest.raises(KeyboardInterrupt):
-            stopped.rate(rows, scorers)
-    assert len(contents(stopped.folder)) == 2
-    again = Run.start(tmp_path / "stopped", rows, SOURCE, scorers)
-    again.rate(rows, scorers)
-    assert contents(again.folder) == contents(run.folder)
+            runs.rate(stopped, rows, scorers)
+    assert len(contents(Path(stopped.where))) == 2
+    assert len(runs.pending(stopped)) == 4
+    again = runs.plan(rows, SOURCE, scorers, tmp_path / "stopped")
+    runs.rate(again, rows, scorers)
+    assert contents(Path(again.where)) == contents(Path(run.where))
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         ({"max_length": 90}, "rating.max_length: None, now 90"),
-        ({"token_budget": 77}, "token_budget: 1024, now 77"),
+        ({"token_budget": 77}, "models.0.token_budget: 1024, now 77"),
         ({"turns": "all"}, "rating.turns: None, now 'all'"),
         ({"rating_prompts": ["1 to {k}?"] * 5}, "rating.rating_prompts.0"),
         ({"dtype": "bfloat16"}, "models.0.dtype: 'float32', now 'bfloat16'"),
@@ -274,7 +283,7 @@ def test_another_plan_is_refused_by_name(
 ) -> None:
     changed = [replace(scorer, **change) for scorer in scorers]
     with pytest.raises(RunError, match="planned differently") as caught:
-        Run.start(run.folder, rows, SOURCE, changed)
+        runs.plan(rows, SOURCE, changed, Path(run.where))
     assert named in str(caught.value)
 
 
@@ -283,11 +292,11 @@ def test_other_rows_shards_or_models_are_refused(
 ) -> None:
     edited = rows.map(lambda row: {"output": row["output"] + "!"})
     with pytest.raises(RunError, match=r"input\.fingerprint"):
-        Run.start(run.folder, edited, SOURCE, scorers)
+        runs.plan(edited, SOURCE, scorers, Path(run.where))
     with pytest.raises(RunError, match=r"shard_size: 4, now 5"):
-        Run.start(run.folder, rows, SOURCE, scorers, shard_size=5)
+        runs.plan(rows, SOURCE, scorers, Path(run.where), shard_size=5)
     with pytest.raises(RunError, match=r"models\.0\.model"):
-        Run.start(run.folder, rows, SOURCE, scorers[::-1])
+        runs.plan(rows, SOURCE, scorers[::-1], Path(run.where))
 
 
 def test_a_folder_of_something_else_is_left_alone(
@@ -296,14 +305,14 @@ def test_a_folder_of_something_else_is_left_alone(
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
     with pytest.raises(RunError, match=r"no plan\.json"):
-        Run.start(tmp_path / "photos", rows, SOURCE, scorers)
+        runs.plan(rows, SOURCE, scorers, tmp_path / "photos")
     with pytest.raises(RunError, match="no run folder"):
-        Run.open(tmp_path / "photos")
+        runs.open_run(tmp_path / "photos")
 
 
 def test_nothing_of_this_machine_is_written(run: Run, rows: Dataset, tmp_path: Path) -> None:
-    run.finish(rows, Reflection(), Cut())
-    for path in run.folder.rglob("*"):
+    runs.finish(run, rows, Reflection(), Cut())
+    for path in Path(run.where).rglob("*"):
         if path.is_file():
             assert str(tmp_path).encode() not in path.read_bytes(), path
 
@@ -313,17 +322,18 @@ def test_reflecting_again_is_what_scoring_anew_gives(
 ) -> None:
     how = Reflection(alpha=1.5, variant="released", by="sentence_score__second")
     out = tmp_path / "again"
-    selection, _ = run.finish(rows, replace(how, variant="paper"), Cut(proportion=0.5), out)
+    runs.finish(run, rows, replace(how, variant="paper"), Cut(proportion=0.5), out)
     fresh = rows.map(replace(scorers[1], alpha=1.5), batched=True)
     expected = select(fresh, by="sentence_score__second", proportion=0.5)
-    assert selection.selected["note"] == expected.selected["note"]
+    kept = pq.read_table(out / "selected.parquet")["note"].to_pylist()
+    assert kept == expected.selected["note"]
     np.testing.assert_allclose(
         pq.read_table(out / "scores.parquet")["sentence_score__second"].drop_null(),
         [score for score in fresh["sentence_score__second"] if score is not None],
         atol=1e-5,
     )
     with pytest.raises(SettingError, match="exactly three models"):
-        run.finish(rows, how, Cut(), out)
+        runs.finish(run, rows, how, Cut(), out)
 
 
 def test_several_turns_stop_before_a_model_is_loaded(scorers: list[SentenceScore]) -> None:
@@ -341,26 +351,12 @@ def test_the_fingerprint_follows_the_rows(rows: Dataset, scorers: list[SentenceS
 
 
 def test_the_summary_counts_and_warns(run: Run, rows: Dataset) -> None:
-    _, summary = run.finish(rows, Reflection(), Cut(n=5))
+    summary = runs.finish(run, rows, Reflection(), Cut(n=5))
     facts = summary["models"]["second"]
     assert facts["statuses"] == {"empty": 1, "ok": 10}
-    logprobs = run.ratings("second").logprobs
+    logprobs = runs.ratings_of(run, "second").logprobs
     masses = [np.exp(one.astype(float)).sum(-1) for one in logprobs if not np.isnan(one).any()]
     assert facts["rating_mass"] == pytest.approx(float(np.mean(masses)))
     lengths = [len(text) for i, text in enumerate(rows["output"]) if i != 3]
     assert summary["mean_response_characters"]["all"] == round(sum(lengths) / 10, 1)
     assert len(summary["best"]) == len(summary["worst"]) == 3
-
-
-def test_a_rank_that_comes_late_finds_what_broke_in_anothers_shard(
-    run: Run, rows: Dataset, scorers: list[SentenceScore]
-) -> None:
-    run.settle(rows, scorers, Reflection(), Cut(n=5), Worker(0, 2))
-    before = contents(run.folder)
-    broken = run.folder / "ratings" / "second" / "00001.parquet"
-    data = bytearray(broken.read_bytes())
-    data[len(data) // 2] ^= 1
-    broken.write_bytes(data)
-    run.rate(rows, scorers, worker=Worker(0, 2))  # the shard is another's, so it only looks
-    run.settle(rows, scorers, Reflection(), Cut(n=5), Worker(0, 2))
-    assert contents(run.folder) == before

@@ -3,182 +3,179 @@
 import errno
 import hashlib
 import json
-import logging
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from selectit_hf import storage
 from selectit_hf.errors import RunError
-from selectit_hf.shards import Shards
+from selectit_hf.runs import store
+from selectit_hf.runs.shards import Part, Shards
+from selectit_hf.runs.store import Store, open_store
 
-ROWS, SIZE = 11, 4
+RANGES = [range(4), range(4, 8), range(8, 11)]
 
 
 class Killed(BaseException):
     pass
 
 
-def rows_of(rows: range) -> pa.Table:
-    return pa.table({"row": list(rows), "value": np.asarray(rows, dtype=np.float32) / 7})
+def rows_of(rows: range, more: float = 0) -> pa.Table:
+    values = np.asarray(rows, dtype=np.float32) / 7 + more
+    return pa.table({"row": list(rows), "value": values})
 
 
-def shards_in(folder: Path, **settings: Any) -> Shards:
-    return Shards(folder, **{"rows": ROWS, "size": SIZE, "key": "k1", **settings})
-
-
-@pytest.fixture
-def shards(tmp_path: Path) -> Shards:
-    shards = shards_in(tmp_path / "slug")
-    for number, rows in enumerate(shards.ranges()):
-        shards.commit(number, rows_of(rows), {"seconds": 0.5})
-    return shards
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")}
+def shards_in(folder: Path | Store, of: str = "f1", key: str = "k1", **settings: Any) -> Shards:
+    parts = [Part(rows, of) for rows in RANGES]
+    return Shards(open_store(folder), "ratings/slug", parts, key, **settings)
 
 
 def make_all(shards: Shards) -> None:
     for number in shards.missing():
-        shards.commit(number, rows_of(shards.rows_of(number)), {"seconds": 0.5})
+        assert shards.commit(number, rows_of(RANGES[number]), {"seconds": 0.5})
 
 
-@pytest.mark.parametrize("rows", [1, 3, 4, 5, 8, 100])
-@pytest.mark.parametrize("size", [1, 4, 8192])
-def test_ranges_cover_every_row_once(tmp_path: Path, rows: int, size: int) -> None:
-    ranges = shards_in(tmp_path, rows=rows, size=size).ranges()
-    assert [row for part in ranges for row in part] == list(range(rows))
-    assert all(len(part) == size for part in ranges[:-1])
-    assert len(shards_in(tmp_path, rows=rows, size=size)) == len(ranges)
+@pytest.fixture
+def shards(tmp_path: Path) -> Shards:
+    shards = shards_in(tmp_path)
+    make_all(shards)
+    return shards
 
 
-def test_what_is_committed_is_read(shards: Shards) -> None:
+def files(folder: Path) -> dict[str, bytes]:
+    there = (folder / "ratings" / "slug").iterdir()
+    return {p.name: p.read_bytes() for p in there if not p.name.startswith(".")}
+
+
+def table_of(folder: Path, number: int) -> Path:
+    (path,) = (folder / "ratings" / "slug").glob(f"{number:05d}.*.parquet")
+    return path
+
+
+def whole(shards: Shards) -> list[int]:
+    """The shards that are committed and whose tables are read."""
+    return [n for n, facts in shards.committed().items() if shards.table(facts) is not None]
+
+
+def test_what_is_committed_is_read(shards: Shards, tmp_path: Path) -> None:
     assert shards.missing() == []
-    shards.check()
-    for number, rows in enumerate(shards.ranges()):
-        assert shards.table(number).equals(rows_of(rows))
-        facts = shards.facts(number)
-        path = shards.folder / f"{number:05d}.parquet"
-        assert facts is not None
-        assert facts["rows"] == [rows.start, rows.stop]
-        assert facts["key"] == "k1"
-        assert facts["seconds"] == 0.5
-        assert facts["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert sorted(files(shards.folder)) == [
-        f"0000{n}.{ending}" for n in range(3) for ending in ("json", "parquet")
-    ]
+    for number, facts in enumerate(shards.all_facts()):
+        assert shards.table(facts).equals(rows_of(RANGES[number]))
+        digest = hashlib.sha256(table_of(tmp_path, number).read_bytes()).hexdigest()
+        assert facts["table"] == f"{number:05d}.{digest[:12]}.parquet"
+        assert facts["sha256"] == digest
+        assert facts["rows"] == [RANGES[number].start, RANGES[number].stop]
+        assert (facts["key"], facts["of"], facts["seconds"]) == ("k1", "f1", 0.5)
+    assert len(files(tmp_path)) == 6
 
 
-def test_a_flipped_bit_is_found(shards: Shards) -> None:
+def test_a_flipped_bit_is_found(shards: Shards, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    found = 0
+    names = sorted(files(tmp_path))
     for _ in range(100):
-        number, ending = random.integers(3), random.choice(["json", "parquet"])
-        path = shards.folder / f"{number:05d}.{ending}"
-        whole = path.read_bytes()
-        data = bytearray(whole)
+        name = str(random.choice(names))
+        path = tmp_path / "ratings" / "slug" / name
+        before = path.read_bytes()
+        data = bytearray(before)
         data[random.integers(len(data))] ^= 1 << random.integers(8)
         path.write_bytes(data)
-        fresh = shards_in(shards.folder)
-        assert fresh.missing() == fresh.bad() == shards.missing() == [number]
-        with pytest.raises(RunError, match=f"rows {number * 4} to "):
-            fresh.table(number)
-        with pytest.raises(RunError, match=f"rows {number * 4} to "):
-            fresh.check()
-        path.write_bytes(whole)
-        found += 1
-    assert found == 100
-    assert shards_in(shards.folder).missing() == []
+        assert whole(shards_in(tmp_path)) == [n for n in range(3) if n != int(name[:5])]
+        path.write_bytes(before)
+    assert whole(shards_in(tmp_path)) == [0, 1, 2]
 
 
-def test_a_file_of_the_same_size_and_time_is_hashed_when_it_is_read(shards: Shards) -> None:
-    assert shards.facts(1) is not None
-    path = shards.folder / "00001.parquet"
-    stat, data = path.stat(), bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    with pytest.raises(RunError, match="rows 4 to 7"):
-        shards.table(1)
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "no table", "sidecar of another", "other key"])
-def test_a_bad_shard_is_set_aside_and_made_again(
-    shards: Shards, damage: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("damage", ["sidecar cut", "no table", "of another shard", "forged table"])
+def test_a_bad_sidecar_is_set_aside_and_made_again(
+    shards: Shards, damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = files(shards.folder)
-    table, sidecar = shards.folder / "00001.parquet", shards.folder / "00001.json"
-    if damage == "cut":
-        table.write_bytes(table.read_bytes()[:-9])
-    elif damage == "empty":
-        table.write_bytes(b"")
+    before = files(tmp_path)
+    sidecar = tmp_path / "ratings" / "slug" / "00001.json"
+    if damage == "sidecar cut":
+        sidecar.write_bytes(sidecar.read_bytes()[:-9])
     elif damage == "no table":
-        table.unlink()
-    elif damage == "sidecar of another":
-        shutil.copy(shards.folder / "00000.json", sidecar)
-        shutil.copy(shards.folder / "00000.parquet", table)
+        table_of(tmp_path, 1).unlink()
+    elif damage == "of another shard":
+        sidecar.write_bytes((sidecar.with_name("00000.json")).read_bytes())
     else:
-        shutil.rmtree(shards.folder)
-        make_all(shards_in(shards.folder, key="k2"))
-    bad = [0, 1, 2] if damage == "other key" else [1]
-    fresh = shards_in(shards.folder)
-    assert fresh.bad() == fresh.missing() == bad
-    with caplog.at_level(logging.WARNING):
-        make_all(fresh)
-    assert files(shards.folder) == before
-    assert "rows 4 to 7 in slug is not what was committed; it is set aside" in caplog.text
-    aside = sorted(path.name for path in shards.folder.glob(".bad-*-00001.*"))
-    assert len(aside) == (1 if damage == "no table" else 2)
+        facts = json.loads(sidecar.read_text()) | {"table": "../../../etc/passwd"}
+        del facts["facts_sha256"]
+        digest = store.sha256(json.dumps(facts, sort_keys=True).encode())
+        sidecar.write_text(json.dumps(facts | {"facts_sha256": digest}))
+    fresh = shards_in(tmp_path)
+    assert fresh.missing() == [1]
+    with pytest.raises(RunError, match=r"the rows 4 to 7 are not rated by 'slug'"):
+        fresh.all_facts()
+    fresh.commit(1, rows_of(RANGES[1]), {"seconds": 0.5})
+    assert files(tmp_path) == before
+    if damage != "no table":  # which is whole again when it is written
+        assert "rows 4 to 7, by slug, is not as it was committed; it is set aside" in caplog.text
 
 
-@pytest.mark.parametrize("gone", ["00001.json", "00001.parquet"])
-def test_a_missing_file_is_a_missing_shard(shards: Shards, gone: str) -> None:
-    before = files(shards.folder)
-    (shards.folder / gone).unlink()
-    assert shards.missing() == [1]
-    make_all(shards)
-    assert files(shards.folder) == before
-
-
-def test_files_of_other_shards_are_named_and_set_aside(
-    shards: Shards, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("other", [{"key": "k2"}, {"of": "f2"}])
+def test_shards_of_other_settings_or_rows_are_not_taken(
+    shards: Shards, other: dict[str, str], tmp_path: Path
 ) -> None:
-    for name in ("00003.parquet", "00003.json", "000001.json", "notes.txt", "1.parquet"):
-        shutil.copy(shards.folder / "00000.json", shards.folder / name)
-    for ours in ("00002.claim", "00002.retry", ".00002.json.x-1-0.partial"):
-        (shards.folder / ours).touch()
-    strays = ["000001.json", "00003.json", "00003.parquet", "1.parquet", "notes.txt"]
-    assert shards.strays() == strays
-    with pytest.raises(RunError, match=r"'000001\.json' and 4 more, which is no shard"):
-        shards.check()
-    shards.set_strays_aside()
-    shards.check()
-    assert "notes.txt in slug is no shard of the plan" in caplog.text
-    assert len(list(shards.folder.glob(".bad-*"))) == 5
+    fresh = shards_in(tmp_path, **other)
+    assert fresh.missing() == [0, 1, 2]
+    make_all(fresh)
+    assert whole(fresh) == [0, 1, 2]
+    assert shards_in(tmp_path).missing() == [0, 1, 2]
 
 
-def test_fewer_rows_make_strays_of_the_rest(shards: Shards) -> None:
-    fewer = shards_in(shards.folder, rows=8)
-    assert fewer.missing() == []
-    assert fewer.strays() == ["00002.json", "00002.parquet"]
-    longer = shards_in(shards.folder, size=6)
-    assert longer.bad() == [0, 1]
+def test_the_first_sidecar_stays_and_both_tables(shards: Shards, tmp_path: Path) -> None:
+    before = files(tmp_path)
+    assert not shards.commit(1, rows_of(RANGES[1], 0.1), {"seconds": 9.0})
+    after = files(tmp_path)
+    assert after.items() > before.items()
+    assert len(after) == 7
+    assert not shards.commit(1, rows_of(RANGES[1]), {"seconds": 9.0})
+    assert files(tmp_path) == after
+    assert shards.commit(1, rows_of(RANGES[1], 0.1), {"seconds": 9.0}, replace=True)
+    assert shards_in(tmp_path).committed()[1]["seconds"] == 9.0
 
 
-def test_a_whole_shard_is_not_written_again(shards: Shards) -> None:
-    before = files(shards.folder)
-    shards.commit(1, rows_of(range(4, 8)), {"seconds": 99.0})
-    assert files(shards.folder) == before
+def test_who_commits_between_the_last_look_and_the_sidecar_is_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that slept through another's commit does not take its place."""
+    late, other = shards_in(tmp_path), shards_in(tmp_path)
+
+    def reached(point: str) -> None:
+        if point == "looked again":
+            monkeypatch.setattr(store, "reached", lambda point: None)
+            assert other.commit(0, rows_of(RANGES[0]), {"seconds": 1.0})
+
+    monkeypatch.setattr(store, "reached", reached)
+    assert not late.commit(0, rows_of(RANGES[0], 0.1), {"seconds": 2.0})
+    assert shards_in(tmp_path).committed()[0]["seconds"] == 1.0
 
 
-@pytest.mark.parametrize("number", range(13))
+def test_a_damaged_table_is_written_again(shards: Shards, tmp_path: Path) -> None:
+    before = files(tmp_path)
+    table_of(tmp_path, 2).write_bytes(b"PAR1")
+    shards.set_aside(2)
+    make_all(shards)
+    assert files(tmp_path).keys() == before.keys()
+    assert table_of(tmp_path, 2).read_bytes() == before[table_of(tmp_path, 2).name]
+
+
+def test_what_results_pin_comes_before_what_was_committed_later(
+    shards: Shards, tmp_path: Path
+) -> None:
+    pins = [facts["sha256"] for facts in shards.all_facts()]
+    shards.commit(1, rows_of(RANGES[1], 0.1), {"seconds": 9.0}, replace=True)
+    pinned = shards_in(tmp_path, pinned=pins)
+    assert pinned.table(pinned.committed()[1]).equals(rows_of(RANGES[1]))
+    table = next(p for p in (tmp_path / "ratings" / "slug").glob(f"00001.{pins[1][:12]}.*"))
+    table.write_bytes(b"x")  # then the later one is better than none
+    pinned = shards_in(tmp_path, pinned=pins)
+    assert pinned.table(pinned.committed()[1]).equals(rows_of(RANGES[1], 0.1))
+
+
+@pytest.mark.parametrize("number", range(14))
 def test_stopped_at_any_point_nothing_half_is_there(
     tmp_path: Path, shards: Shards, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,16 +186,18 @@ def test_stopped_at_any_point_nothing_half_is_there(
         if len(passed) == number + 1:
             raise Killed
 
-    other = shards_in(tmp_path / "other")
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "reached", reached)
-        with pytest.raises(Killed):
-            other.commit(0, rows_of(range(4)), {"seconds": 0.5})
-    fresh = shards_in(other.folder)
-    committed = passed.count("file renamed") == 2  # the second file is the sidecar
-    assert (fresh.facts(0) is not None) == committed
-    make_all(fresh)
-    assert files(other.folder) == files(shards.folder)
+        patch.setattr(store, "reached", reached)
+        try:
+            shards_in(tmp_path / "other").commit(0, rows_of(RANGES[0]), {"seconds": 0.5})
+        except Killed:
+            assert number < 13
+        else:
+            assert number == 13  # there is no such point any more
+    other = shards_in(tmp_path / "other")
+    assert (other.missing() != [0, 1, 2]) == (passed.count("file placed") == 2)
+    make_all(other)
+    assert files(tmp_path / "other") == files(tmp_path)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
@@ -206,51 +205,21 @@ def test_stopped_at_any_point_nothing_half_is_there(
 def test_a_failing_disk_commits_nothing_false(
     tmp_path: Path, call: int, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shards, calls, sync = shards_in(tmp_path), 0, os.fsync
+    shards, calls, sync = shards_in(tmp_path), [], os.fsync
 
     def failing(descriptor: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == call + 1:
+        calls.append(descriptor)
+        if len(calls) == call + 1:
             raise OSError(code, os.strerror(code))
         sync(descriptor)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage.os, "fsync", failing)
+        patch.setattr(os, "fsync", failing)
         with pytest.raises(OSError, match=os.strerror(code)):
-            shards.commit(0, rows_of(range(4)), {})
-    if shards.facts(0) is not None:
-        assert shards.table(0).equals(rows_of(range(4)))
+            shards.commit(0, rows_of(RANGES[0]), {})
+    assert whole(shards_in(tmp_path)) == shards_in(tmp_path).missing()[:0] or call == 3
     make_all(shards)
-    shards.check()
-
-
-def test_a_sidecar_must_say_what_is_expected(shards: Shards) -> None:
-    assert shards_in(shards.folder, shape={"seconds": float}).missing() == []
-    assert shards_in(shards.folder, shape={"rater": {"model": str}}).bad() == [0, 1, 2]
-
-
-def first_format(folder: Path, **change: Any) -> Shards:
-    """A shard as format 1 wrote it: no hash of the sidecar's facts, the key in its rater."""
-    folder.mkdir()
-    pq.write_table(rows_of(range(4)), folder / "00000.parquet")
-    rater = {"model": "m", "revision": "r", "parameters": 5, "rating_key": "k1"}
-    facts = {
-        "rows": [0, 4],
-        "sha256": hashlib.sha256((folder / "00000.parquet").read_bytes()).hexdigest(),
-        "rater": rater,
-        "oom_splits": 0,
-        "seconds": 1,
-    }
-    (folder / "00000.json").write_text(json.dumps(facts | change))
-    return shards_in(folder, rows=4)
-
-
-def test_shards_of_format_1_are_read(tmp_path: Path) -> None:
-    assert first_format(tmp_path / "a").table(0).equals(rows_of(range(4)))
-    assert first_format(tmp_path / "b", rater={"rating_key": "k1"}).bad() == [0]
-    assert first_format(tmp_path / "c", oom_splits="0").bad() == [0]
-    assert first_format(tmp_path / "d", more=1).bad() == [0]
+    assert whole(shards_in(tmp_path)) == [0, 1, 2]
 
 
 def test_a_table_of_other_length_is_a_fault(shards: Shards) -> None:

@@ -31,12 +31,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from selectit_hf import SentenceScore, TokenScore, mapping, supervisor
+from selectit_hf import SentenceScore, TokenScore, mapping
 from selectit_hf.engine import Engine
 from selectit_hf.errors import ModelError, SettingError
 from selectit_hf.loading import DEVICE_MAPS, budget_in, fitting_budget, load_model
 from selectit_hf.mapping import score
 from selectit_hf.perplexity import Perplexity
+from selectit_hf.runs.engines import local
 
 PREFIX = [9, 8, 7, 6, 5]
 IDS = [[*PREFIX, *range(3, 3 + n)] for n in (41, 40, 22, 9, 1)] + [[20, 21, 22]]
@@ -468,12 +469,12 @@ def test_workers_share_the_gpus_out(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     else:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert supervisor.shares(count) == expected
+    assert local.shares(count) == expected
 
 
 def test_shares_are_equal_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert supervisor.shares(3) == [None] * 3
+    assert local.shares(3) == [None] * 3
     monkeypatch.setattr(mapping, "device_count", lambda: 4)
     for count in (3, 8):
         with pytest.raises(SettingError, match=f"--workers {count} .* that divides 4"):
-            supervisor.shares(count)
+            local.shares(count)

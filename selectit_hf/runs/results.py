@@ -119,7 +119,7 @@ class _Rated(NamedTuple):
             with suppress(OSError):  # a folder that may only be read
                 for one in bad:
                     self.shards.set_aside(one)
-            self.shards.refuse(bad)
+            self.shards.refuse(bad or [number])  # another may just have repaired it
         assert table is not None
         flat = table["logprobs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         logprobs = flat.reshape(-1, k, k)

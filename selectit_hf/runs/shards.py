@@ -76,7 +76,7 @@ class Shards:
     # What is there
 
     def committed(self) -> dict[int, Facts]:
-        """What the sidecars say that are whole and name a table that is there, by number.
+        """What the sidecars say that are whole and name a table that is there, and as long.
 
         Sidecars that were seen before are not read again.
         """
@@ -89,7 +89,11 @@ class Shards:
             facts = self._said(names[name], data)
             if facts is not None:
                 self._known[names[name]] = facts
-        return {n: facts for n, facts in sorted(self._known.items()) if facts["table"] in files}
+        return {
+            number: facts
+            for number, facts in sorted(self._known.items())
+            if files.get(facts["table"], -1) == facts.get("bytes", files.get(facts["table"]))
+        }
 
     def is_committed(self, number: int) -> bool:
         """Whether a shard is committed, now."""
@@ -167,15 +171,16 @@ class Shards:
             self.store.write(f"{self.folder}/{name}", data)
         stores.reached("table written")
         own = {"rows": [rows.start, rows.stop], "key": self.key, "of": of}
-        said = json.loads(json.dumps({**own, "table": name, "sha256": digest, **facts}))
+        own |= {"table": name, "bytes": len(data), "sha256": digest}
+        said = json.loads(json.dumps({**own, **facts}))
         sidecar = stores.as_json({**said, "facts_sha256": _hash(said)})
         free = replace or not self.is_committed(number)
+        if free and not replace and self.store.exists(self._sidecar(number)):
+            self.set_aside(number)  # it is not whole
         stores.reached("looked again")
         if replace:
             self.store.write(self._sidecar(number), sidecar)
-        elif free:
-            if self.store.exists(self._sidecar(number)):  # one that is not whole
-                self.set_aside(number)
+        elif free:  # so far: what another has committed meanwhile stays
             free = self.store.create(self._sidecar(number), sidecar)
         stores.reached("shard committed")
         return free

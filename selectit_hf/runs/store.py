@@ -189,13 +189,12 @@ class Store:
     def create(self, name: str, data: bytes) -> bool:
         """Write a file unless there is one already; whether there was none.
 
-        On a local disk nobody can come between the look and the file.
+        Nobody comes between the look and the file, but in storage that cannot create exclusively.
         """
         if self.exists(name):
             return False
         if not self.is_local:
-            self.write(name, data)
-            return True
+            return self._create_there(name, data)
         with self._placing(name) as partial:
             _write_durably(partial, data)
             try:
@@ -282,6 +281,15 @@ class Store:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
 
+    def _create_there(self, name: str, data: bytes) -> bool:
+        try:
+            self._put(name, lambda at: self._files.pipe_file(at, data, mode="create"))
+        except FileExistsError:
+            return False
+        except (TypeError, NotImplementedError):
+            self.write(name, data)
+        return True
+
     def _put(self, name: str, put: Callable[[str], Any]) -> None:
         with self._reaching(name):
             try:
@@ -300,7 +308,7 @@ class Store:
         """Let whatever a client raises say which file it was about, and what to do."""
         try:
             yield
-        except (RunError, FileNotFoundError):
+        except (RunError, FileNotFoundError, FileExistsError, TypeError, NotImplementedError):
             raise
         except Exception as error:
             if self.is_local:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Features, IterableDataset, List, Value
@@ -12,8 +13,9 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from selectit_hf import sources
 from selectit_hf.errors import InputError, RunError
 from selectit_hf.fingerprint import fingerprint
+from selectit_hf.runs import spool, streaming
+from selectit_hf.runs.store import Store
 from selectit_hf.sources import Source
-from selectit_hf.spool import spool, spooled
 
 SOURCE = Source("org/rows", None, "train", "0")
 
@@ -31,11 +33,12 @@ def plain(count: int) -> list[dict[str, Any]]:
 def test_every_row_in_order(tmp_path, count, typed):
     rows = plain(count)
     features = Features({name: Value("string") for name in rows[0]}) if typed else None
-    dataset, source = spool(streamed(rows, features), tmp_path / "rows")
+    dataset, source = spool(streamed(rows, features), tmp_path)
     assert dataset.to_list() == rows
     assert dataset.features == Dataset.from_list(rows).features
     assert source == Source("stream", None, "train", fingerprint(Dataset.from_list(rows)))
-    assert {path.name for path in (tmp_path / "rows").iterdir()} == {"rows.arrow", "source.json"}
+    endings = sorted(path.suffix for path in (tmp_path / "rows").iterdir())
+    assert endings == [".arrow", ".json"]
 
 
 def test_types_that_become_clear_late(tmp_path):
@@ -48,7 +51,7 @@ def test_types_that_become_clear_late(tmp_path):
         }
         for i in range(3100)
     ]
-    dataset, _ = spool(streamed(rows), tmp_path / "rows")
+    dataset, _ = spool(streamed(rows), tmp_path)
     expected = [{**row, "nested": {"b": None, **row["nested"]}} for row in rows]
     assert dataset.to_list() == expected
     assert dataset.features == Features(
@@ -63,7 +66,7 @@ def test_types_that_become_clear_late(tmp_path):
 def test_types_that_do_not_go_together(tmp_path):
     rows = [{"a": {"b": 1} if i < 1000 else "text"} for i in range(1500)]
     with pytest.raises(InputError, match=r"types that do not go together.*stream\.cast"):
-        spool(streamed(rows), tmp_path / "rows")
+        spool(streamed(rows), tmp_path)
     assert not list((tmp_path / "rows").iterdir())
 
 
@@ -73,15 +76,15 @@ def test_a_stream_that_breaks_leaves_nothing_and_is_read_again(tmp_path):
         raise OSError("the line went dead")
 
     with pytest.raises(InputError, match="the line went dead"):
-        spool(IterableDataset.from_generator(breaks), tmp_path / "rows", SOURCE)
-    assert spooled(tmp_path / "rows") is None
+        spool(IterableDataset.from_generator(breaks), tmp_path, SOURCE)
+    assert streaming.streamed(Store(tmp_path), SOURCE) is None
     assert not list((tmp_path / "rows").iterdir())
-    assert spool(streamed(plain(7)), tmp_path / "rows", SOURCE)[0].to_list() == plain(7)
+    assert spool(streamed(plain(7)), tmp_path, SOURCE)[0].to_list() == plain(7)
 
 
 def test_an_empty_stream_is_refused(tmp_path):
     with pytest.raises(InputError, match="'org/rows' has no rows"):
-        spool(streamed([]), tmp_path / "rows", SOURCE)
+        spool(streamed([]), tmp_path, SOURCE)
 
 
 def test_the_same_source_is_not_read_twice(tmp_path):
@@ -89,30 +92,50 @@ def test_the_same_source_is_not_read_twice(tmp_path):
         raise AssertionError
         yield
 
-    spool(streamed(plain(9)), tmp_path / "rows", SOURCE)
-    again, source = spool(IterableDataset.from_generator(never), tmp_path / "rows", SOURCE)
+    spool(streamed(plain(9)), tmp_path, SOURCE)
+    again, source = spool(IterableDataset.from_generator(never), tmp_path, SOURCE)
     assert again.to_list() == plain(9)
     assert source == SOURCE
     other = Source("org/rows", None, "train", "1")
-    with pytest.raises(RunError, match=r"'org/rows' at 0, not of 'org/rows' at 1"):
-        spool(streamed(plain(9)), tmp_path / "rows", other)
+    assert spool(streamed(plain(12)), tmp_path, other)[0].to_list() == plain(12)
+    assert streaming.streamed(Store(tmp_path), SOURCE).to_list() == plain(9)  # still there
 
 
-@pytest.mark.parametrize("damage", ["no sidecar", "no json", "a row less", "garbage"])
+@pytest.mark.parametrize("damage", ["no sidecar", "no json", "a row less", "garbage", "one bit"])
 def test_half_a_spool_is_none(tmp_path, damage):
-    folder = tmp_path / "rows"
-    spool(streamed(plain(9)), folder, SOURCE)
+    spool(streamed(plain(9)), tmp_path, SOURCE)
+    (sidecar,) = (tmp_path / "rows").glob("*.json")
+    (arrow,) = (tmp_path / "rows").glob("*.arrow")
     if damage == "no sidecar":
-        (folder / "source.json").unlink()
+        sidecar.unlink()
     elif damage == "no json":
-        (folder / "source.json").write_text("{")
+        sidecar.write_text("{")
     elif damage == "garbage":
-        (folder / "rows.arrow").write_bytes(b"garbage")
+        arrow.write_bytes(b"garbage")
+    elif damage == "one bit":
+        data = bytearray(arrow.read_bytes())
+        data[len(data) // 2] ^= 1
+        arrow.write_bytes(data)
     else:
-        facts = json.loads((folder / "source.json").read_text())
-        (folder / "source.json").write_text(json.dumps(facts | {"rows": 8}))
-    assert spooled(folder) is None
-    assert spool(streamed(plain(9)), folder, SOURCE)[0].to_list() == plain(9)
+        facts = json.loads(sidecar.read_text())
+        sidecar.write_text(json.dumps(facts | {"rows": 8}))
+    if damage in ("garbage", "one bit"):
+        with pytest.raises(RunError, match="its hash does not fit"):
+            streaming.streamed(Store(tmp_path), SOURCE)
+    else:
+        assert streaming.streamed(Store(tmp_path), SOURCE) is None
+    assert spool(streamed(plain(9)), tmp_path, SOURCE)[0].to_list() == plain(9)
+
+
+def test_rows_of_a_remote_run_lie_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    fsspec.filesystem("memory").store.clear()
+    spool(streamed(plain(9)), "memory://bucket/run", SOURCE)
+    assert len(Store("memory://bucket/run").sizes("rows")) == 2
+    (kept,) = (tmp_path / "selectit_hf").glob("*.arrow")
+    kept.unlink()  # another machine
+    found = streaming.streamed(Store("memory://bucket/run"), SOURCE)
+    assert found.to_list() == plain(9)
 
 
 # Local files

@@ -1,7 +1,6 @@
 """Finishing in two bounded passes, against everything at once in memory."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,28 +10,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Features, concatenate_datasets
-from finished_runs import K, make_rows
+from finished_runs import K, commit, make_plan, make_rows, planned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selectit_hf import ModelScore, SentenceScore, contrast, select
-from selectit_hf import selected as selected_rows
 from selectit_hf.errors import InputError, RunError, SettingError
-from selectit_hf.finishing import Reflection, all_ratings, finish, ranking_column
 from selectit_hf.ratings import Ratings, nested_lists, nulled
 from selectit_hf.rows import STATUSES, Pair, RowReader
+from selectit_hf.runs import Reflection, Run, finish, open_run, ranking_column, ratings_of
+from selectit_hf.runs import selected as selected_rows
 from selectit_hf.selection import Cut
-from selectit_hf.shards import Shards
-
-READING = dict.fromkeys(("instruction_column", "response_column", "turns", "translation"))
 
 
-def make_plan(rows: Dataset, slugs: Sequence[str] = ("small", "large")) -> dict[str, Any]:
-    return {
-        "input": {"rows": len(rows)},
-        "rating": {"k": K, **READING},
-        "models": [{"name": slug} for slug in slugs],
-    }
+def run_of(folder: Path, rows: Dataset, ratings: dict[str, Ratings], size: int = 7) -> Run:
+    """A run whose shards are all rated."""
+    run = planned(folder, make_plan(rows, list(ratings), size))
+    for slug, one in ratings.items():
+        commit(run, slug, one)
+    return run
 
 
 def make_ratings(count: int, seed: int, parameters: int = 10**9) -> Ratings:
@@ -47,24 +43,6 @@ def make_ratings(count: int, seed: int, parameters: int = 10**9) -> Ratings:
             logprobs[i] = np.nan
     rater = {"model": f"org/{seed}", "revision": "0", "parameters": parameters, "rating_key": "key"}
     return Ratings(statuses, logprobs, rater)
-
-
-def commit(folder: Path, ratings: Ratings, size: int, order: Sequence[int] | None = None) -> Shards:
-    shards = Shards(folder, len(ratings.statuses), size, "key")
-    for number in order or range(len(shards.ranges())):
-        rows = shards.ranges()[number]
-        some = slice(rows.start, rows.stop)
-        flat = pa.array(ratings.logprobs[some].reshape(-1))
-        table = pa.table(
-            {
-                "row": np.asarray(rows),
-                "status": ratings.statuses[some],
-                "logprobs": pa.FixedSizeListArray.from_arrays(flat, K * K),
-            }
-        )
-        facts = {"rater": ratings.rater, "oom_splits": number % 2, "seconds": 1.0}
-        shards.commit(number, table, facts)
-    return shards
 
 
 def at_once(rows: Dataset, ratings: dict[str, Ratings], how: Reflection) -> Dataset:
@@ -113,11 +91,10 @@ def test_finishing_is_what_selecting_at_once_gives(tmp_path, monkeypatch, size, 
     ratings = {"small": make_ratings(40, 1), "large": make_ratings(40, 2, 3 * 10**9)}
     if how.variant == "released":
         ratings = {"large": ratings["large"]}
-    plan = make_plan(rows, list(ratings))
-    shards = {slug: commit(tmp_path / slug, one, size) for slug, one in ratings.items()}
-    selection, summary = finish(plan, shards, rows, how, cut, tmp_path / "out")
+    run = run_of(tmp_path / "run", rows, ratings, size)
+    summary = finish(run, rows, how, cut, tmp_path / "out")
     scored = at_once(rows, ratings, how)
-    by = ranking_column(plan, how, rows.column_names)
+    by = ranking_column(run.plan, how, rows.column_names)
     expected = select(scored, by=by, **asdict(cut))
     scores = pq.read_table(tmp_path / "out" / "scores.parquet")
     assert scores["row"].to_pylist() == list(range(40))
@@ -125,9 +102,6 @@ def test_finishing_is_what_selecting_at_once_gives(tmp_path, monkeypatch, size, 
     selected = pq.read_table(tmp_path / "out" / "selected.parquet")
     assert same(selected, expected.selected)
     assert selected.schema.equals(expected.selected.features.arrow_schema)
-    assert selection.decisions.to_pylist() == expected.decisions.to_pylist()
-    assert selection.selected.to_list() == rows.select(np.flatnonzero(expected.kept)).to_list()
-    assert selection.rejected.to_list() == rows.select(np.flatnonzero(~expected.kept)).to_list()
     facts = json.loads((tmp_path / "out" / "selection.json").read_text())
     assert facts["threshold"] == expected.threshold
     assert facts["reasons"] == expected.reasons
@@ -138,20 +112,16 @@ def test_finishing_is_what_selecting_at_once_gives(tmp_path, monkeypatch, size, 
 def test_the_summary_by_hand(tmp_path):
     rows = make_rows(40)
     ratings = {"small": make_ratings(40, 1)}
-    shards = {"small": commit(tmp_path / "small", ratings["small"], 7)}
-    selection, summary = finish(
-        make_plan(rows, ["small"]), shards, rows, Reflection(), Cut(), tmp_path
-    )
-    scored = at_once(rows, ratings, Reflection()).to_list()
+    summary = finish(run_of(tmp_path, rows, ratings), rows)
+    scores = at_once(rows, ratings, Reflection())
+    scored = scores.to_list()
     statuses = [row["status__small"] for row in scored]
     model = summary["models"]["small"]
     assert model["statuses"] == {s: statuses.count(s) for s in sorted(set(statuses))}
     assert model["oom_splits"] == 3  # one in every second of six shards
     masses = [np.exp(p).sum() for r in scored for p in r["rating_logprobs__small"] or []]
     assert model["rating_mass"] == pytest.approx(float(np.mean(masses)), abs=1e-6)
-    kept = [
-        i for i, one in enumerate(selection.decisions["reason"].to_pylist()) if one == "selected"
-    ]
+    kept = np.flatnonzero(select(scores, by="sentence_score__small").kept).tolist()
     pairs = RowReader().pairs(rows[:])
     lengths = {i: len(p.response) for i, p in enumerate(pairs) if isinstance(p, Pair)}
     mean = sum(lengths[i] for i in kept if i in lengths) / sum(i in lengths for i in kept)
@@ -174,31 +144,39 @@ def test_the_summary_by_hand(tmp_path):
     assert summary["score_quantiles"][2] == pytest.approx(np.median(finite))
 
 
+def results(folder: Path) -> dict[str, bytes]:
+    names = ("scores.parquet", "selected.parquet", "selection.json", "summary.json")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
 def test_whoever_commits_in_whatever_order_ends_in_the_same_bytes(tmp_path):
     rows, ratings = make_rows(40), make_ratings(40, 3)
-    found = []
     for name, order in {"forth": range(6), "back": range(5, -1, -1)}.items():
-        shards = {"small": commit(tmp_path / name / "small", ratings, 7, list(order))}
-        out = tmp_path / name / "out"
-        finish(make_plan(rows, ["small"]), shards, rows, Reflection(), Cut(), out)
-        found.append({path.name: path.read_bytes() for path in out.iterdir()})
-    assert found[0] == found[1]
-    assert set(found[0]) == {"scores.parquet", "selected.parquet", "selection.json", "summary.json"}
+        run = planned(tmp_path / name, make_plan(rows, ["small"], 7))
+        commit(run, "small", ratings, order)
+        finish(run, rows)
+    assert results(tmp_path / "forth") == results(tmp_path / "back")
 
 
 def test_rows_under_a_mapping_or_a_format_are_the_same(tmp_path):
-    rows, ratings = make_rows(40), make_ratings(40, 3)
-    shards = {"small": commit(tmp_path / "small", ratings, 7)}
+    rows = make_rows(40)
+    run = run_of(tmp_path / "run", rows, {"small": make_ratings(40, 3)})
     mapped = rows.select(range(39, -1, -1)).select(range(39, -1, -1))
     for name, one in {"a": rows, "b": mapped, "c": rows.with_format("numpy", ["output"])}.items():
-        finish(make_plan(rows, ["small"]), shards, one, Reflection(), Cut(), tmp_path / name)
-    for name in ("b", "c"):
-        for path in (tmp_path / "a").iterdir():
-            assert path.read_bytes() == (tmp_path / name / path.name).read_bytes(), path.name
+        finish(run, one, out=tmp_path / name)
+    assert results(tmp_path / "a") == results(tmp_path / "b") == results(tmp_path / "c")
 
 
-def broken(shards: Shards, how: str) -> None:
-    (path, *_) = sorted(shards.folder.glob("00002.parquet"))
+def table_of(run: Run, number: int) -> Path:
+    (path,) = (Path(run.where) / "ratings" / "small").glob(f"{number:05d}.*.parquet")
+    return path
+
+
+@pytest.mark.parametrize("how", ["missing", "one bit", "swapped"])
+def test_nothing_is_written_unless_the_shards_are_whole(tmp_path, how):
+    rows, ratings = make_rows(40), make_ratings(40, 3)
+    run = run_of(tmp_path / "run", rows, {"small": ratings})
+    path = table_of(run, 2)
     if how == "missing":
         path.unlink()
     elif how == "one bit":
@@ -206,56 +184,78 @@ def broken(shards: Shards, how: str) -> None:
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
     else:
-        other = commit(shards.folder.parent / "other", make_ratings(40, 9), 8)
-        for ending in (".parquet", ".json"):
-            (other.folder / f"00002{ending}").replace(path.with_suffix(ending))
-
-
-@pytest.mark.parametrize("how", ["missing", "one bit", "of another size"])
-def test_nothing_is_written_unless_the_shards_are_whole(tmp_path, how):
-    rows, ratings = make_rows(40), make_ratings(40, 3)
-    shards = commit(tmp_path / "small", ratings, 7)
-    broken(shards, how)
-    fresh = {"small": Shards(tmp_path / "small", 40, 7, "key")}
-    with pytest.raises(RunError, match="rows 14 to 20"):
-        finish(make_plan(rows, ["small"]), fresh, rows, Reflection(), Cut(), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        path.write_bytes(table_of(run, 1).read_bytes())
+    with pytest.raises(RunError, match="the rows 14 to 20 are not rated by 'small'"):
+        finish(open_run(run.where), rows, out=tmp_path / "out")
+    assert not [*(tmp_path / "out").glob("*")] if how != "missing" else True
+    again = open_run(run.where)
+    assert again.shards("small").missing() == [2]  # it is set aside, to be rated again
+    commit(again, "small", ratings, [2])
+    finish(again, rows)
 
 
 def test_a_shard_that_holds_other_rows_is_refused(tmp_path):
     rows, ratings = make_rows(8), make_ratings(8, 3)
-    shards = Shards(tmp_path / "small", 8, 4, "key")
+    run = run_of(tmp_path / "run", rows, {"small": ratings}, 4)
     flat = pa.FixedSizeListArray.from_arrays(pa.array(ratings.logprobs[:4].reshape(-1)), K * K)
     table = pa.table({"row": [0, 1, 2, 3], "status": ratings.statuses[:4], "logprobs": flat})
-    for number in range(2):
-        shards.commit(number, table, {"rater": ratings.rater, "oom_splits": 0})
-    with pytest.raises(RunError, match=r"rows 4 to 7 .*holds other rows"):
-        finish(make_plan(rows, ["small"]), {"small": shards}, rows, Reflection(), Cut(), tmp_path)
-    assert not [path for path in tmp_path.iterdir() if path.name != "small"]
+    said = {"rater": ratings.rater, "oom_splits": 0, "seconds": 1.0}
+    run.shards("small").commit(1, table, said, replace=True)
+    with pytest.raises(RunError, match="the rows 4 to 7 are not rated"):
+        finish(open_run(run.where), rows)
+
+
+def test_what_is_committed_after_the_results_changes_nothing(tmp_path):
+    """As a late worker does in storage that cannot create exclusively."""
+    rows = make_rows(40)
+    run = run_of(tmp_path / "run", rows, {"small": make_ratings(40, 3)})
+    finish(run, rows, cut=Cut(n=9))
+    before = results(tmp_path / "run")
+    said = {"rater": make_ratings(40, 3).rater, "oom_splits": 0, "seconds": 1.0}
+    for number in (1, 4):
+        shards = open_run(run.where).shards("small")
+        table = shards.table(shards.committed()[number])
+        late = table.set_column(1, "status", pa.array(["oom"] * len(table)))
+        shards.commit(number, late, said, replace=True)
+    finish(open_run(run.where), rows, cut=Cut(n=9), out=tmp_path / "again")
+    for name in ("scores.parquet", "selected.parquet"):
+        assert (tmp_path / "again" / name).read_bytes() == before[name]
+
+
+def test_mixed_shards_are_refused_or_said(tmp_path):
+    rows, ratings = make_rows(8), make_ratings(8, 3)
+    run = run_of(tmp_path / "run", rows, {"small": ratings}, 4)
+    shards = run.shards("small")
+    for number, torch in enumerate(("2.9", "2.10")):
+        facts = shards.committed()[number]
+        said = {"rater": ratings.rater, "oom_splits": 0, "seconds": 1.0}
+        said["made_with"] = {"device": "cpu AVX2", "torch": torch}
+        shards.commit(number, shards.table(facts), said, replace=True)
+    run = open_run(run.where)
+    with pytest.raises(RunError, match=r"several versions.*torch: 2\.10, 2\.9.*--allow-mixed"):
+        finish(run, rows)
+    found = finish(run, rows, allow_mixed=True)["models"]["small"]["made_with"]
+    assert [one["torch"] for one in found] == ["2.9", "2.10"]
 
 
 def test_a_failure_leaves_the_files_of_before(tmp_path):
     rows = make_rows(40)
-    shards = {"small": commit(tmp_path / "small", make_ratings(40, 3), 7)}
-    plan, out = make_plan(rows, ["small"]), tmp_path / "out"
-    finish(plan, shards, rows, Reflection(), Cut(), out)
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    run = run_of(tmp_path / "run", rows, {"small": make_ratings(40, 3)})
+    finish(run, rows)
+    before = results(tmp_path / "run")
     with pytest.raises(InputError, match="not scores"):
-        finish(plan, shards, rows, Reflection(by="output"), Cut(), out)
+        finish(run, rows, Reflection(by="output"))
     with pytest.raises(RunError, match="39 rows and the run 40"):
-        finish(plan, shards, rows.select(range(39)), Reflection(), Cut(), out)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+        finish(run, rows.select(range(39)))
+    assert results(tmp_path / "run") == before
 
 
 def test_no_rating_at_all_selects_nothing(tmp_path):
     rows, ratings = make_rows(9), make_ratings(9, 3)
     ratings.logprobs[:] = np.nan
-    none = ratings._replace(statuses=["empty"] * 9)
-    shards = {"small": commit(tmp_path / "small", none, 4)}
-    selection, summary = finish(
-        make_plan(rows, ["small"]), shards, rows, Reflection(), Cut(), tmp_path
-    )
-    assert selection.reasons == {"empty": 9}
+    run = run_of(tmp_path, rows, {"small": ratings._replace(statuses=["empty"] * 9)}, 4)
+    summary = finish(run, rows)
+    assert summary["reasons"] == {"empty": 9}
     assert summary["models"]["small"]["rating_mass"] is None
     assert (summary["best"], summary["score_quantiles"], summary["threshold"]) == ([], [], None)
     assert pq.read_table(tmp_path / "selected.parquet").num_rows == 0
@@ -263,7 +263,7 @@ def test_no_rating_at_all_selects_nothing(tmp_path):
 
 def test_all_ratings_are_those_committed(tmp_path):
     ratings = make_ratings(40, 3)
-    found = all_ratings(make_plan(make_rows(40)), commit(tmp_path, ratings, 7))
+    found = ratings_of(run_of(tmp_path, make_rows(40), {"small": ratings}), "small")
     assert found.statuses == ratings.statuses
     np.testing.assert_array_equal(found.logprobs, ratings.logprobs)
     assert (found.rater, found.splits) == (ratings.rater, 3)
