@@ -14,7 +14,7 @@ import selectit_hf
 
 PACKAGE = Path(selectit_hf.__file__).parent
 FLOORS = {
-    0: {"batching", "errors", "hardware", "shortcuts", "quiet"},
+    0: {"batches", "batching", "errors", "hardware", "shortcuts", "quiet"},
     1: {"loading", "rows", "reflection", "selection", "sources", "page_map"},
     2: {
         "checkpoints",
@@ -49,6 +49,9 @@ FLOORS = {
         "report",
         "runs",
         "runs.engines",
+        "runs.engines.datatrove",
+        "runs.engines.executor_options",
+        "runs.engines.launch",
         "runs.engines.launchers",
         "runs.engines.local",
         "runs.monitor",
@@ -64,7 +67,7 @@ FLOORS = {
         "runs.streaming",
         "staging",
     },
-    5: {"analysis", "cli", "cli_runs", "hub", "options", "publishing", "remote", "screen"},
+    5: {"analysis", "cli", "cli_launch", "cli_runs", "hub", "options", "publishing", "remote", "screen"},
     6: {"__init__", "__main__"},
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
