@@ -72,6 +72,7 @@ class Checks:
         )
 
     def launch(self, run: Path, on: str, *flags: Any) -> subprocess.Popen[str]:
+        """``selectit launch`` of three tasks."""
         return self.start("launch", run, "--on", on, "--tasks", 3, "--json", *self.data, *flags)
 
     # Processes
@@ -186,7 +187,9 @@ class Checks:
     def ray(self) -> Found:
         """``launch --on ray``: a worker killed, then a node; both ranks go to what is left."""
         run = self.planned("ray")
-        with services.ray_cluster(Path(tempfile.mkdtemp(prefix="r", dir=self.folder)) / "c") as nodes:
+        with services.ray_cluster(
+            Path(tempfile.mkdtemp(prefix="r", dir=self.folder)) / "c"
+        ) as nodes:
             first = self.launch(run, "ray", "--set", "mem_per_cpu_gb=1")
             killed = wait_for_shards(run, 2)
             wait_until(lambda: services.ray_workers(nodes[0]), "a worker of Ray")[0].kill()

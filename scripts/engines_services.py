@@ -1,4 +1,4 @@
-"""Slurm, Ray and S3 on this machine alone: real daemons in a temporary folder, all ended at the end.
+"""Slurm, Ray and S3 on this machine alone: real daemons in a temporary folder, all ended after.
 
 Each is a context manager. Slurm is Debian's ``slurm-wlm`` (munge, slurmctld, slurmd), started by
 hand as root with a configuration of its own; Ray is ``ray start`` twice, a head and a second node;
@@ -7,6 +7,7 @@ S3 is the server of ``moto``, which speaks the protocol to any client.
 
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -21,8 +22,9 @@ from typing import Any
 import psutil
 
 BIN = Path(sys.executable).parent
+RAY_VARIABLES = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 CPUS = 4
-"""As many tasks at once as the node says it has, whatever the machine has."""
+"""As many tasks at once as the node of Slurm says it has, whatever the machine has."""
 SLURM_CONF = """
 ClusterName=check
 SlurmctldHost={host}(127.0.0.1)
@@ -173,18 +175,20 @@ def ray_cluster(folder: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     common += ["--disable-usage-stats"]
     head_flags = ["--head", "--port", free_ports(1)[0], "--include-dashboard", "false"]
     nodes: list[subprocess.Popen[bytes]] = []
-    before = {"RAY_ADDRESS": os.environ.get("RAY_ADDRESS")}
+    before = {name: os.environ.get(name) for name in RAY_VARIABLES}
+    # Said outright: left to itself, a head may turn authentication on and a node not.
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:
         command = [BIN / "ray", "start", *head_flags, "--temp-dir", folder / "t", *common]
         nodes.append(daemon(command, folder / "head.log"))
         line = "ray start --address='"
         wait_until(lambda: line in (folder / "head.log").read_text(), "the head of Ray")
         address = (folder / "head.log").read_text().split(line)[1].split("'")[0]
-        os.environ["RAY_ADDRESS"] = address
         command = [BIN / "ray", "start", "--address", address, *common]
         nodes.append(daemon(command, folder / "node.log"))
         started = "Ray runtime started"
         wait_until(lambda: started in (folder / "node.log").read_text(), "the node of Ray")
+        os.environ["RAY_ADDRESS"] = address
         yield nodes
     finally:
         for node in reversed(nodes):

@@ -7,7 +7,7 @@ and anything that Ray Data gets back, replaces the rows, so there the score colu
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ def as_lists(batch: Any) -> Any:
     return batch
 
 
-def with_columns(batch: Any, values: dict[str, Sequence[Any]], types: dict[str, Any]) -> Any:
+def with_columns(batch: Any, values: Mapping[str, Sequence[Any]], types: dict[str, Any]) -> Any:
     """Score columns as the one who passed ``batch`` wants them back.
 
     Args:
@@ -49,7 +49,7 @@ def with_columns(batch: Any, values: dict[str, Sequence[Any]], types: dict[str, 
         added = pa.table({f.name: pa.array(values[f.name], f.type) for f in schema}, schema)
         return _beside(batch, added)
     if _has_arrays(batch) and _is_ray_task():
-        return {name: _storable(column) for name, column in batch.items()} | values
+        return {name: _storable(column) for name, column in batch.items()} | dict(values)
     return values
 
 
@@ -76,7 +76,7 @@ def _cell(value: Any) -> Any:
 
 
 def _storable(column: Any) -> Any:
-    """Cells that are arrays as lists, which Ray stores as Arrow lists instead of pickled objects."""
+    """Cells that are arrays as lists: Ray stores those as Arrow, and the others pickled."""
     is_nested = isinstance(column, np.ndarray) and column.dtype == object
     return _cells(column) if is_nested else column
 

@@ -57,10 +57,9 @@ def launch(
     """Rate a planned run with many tasks on an engine, then finish it in one more task.
 
     First 'selectit plan DATASET --model MODEL --out RUN', where all tasks see RUN: a shared folder
-    or object storage. Needs pip install 'selectit-hf\\[datatrove]'. Tasks that failed or were killed:
-    launch again, which rates what is left. For example:
-    selectit launch RUN --on slurm --tasks 16 --set partition=gpu --set time=4:00:00
-    --set gpus_per_task=1
+    or object storage. Needs pip install 'selectit-hf\\[datatrove]'. After tasks that failed or were
+    killed, launch again, which rates what is left. For example: selectit launch RUN --on slurm
+    --tasks 16 --set partition=gpu --set time=4:00:00 --set gpus_per_task=1
     """
     Stop()
     opened = runs.open_run(run)

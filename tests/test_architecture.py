@@ -67,7 +67,17 @@ FLOORS = {
         "runs.streaming",
         "staging",
     },
-    5: {"analysis", "cli", "cli_launch", "cli_runs", "hub", "options", "publishing", "remote", "screen"},
+    5: {
+        "analysis",
+        "cli",
+        "cli_launch",
+        "cli_runs",
+        "hub",
+        "options",
+        "publishing",
+        "remote",
+        "screen",
+    },
     6: {"__init__", "__main__"},
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}

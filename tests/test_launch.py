@@ -177,11 +177,8 @@ def test_a_dry_run_leaves_secrets_out(
     url = f"sbatch_args=comment=https://{secrets[4]}@example.com/x"
     settings = (*SLURM, f"env_command={command}", url)
     arguments = [part for one in settings for part in ("--set", one)]
-    done = CliRunner().invoke(
-        app,
-        ["launch", run.where, "--on", "slurm", "--tasks", "2", "--data", str(file), "--dry-run"]
-        + arguments,
-    )
+    command_line = ["launch", run.where, "--on", "slurm", "--tasks", "2", "--dry-run"]
+    done = CliRunner().invoke(app, [*command_line, "--data", str(file), *arguments])
     assert done.exit_code == 0, done.output
     assert "example.com/x" in done.output
     assert "#SBATCH --time=1:00:00" in done.output

@@ -20,7 +20,7 @@ from selectit_hf.selection import Cut
 __all__ = ["Finish", "Rate"]
 
 
-class Rate(PipelineStep):
+class Rate(PipelineStep):  # type: ignore[misc]
     """Rates the shards of the task's rank that nobody has committed; documents pass unchanged.
 
     Args:
@@ -54,7 +54,7 @@ class Rate(PipelineStep):
         self.stat_update("shards", value=mine, unit="task")
 
 
-class Finish(PipelineStep):
+class Finish(PipelineStep):  # type: ignore[misc]
     """Writes scores, selection and summary; for an executor of one task, after that of `Rate`.
 
     Args:

@@ -198,7 +198,9 @@ def _without_secrets(said: Any) -> Any:
     if not isinstance(said, dict):
         return said
     return {
-        name: _hidden(value) if re.fullmatch(_SECRET, name, re.IGNORECASE) else _without_secrets(value)
+        name: _hidden(value)
+        if re.fullmatch(_SECRET, name, re.IGNORECASE)
+        else _without_secrets(value)
         for name, value in said.items()
     }
 

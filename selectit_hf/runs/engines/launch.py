@@ -7,6 +7,7 @@ datatrove marks completed tasks there, and a marker of an earlier launch would p
 are missing again, or new.
 """
 
+import importlib
 import json
 import os
 import shlex
@@ -24,7 +25,7 @@ from selectit_hf.runs import rating
 from selectit_hf.runs.engines import executor_options
 from selectit_hf.runs.reopen import inputs
 from selectit_hf.runs.results import Reflection, ranking_column
-from selectit_hf.runs.run import Run, open_run
+from selectit_hf.runs.run import Run
 from selectit_hf.runs.store import Store, is_url, open_store
 from selectit_hf.selection import Cut
 
@@ -194,7 +195,9 @@ class Launch:
             self.finish.run()  # submits what it depends on first
         except subprocess.CalledProcessError as error:
             job = self.rate.job_id
-            there = f" The tasks that rate are submitted as job {job}: scancel {job}." if job else ""
+            there = (
+                f" The tasks that rate are submitted as job {job}: scancel {job}." if job else ""
+            )
             raise RunError(
                 f"sbatch refused a job (exit code {error.returncode}); its own words are above. "
                 f"Correct the options with --set; --dry-run shows the scripts.{there}"
@@ -297,8 +300,7 @@ def _check_here(on: Engine) -> None:
 
 
 def _join_ray() -> None:
-    import ray
-
+    ray: Any = importlib.import_module("ray")
     if ray.is_initialized():
         return
     try:
