@@ -20,7 +20,7 @@ from selectit_hf.scorers import SentenceScore
 from selectit_hf.selection import Cut
 from selectit_hf.sources import Source
 
-__all__ = ["Settings", "Stop", "commands", "run_all"]
+__all__ = ["AllowMixed", "Folders", "Settings", "Stop", "commands", "run_all"]
 
 commands = typer.Typer()
 
