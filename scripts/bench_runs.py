@@ -63,10 +63,7 @@ def main() -> None:
 
 def bench(rows: int, shard_size: int, parent: Path | None) -> dict[str, Any]:
     """Everything a run does around a model, timed."""
-    from selectit_hf import sources, spool
-    from selectit_hf.finishing import Reflection, finish
-    from selectit_hf.runs import Run
-    from selectit_hf.selection import Cut
+    from selectit_hf import runs, sources
 
     steps: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="bench-runs-", dir=parent) as name, peaks() as memory:
@@ -75,22 +72,21 @@ def bench(rows: int, shard_size: int, parent: Path | None) -> dict[str, Any]:
         out = folder / "RUN"
         with timed(steps, "spool"):
             stream, source = sources.stream(str(folder / "rows.parquet"))
-            dataset, source = spool.spool(stream, folder / "rows", source)
+            dataset, source = runs.spool(stream, out, source)
         scorer = stub()
         with timed(steps, "plan"):
-            run = Run.start(out, dataset, source, [scorer], shard_size)
+            run = runs.plan(dataset, source, [scorer], out, shard_size)
         with timed(steps, "shard"):
-            run.rate(dataset, [scorer])
+            runs.rate(run, dataset, [scorer])
         with timed(steps, "select"):
-            shards = {slug: run.shards(slug) for slug in run.slugs}
-            selection, _ = finish(run.plan, shards, dataset, Reflection(), Cut(), out)
+            summary = runs.finish(run, dataset)
         sizes = {
             path.name: round(sum(p.stat().st_size for p in path.rglob("*")) / MB, 1)
             if path.is_dir()
             else round(path.stat().st_size / MB, 1)
             for path in (out / "ratings", out / "scores.parquet", out / "selected.parquet")
         }
-        assert len(selection.selected) == rows // 5
+        assert summary["selected"] == rows // 5
     return {
         "rows": rows,
         "shard_size": shard_size,

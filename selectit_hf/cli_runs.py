@@ -278,7 +278,7 @@ def _rate(
         how["local_rank"] = rank.local_rank
         runs.rate(*given, rank.rank, rank.world, **how)
         if rank.world > 1 and rank.rank == 0:
-            runs.wait_and_take_over(*given, settings.wait, **how)
+            runs.wait_and_take_over(*given, settings.wait, rank.world, **how)
 
 
 def _finished(

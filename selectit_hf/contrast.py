@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from numpy.typing import NDArray
 
@@ -17,6 +19,9 @@ ROWS = 1000
 BINS = 40
 CONVERSATIONS = ("messages", "ShareGPT")
 DIGIT = re.compile(r"\d")
+PLAIN = ("Alpaca", "named columns")
+"""Layouts whose pairs are text columns as they stand; a third one joins the instruction."""
+VISIBLE = "^[!-~]"
 
 
 @dataclass(frozen=True)
@@ -54,15 +59,51 @@ def measure(dataset: Dataset, reader: RowReader) -> Measured:
     talks = reader.layout_name(dataset.column_names) in CONVERSATIONS
     columns = reader.columns(dataset.column_names)
     wanted = dataset.select_columns(list(columns))
+    plain = reader.layout_name(dataset.column_names) in PLAIN
+    stored = wanted.with_format("arrow")
     for start in range(0, rows, ROWS):
-        batch = wanted[start : start + ROWS]
+        seen = np.zeros(min(ROWS, rows - start), dtype=np.bool_)
+        if plain:
+            part = slice(start, start + len(seen))
+            table = stored[start : start + ROWS]
+            seen = _measure_plain(table, columns, lengths[:2, part], numeric[part])
+        left = np.flatnonzero(~seen) + start
+        if not len(left):
+            continue
+        batch = wanted[left] if seen.any() else wanted[start : start + ROWS]
         pairs = reader.pairs(batch)
-        for row, (pair, value) in enumerate(zip(pairs, batch[columns[0]], strict=True), start):
+        for row, pair, value in zip(left, pairs, batch[columns[0]], strict=True):
             if isinstance(pair, Pair):
                 turns = _turns(value) if talks else -1
                 lengths[:, row] = len(pair.instruction), len(pair.response), turns
                 numeric[row] = DIGIT.search(pair.response) is not None
     return Measured(lengths[0], lengths[1], numeric, lengths[2])
+
+
+def _measure_plain(
+    table: pa.Table,
+    columns: Sequence[str],
+    lengths: NDArray[np.int32],
+    numeric: NDArray[np.bool_],
+) -> NDArray[np.bool_]:
+    """Measure those rows whose texts beyond doubt are not empty, without an object for each row.
+
+    Where every text begins with a visible ASCII character, the pair is the columns as they stand.
+    """
+    if not all(pa.types.is_string(table[name].type) for name in columns):
+        return np.zeros(len(table), dtype=np.bool_)
+    instruction, response = table[columns[0]], table[columns[1]]
+    clear = pc.and_(*(pc.match_substring_regex(one, VISIBLE) for one in (instruction, response)))
+    characters = pc.utf8_length(instruction)
+    for extra in (table[name].fill_null("") for name in columns[2:]):
+        length = pc.utf8_length(extra)
+        clear = pc.and_(clear, pc.match_substring_regex(extra, f"{VISIBLE}|^$"))
+        characters = pc.add(characters, pc.add(length, pc.min_element_wise(length, 1)))
+    rows = clear.fill_null(False).to_numpy()
+    lengths[0, rows] = characters.to_numpy()[rows]
+    lengths[1, rows] = pc.utf8_length(response).to_numpy()[rows]
+    numeric[rows] = pc.match_substring_regex(response, r"\p{Nd}").to_numpy()[rows]
+    return np.asarray(rows)
 
 
 def _turns(talk: object) -> int:

@@ -84,5 +84,5 @@ def test_a_damaged_shard_is_measured_again(run: Run) -> None:
 
 
 def test_other_rows_are_refused(run: Run) -> None:
-    with pytest.raises(RunError, match="are not the 22 of the run"):
+    with pytest.raises(RunError, match="are not those of the run 'run'"):
         Measures(run, ROWS.map(lambda row: {"output": row["output"] + "!"}))

@@ -284,7 +284,7 @@ def test_inputs_opens_rows_and_scorers_again(
     assert found.to_list() == rows.to_list()
     assert [one.rating_key() for one in again] == [one.rating_key() for one in scorers]
     assert list(runs.prepare(run, again)) == ["tiny_rater", "random_llama"]
-    with pytest.raises(RunError, match=r"'random_llama' was a folder.*--model"):
+    with pytest.raises(RunError, match=r"'random-llama' was a folder.*--model"):
         runs.inputs(run, str(data))
     other = make_checkpoint(tmp_path / "random-llama", seed=9)
     with pytest.raises(RunError, match="It must still hold sha256:"):

@@ -174,15 +174,18 @@ def wait_and_take_over(
     dataset: Dataset,
     scorers: Sequence[SentenceScore],
     wait: float,
+    world: int = 1,
     **settings: Any,
 ) -> None:
-    """Wait for the shards of other ranks, and rate those that nobody commits.
+    """Wait for the shards of the other ranks, and rate those that nobody commits.
 
     Args:
-        run, dataset, scorers, settings: see `rate`.
+        run, dataset, scorers, world, settings: see `rate`, which has rated those of rank 0.
         wait: seconds without a new sidecar after which a shard is taken over.
     """
     of, left, since = prepare(run, scorers), pending(run), time.monotonic()
+    for rank in range(1, world):
+        shards_of(run, rank, world, settings.get("progress"))
     while left:
         if time.monotonic() - since < wait:
             time.sleep(min(POLL, wait))

@@ -29,7 +29,7 @@ from selectit_hf.rows import STATUSES
 from selectit_hf.runs.rating import PROGRESS
 from selectit_hf.runs.run import RESULTS, Run
 from selectit_hf.runs.selected import write_selected
-from selectit_hf.runs.shards import Facts, Shards
+from selectit_hf.runs.shards import Facts, Shards, not_floats
 from selectit_hf.runs.store import as_json, file_sha256, open_store, sha256
 from selectit_hf.scorers import ModelScore, SentenceScore
 from selectit_hf.selection import (
@@ -243,7 +243,7 @@ def _write_scores(
         np.full(rows, np.nan), np.zeros(rows, np.int8), {slug: ModelFacts() for slug in rated}
     )
     schema, scorers = _schema(plan), _scorers(plan, how)
-    with pq.ParquetWriter(path, schema) as writer:
+    with pq.ParquetWriter(path, schema, use_dictionary=not_floats(schema)) as writer:
         for number, part in enumerate(ranges):
             ratings = {
                 slug: one.ratings(number, plan["rating"]["k"]) for slug, one in rated.items()

@@ -123,8 +123,8 @@ class Run:
         """
         if len(dataset) != self.rows or not segments.holds(dataset, self.plan["segments"]):
             raise RunError(
-                f"These {len(dataset)} rows are not the {self.rows} of the run {self.name!r}; give "
-                "the dataset that its plan names, or start another run."
+                f"These {len(dataset)} rows are not those of the run {self.name!r}, which has "
+                f"{self.rows}; give the dataset that its plan names, or start another run."
             )
 
 

@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features
 from numpy.typing import NDArray
 
+from selectit_hf.runs.shards import not_floats
+
 __all__ = ["write_selected"]
 
 ROWS = 1000
@@ -39,7 +41,7 @@ def write_selected(
             if kept[part.start : part.stop].any()
             for piece in _kept(dataset, stored.read_row_group(number, list(ours)), part, kept)
         )
-        with pq.ParquetWriter(path, schema) as writer:
+        with pq.ParquetWriter(path, schema, use_dictionary=not_floats(schema)) as writer:
             for group in _groups(pieces):
                 writer.write_table(group.cast(schema), row_group_size=len(group))
 

@@ -14,7 +14,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -24,7 +24,7 @@ from selectit_hf.errors import RunError
 from selectit_hf.runs import store as stores
 from selectit_hf.runs.store import Store
 
-__all__ = ["Facts", "Part", "Shards", "rows_words"]
+__all__ = ["Facts", "Part", "Shards", "not_floats", "rows_words"]
 
 logger = logging.getLogger(__name__)
 
@@ -97,9 +97,7 @@ class Shards:
 
     def is_committed(self, number: int) -> bool:
         """Whether a shard is committed, now."""
-        name = self._sidecar(number)
-        facts = self._said(number, self.store.read_many([name]).get(name, b""))
-        return facts is not None and self.store.exists(f"{self.folder}/{facts['table']}")
+        return number in self.committed()
 
     def missing(self) -> list[int]:
         """The shards that are not committed."""
@@ -163,7 +161,7 @@ class Shards:
         rows, of = self.parts[number]
         assert table.num_rows == len(rows), f"{table.num_rows} rows for shard {number} of {rows}"
         buffer = io.BytesIO()
-        pq.write_table(table, buffer)
+        pq.write_table(table, buffer, use_dictionary=not_floats(table.schema))
         data = buffer.getvalue()
         digest = stores.sha256(data)
         name = f"{number:05d}.{digest[:12]}.parquet"
@@ -216,7 +214,23 @@ class Shards:
         if pin == facts["sha256"]:
             return facts
         pinned = {**facts, "sha256": pin, "table": f"{number:05d}.{pin[:12]}.parquet"}
+        pinned.pop("bytes", None)
         return facts if self.table(pinned) is None else pinned
+
+
+def not_floats(schema: pa.Schema) -> list[str]:
+    """The columns for which parquet's dictionaries are of use: ratings hardly ever repeat."""
+
+    def leaves(name: str, kind: pa.DataType) -> Iterator[str]:
+        if pa.types.is_struct(kind):
+            for inner in kind:
+                yield from leaves(f"{name}.{inner.name}", inner.type)
+        elif hasattr(kind, "value_type") and not pa.types.is_dictionary(kind):
+            yield from leaves(f"{name}.list.element", kind.value_type)
+        elif not pa.types.is_floating(kind):
+            yield name
+
+    return [leaf for field in schema for leaf in leaves(field.name, field.type)]
 
 
 def rows_words(rows: range) -> str:
