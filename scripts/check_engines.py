@@ -290,7 +290,7 @@ def main() -> int:
     names = chosen.only or (*SHORT, "accelerate")[: None if chosen.long else len(SHORT)]
     os.environ |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ["PATH"] = f"{BIN}:{os.environ['PATH']}"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the daemons too
     found: dict[str, Found] = {}
     with tempfile.TemporaryDirectory(prefix="e", ignore_cleanup_errors=True) as name:
         Path(name).chmod(0o755)
