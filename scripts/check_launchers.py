@@ -18,9 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from selectit_hf.finishing import RESULTS
+from selectit_hf.runs import RESULTS
 
 ROWS, SHARD_SIZE = 400, 10
 LAUNCHERS = {
@@ -86,7 +87,7 @@ def check(folder: Path, launcher: str, command: list[str]) -> int:
     flags = ("--workers", "2") if launcher == "workers" else ()
     first = start(folder, command, launcher, *flags)
     shards = wait_for_shards(folder / launcher, 8)
-    os.kill(a_worker(folder / launcher), signal.SIGKILL)
+    os.kill(a_worker(first.pid), signal.SIGKILL)
     first.communicate(timeout=900)
     if launcher != "workers":  # whose supervisor starts the killed one again
         assert first.returncode != 0
@@ -116,14 +117,22 @@ def wait_for_shards(run: Path, count: int) -> int:
     return len(there)
 
 
-def a_worker(run: Path) -> int:
-    """The process that claims a shard now."""
-    while True:
-        for claim in run.glob("ratings/*/*.claim"):
-            try:
-                return int(json.loads(claim.read_text())["pid"])
-            except FileNotFoundError:  # it was given back meanwhile
-                continue
+def a_worker(launcher: int) -> int:
+    """The second process that a launcher, or the run itself, has started."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    below = {launcher}
+    while more := {pid for pid, parent in parents.items() if parent in below} - below:
+        below |= more
+    for pid in sorted(below - {launcher}):
+        with suppress(OSError):
+            asked = Path(f"/proc/{pid}/cmdline").read_bytes()
+            rank = b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if rank or b"spawn_main" in asked:
+                return pid
+    raise SystemExit("there is no worker to kill")
 
 
 def contents(run: Path) -> dict[str, bytes]:
