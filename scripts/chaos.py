@@ -99,7 +99,9 @@ def main() -> int:
         name = stack.enter_context(
             tempfile.TemporaryDirectory(prefix="chaos-", dir=given.folder or in_memory())
         )
-        place: Folders = stack.enter_context(bucket(Path(name))) if given.s3 else Folders(Path(name))
+        place: Folders = (
+            stack.enter_context(bucket(Path(name))) if given.s3 else Folders(Path(name))
+        )
         found = chaos(place, given.kills, given.mutant, given.seed, tell=True)
     print(json.dumps(found))
     return int(bool(found["violations"]))
@@ -259,9 +261,7 @@ def start(where: str | Path, rows: Dataset) -> tuple[Run, list[Stub]]:
     return runs.plan(rows, SOURCE, scorers, where, SHARD_SIZE), scorers
 
 
-def drive(
-    where: str | Path, rows: Dataset, rank: int = 0, world: int = 1, again: int = 5
-) -> None:
+def drive(where: str | Path, rows: Dataset, rank: int = 0, world: int = 1, again: int = 5) -> None:
     """One worker, from the plan to the results, which rank 0 writes.
 
     Where several do, one may set a damaged shard aside that another is about to read.

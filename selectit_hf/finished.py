@@ -409,4 +409,6 @@ def _rows(dataset: Dataset) -> Rows:
 
 def _model_facts(summary: dict[str, Any], name: str) -> dict[str, Any]:
     found = summary["models"][name]
-    return {key: found[key] for key in ("parameters", "statuses", "rating_mass")}
+    facts = {key: found[key] for key in ("parameters", "statuses", "rating_mass")}
+    made_with = found.get("made_with", [])
+    return facts | ({"made_with": made_with} if len(made_with) > 1 else {})

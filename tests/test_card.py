@@ -24,6 +24,7 @@ from selectit_hf.errors import HubError, InputError, RunError, SettingError
 from selectit_hf.finished import Finished, from_run
 from selectit_hf.plots import agreement_plot, lengths_plot, rank_correlations, scores_plot
 from selectit_hf.runs import Reflection
+from selectit_hf.runs.plans import encoded
 from selectit_hf.selection import Cut
 from selectit_hf.staging import Staged, stage
 
@@ -370,7 +371,8 @@ def edit_json(path: Path, **changes: Any) -> None:
 def other_raters(run: Path) -> None:
     plan = json.loads((run / "plan.json").read_text())
     plan["models"][0]["rating_key"] = "another"
-    (run / "plan.json").write_text(json.dumps(plan))
+    del plan["plan_sha256"]
+    (run / "plan.json").write_bytes(encoded(plan))
 
 
 def other_rows(run: Path) -> None:

@@ -107,7 +107,9 @@ def test_the_run_keeps_what_was_measured(made, passes, finished):
     assert len(shards) == 3
     shards[1].unlink()
     passes.clear()
-    repaired = measures.scores(Perplexity(str(model), token_budget=run.plan["models"][0]["token_budget"]))
+    repaired = measures.scores(
+        Perplexity(str(model), token_budget=run.plan["models"][0]["token_budget"])
+    )
     assert passes == [16]
     np.testing.assert_array_equal(repaired.values, first.scores.values)
 

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import check_report
 import numpy as np
@@ -80,7 +81,7 @@ def data(run, rows):
 
 @pytest.fixture(scope="module")
 def page(run, rows):
-    return write_report(run, rows, ablation=ABLATION)
+    return Path(write_report(run, rows, ablation=ABLATION))
 
 
 def scores_of(run, column="model_score"):
