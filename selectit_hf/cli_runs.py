@@ -33,7 +33,16 @@ from selectit_hf.selection import Cut
 from selectit_hf.sources import Source
 from selectit_hf.survey import check_ranking, check_space, look
 
-__all__ = ["Settings", "Stop", "commands", "refuse_nothing_rated", "run_all", "tell_survey"]
+__all__ = [
+    "AllowMixed",
+    "Folders",
+    "Settings",
+    "Stop",
+    "commands",
+    "refuse_nothing_rated",
+    "run_all",
+    "tell_survey",
+]
 
 commands = typer.Typer()
 

@@ -22,6 +22,7 @@ from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 
 from selectit_hf import reflection
+from selectit_hf.batches import as_lists, with_columns
 from selectit_hf.chat import chat_kwargs_text
 from selectit_hf.checkpoints import Checkpoint, model_name, resolve, slug
 from selectit_hf.errors import RatingsError, SettingError
@@ -288,24 +289,28 @@ class RatingScorer:
 
     # What it does
 
-    def __call__(self, batch: Batch, rank: int | None = None) -> dict[str, list[Any]]:
-        """Add the score columns to a batch, for ``Dataset.map(scorer, batched=True)``.
+    def __call__(self, batch: Any, rank: int | None = None) -> Any:
+        """Add the score columns to a batch, for `datasets` and for Ray Data.
+
+        That is, for ``Dataset.map(scorer, batched=True)`` and ``map_batches(scorer)``.
 
         Args:
-            batch: a dict of lists, all of one length.
+            batch: a dict of lists or of NumPy arrays, all of one length, a ``pandas.DataFrame`` or
+                a ``pyarrow.Table``.
             rank: the worker's number, as ``with_rank=True`` gives it; chooses the GPU.
 
         Returns:
-            The score columns, one entry for each row, in order.
+            The score columns, one entry for each row, in order; for a table, and for Ray Data,
+            behind the columns of the batch. See `selectit_hf.batches`.
 
         Raises:
             InputError: the columns do not fit.
             ModelError: the model cannot be loaded or cannot rate.
             RatingsError: the batch holds ratings of another scorer under the same column names.
         """
-        ratings = self.rate(batch, rank)
+        ratings = self.rate(as_lists(batch), rank)
         _warn_of_unrated(self.slug, ratings.statuses)
-        return typed(self.values(ratings), self.columns)
+        return with_columns(batch, typed(self.values(ratings), self.columns), self.columns)
 
     def rate(
         self,
@@ -561,18 +566,19 @@ class ModelScore:
         """The dataset's features with this scorer's columns added, for ``map(features=...)``."""
         return Features({**dataset.features, **self.columns})
 
-    def __call__(self, batch: Batch) -> dict[str, list[Any]]:
-        """Add ``model_score`` and ``selectit_status``, for ``Dataset.map(scorer, batched=True)``.
+    def __call__(self, batch: Any) -> Any:
+        """Add ``model_score`` and ``selectit_status`` to a batch; see `RatingScorer.__call__`.
 
         Raises:
             RatingsError: a model without stored ratings, with fewer than k rating prompts, or with
                 another scale than the others.
             SettingError: weights or ``"released"`` with another number of models.
         """
-        check_batch(batch)
-        _check_ours(batch)
-        stored = {name: read_ratings(batch, name) for name in self.slugs(list(batch))}
-        return typed(self.combine(stored), self.columns)
+        rows: Batch = as_lists(batch)
+        check_batch(rows)
+        _check_ours(rows)
+        stored = {name: read_ratings(rows, name) for name in self.slugs(list(rows))}
+        return with_columns(batch, typed(self.combine(stored), self.columns), self.columns)
 
     def combine(self, stored: Mapping[str, Ratings]) -> dict[str, list[Any]]:
         """The two columns from the ratings of each model, by slug; see `__call__` for errors."""

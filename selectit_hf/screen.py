@@ -205,6 +205,8 @@ def _summary_lines(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
         statuses = counts(facts["statuses"])
         mass = facts["rating_mass"]
         said = "" if mass is None else f"; rating mass {mass:.4f}"
+        mixed = len(facts.get("made_with", ()))
+        said += f"; rated with {mixed} different versions or kinds of hardware" * (mixed > 1)
         yield f"model {slug}", f"{facts['parameters']:,} parameters; {statuses}{said}"
 
 

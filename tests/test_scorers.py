@@ -169,12 +169,6 @@ def test_a_map_that_is_not_batched_is_refused(scorer: SentenceScore, row: dict[s
         Dataset.from_list([row]).map(scorer)
 
 
-@pytest.mark.parametrize("table", ["pandas", "arrow"])
-def test_a_table_format_is_refused(rows: Dataset, scorer: SentenceScore, table: str) -> None:
-    with pytest.raises(InputError, match=r"with_format\(None\)"):
-        rows.with_format(table).map(scorer, batched=True)
-
-
 def test_bad_rows_are_null_with_a_status_and_alone(scorer: SentenceScore) -> None:
     bad: list[Any] = [None, 7, "\ud800", "", ["x"]]
     batch = {

@@ -8,9 +8,11 @@ A shard is a pure function of plan and number, so no worker has to know of anoth
     runs.finish(run, dataset)                           # scores, selection, summary
 
 `rate` takes the shards of one rank; `open_run` and `inputs` open all of it again from a path or a
-URL. An engine only decides who rates which pending shard.
+URL. An engine only decides who rates which pending shard; `datatrove_steps` are the same for
+datatrove's executors.
 """
 
+from selectit_hf.runs.engines.launch import datatrove_steps
 from selectit_hf.runs.monitor import status
 from selectit_hf.runs.rating import (
     Progress,
@@ -35,6 +37,7 @@ __all__ = [
     "Shards",
     "Store",
     "check_folder",
+    "datatrove_steps",
     "finish",
     "inputs",
     "is_url",

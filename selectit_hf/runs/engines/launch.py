@@ -1,0 +1,316 @@
+"""A planned run given to an engine that exists: datatrove's executors for Slurm, Ray, Jobs, here.
+
+Two executors are built. The first has a task for each part of the shards; the second has one task,
+which finishes, and begins when all of the first have ended well (a step behind the first would run
+in each task, too early). Their logging folder lies beside the run and is new for each launch:
+datatrove marks completed tasks there, and a marker of an earlier launch would pass over shards that
+are missing again, or new.
+"""
+
+import importlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from selectit_hf.errors import RunError, SettingError
+from selectit_hf.runs import rating
+from selectit_hf.runs.engines import executor_options
+from selectit_hf.runs.reopen import inputs
+from selectit_hf.runs.results import Reflection, ranking_column
+from selectit_hf.runs.run import Run
+from selectit_hf.runs.store import Store, is_url, open_store
+from selectit_hf.selection import Cut
+
+__all__ = ["ENGINES", "Engine", "Launch", "datatrove_steps"]
+
+Engine = Literal["local", "slurm", "ray", "jobs"]
+ENGINES = {
+    "local": "LocalPipelineExecutor",
+    "slurm": "SlurmPipelineExecutor",
+    "ray": "RayPipelineExecutor",
+    "jobs": "JobsPipelineExecutor",
+}
+"""Where a run can be launched, and the class of `datatrove.executor` that does it."""
+FOR_MANY = ("workers", "tasks_per_job", "gpus_per_task", "flavor")
+"""Options that the one task which finishes has no use for."""
+ARRAY_VARIABLES = {"slurm": "SLURM_ARRAY_TASK_ID", "jobs": "DATATROVE_JOB_ARRAY_INDEX"}
+"""By these an executor knows that it is inside a task, where it would not launch but rate."""
+
+
+def datatrove_steps(
+    run: Run | str | Path,
+    *,
+    data: str | None = None,
+    split: str | None = None,
+    models: tuple[str, ...] | list[str] = (),
+    device: str | None = None,
+    device_map: str | None = None,
+    how: Reflection | None = None,
+    cut: Cut | None = None,
+    allow_mixed: bool = False,
+) -> tuple[Any, Any]:
+    """The two `datatrove` pipeline steps of a planned run, for pipelines of your own.
+
+    The first rates its rank's pending shards and lets documents pass; any number of tasks may have
+    it. The second finishes; give it to an executor of one task with ``depends=`` the first. Both
+    executors need ``skip_completed=False``.
+
+    Args:
+        run: the run, its path or its URL; what the tasks see under this path.
+        data, split, models, device, device_map: see `selectit_hf.runs.inputs`.
+        how, cut, allow_mixed: see `selectit_hf.runs.finish`.
+
+    Raises:
+        SettingError: datatrove is not installed.
+
+    Example:
+        >>> rate, finish = datatrove_steps("s3://bucket/run")  # doctest: +SKIP
+        >>> first = SlurmPipelineExecutor(  # doctest: +SKIP
+        ...     [rate], tasks=16, time="4:00:00", partition="gpu", gpus_per_task=1,
+        ...     logging_dir="logs/rate", skip_completed=False)
+        >>> SlurmPipelineExecutor(  # doctest: +SKIP
+        ...     [finish], tasks=1, time="1:00:00", partition="cpu",
+        ...     logging_dir="logs/finish", skip_completed=False, depends=first).run()
+    """
+    executor_options.need("datatrove")
+    from selectit_hf.runs.engines.datatrove import Finish, Rate
+
+    store = open_store(run.where if isinstance(run, Run) else run)
+    where = str(store.path()) if store.is_local else str(store)
+    rows = {"data": _absolute(data), "split": split}
+    given = {"models": [_absolute(one) for one in models], "device": device}
+    rate = Rate(where, {**rows, **given, "device_map": device_map}, allow_mixed)
+    return rate, Finish(where, rows, how or Reflection(), cut or Cut(), allow_mixed)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A run on an engine, built and not begun.
+
+    Attributes:
+        on: which engine.
+        logs: the folder of this launch, or its URL.
+        rate, finish: the two executors.
+    """
+
+    on: Engine
+    logs: str
+    rate: Any
+    finish: Any
+
+    @classmethod
+    def of(
+        cls,
+        run: Run,
+        on: Engine,
+        tasks: int,
+        settings: list[str] | tuple[str, ...] = (),
+        logs: str | None = None,
+        **steps: Any,
+    ) -> "Launch":
+        """Build the executors; look at rows, models and settings before anything is submitted.
+
+        Args:
+            run: a planned run.
+            on: ``"local"``, ``"slurm"``, ``"ray"`` or ``"jobs"``.
+            tasks: how many tasks share the shards.
+            settings: the executor's own options, each as ``key=value``; as ``finish.key=value`` for
+                the one task that finishes.
+            logs: a folder or URL in which a new folder is made for this launch; by default RUN's
+                name with ``.launches`` behind it.
+            steps: what `datatrove_steps` takes beside the run.
+
+        Raises:
+            SettingError: an option is unknown, missing or has a wrong value; datatrove or the
+                engine is not here; the engine cannot see the run.
+            ModelError, RunError: see `inputs` and `prepare`; the run is not as planned.
+        """
+        _check_engine(on, run.store, steps)
+        opened = {name: steps[name] for name in ("data", "split", "models") if name in steps}
+        rows, scorers = inputs(run, **opened)
+        rating.prepare(run, scorers)
+        how = steps.get("how") or Reflection()
+        ranking_column(run.plan, how, rows.column_names)
+        kind = _executor(on)
+        parsed = executor_options.parse(kind, on, settings)
+        common = {name: value for name, value in parsed.common.items() if name not in FOR_MANY}
+        many = _defaults(on, parsed.common)
+        one = _defaults(on, common | parsed.finish, "-finish")
+        executor_options.check_required(kind, on, many)
+        where = _fresh_logs(run.store, logs)
+        if on == "jobs" and not is_url(where):
+            raise SettingError(f"Jobs cannot see --logs {logs}; name a bucket's URL.")
+        first, last = datatrove_steps(run, **steps)
+        own = {"skip_completed": False}
+        rate = kind([first], tasks=tasks, logging_dir=f"{where}/rate", **own, **many)
+        finish = kind([last], tasks=1, logging_dir=f"{where}/finish", depends=rate, **own, **one)
+        return cls(on, where, rate, finish)
+
+    def describe(self) -> str:
+        """What would be submitted, for people: nothing is written, and secrets are left out."""
+        parts = []
+        for name, executor in (("rate", self.rate), ("finish", self.finish)):
+            parts.append(f"# {name}: {type(executor).__name__}, {executor.world_size} tasks")
+            parts.append(json.dumps(executor_options.facts(executor), indent=2))
+            if self.on == "slurm":
+                parts.append(_slurm_script(executor))
+        return executor_options.redacted("\n".join(parts))
+
+    def start(self) -> dict[str, Any]:
+        """Submit to Slurm, or run to the end where the executor stays: here, on Ray, with Jobs.
+
+        Returns:
+            ``on``, ``tasks``, ``logs``, and for Slurm ``jobs``, the ids of the two jobs.
+
+        Raises:
+            RunError: a task failed, or Slurm refused the job; whole shards stay.
+            What a task raised, on this machine.
+        """
+        _check_here(self.on)
+        if self.on == "slurm":
+            return self._submit()
+        if self.on == "ray":
+            _join_ray()
+        for name, executor in (("rate", self.rate), ("finish", self.finish)):
+            executor.run()  # Ray and Jobs return even where tasks failed
+            executor.logging_dir.fs.invalidate_cache()
+            failed = executor.get_incomplete_ranks(skip_completed=True)
+            if failed:
+                raise RunError(
+                    f"{len(failed)} of {executor.world_size} tasks to {name} failed; {self.logs} "
+                    "has their logs. Whole shards stay: launch it again for the others."
+                )
+        return {"on": self.on, "tasks": self.rate.world_size, "logs": self.logs}
+
+    def _submit(self) -> dict[str, Any]:
+        try:
+            self.finish.run()  # submits what it depends on first
+        except subprocess.CalledProcessError as error:
+            job = self.rate.job_id
+            there = (
+                f" The tasks that rate are submitted as job {job}: scancel {job}." if job else ""
+            )
+            raise RunError(
+                f"sbatch refused a job (exit code {error.returncode}); its own words are above. "
+                f"Correct the options with --set; --dry-run shows the scripts.{there}"
+            ) from error
+        jobs = [str(one.job_id) for one in (self.rate, self.finish)]
+        return {"on": "slurm", "tasks": self.rate.world_size, "logs": self.logs, "jobs": jobs}
+
+
+# Building
+
+
+def _executor(on: Engine) -> type:
+    executor_options.need("datatrove")
+    import datatrove.executor
+
+    return cast(type, getattr(datatrove.executor, ENGINES[on]))
+
+
+def _defaults(on: Engine, given: dict[str, Any], suffix: str = "") -> dict[str, Any]:
+    """``given`` with what a user would set: a name, and for Slurm this Python and a clean end."""
+    if on in ("slurm", "jobs"):
+        name = given.get("job_name") or "selectit"
+        given = {**given, "job_name": name + suffix}
+    if on == "slurm":
+        if not {"env_command", "condaenv", "venv_path"} & given.keys():
+            folder = shlex.quote(os.path.dirname(sys.executable))
+            given["env_command"] = f"export PATH={folder}:$PATH"
+        # Where a task failed, the job that finishes would otherwise wait for ever.
+        sbatch = {"kill-on-invalid-dep": "yes", **(given.get("sbatch_args") or {})}
+        given["sbatch_args"] = sbatch
+    return given
+
+
+def _fresh_logs(store: Store, logs: str | None) -> str:
+    """A folder for this launch alone, outside the run."""
+    at = str(store.path()) if store.is_local else str(store)
+    if logs is None and not store.is_local:
+        scheme, _, path = at.partition("://")
+        if path.count("/") < (3 if scheme == "hf" else 1):
+            raise SettingError(f"{at} has no room beside it for logs; name a folder with --logs.")
+    inside = logs and (logs if is_url(logs) else os.path.abspath(logs))
+    if inside and f"{inside}/".startswith(f"{at}/"):
+        raise SettingError(f"--logs {logs} lies in the run; logs hold paths, so keep them apart.")
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    return f"{inside or f'{at}.launches'}/{stamp}-{os.urandom(3).hex()}"
+
+
+def _slurm_script(executor: Any) -> str:
+    """The script as `launch_job` of the executor makes it, without the folder that it makes."""
+    count = -(-executor.world_size // executor.tasks_per_job)
+    limit = count if executor.max_array_size == -1 else min(count, executor.max_array_size)
+    logs = executor.slurm_logs_folder
+    with tempfile.TemporaryDirectory() as empty:
+        executor.slurm_logs_folder = empty
+        arguments = {
+            key: str(value).replace(empty, logs)
+            for key, value in executor.get_sbatch_args(limit).items()
+        }
+        executor.slurm_logs_folder = logs
+    srun = "".join(f"--{key}={value} " for key, value in (executor.srun_args or {}).items())
+    program = f"launch_pickled_pipeline {executor.logging_dir.resolve_paths('executor.pik')}"
+    if executor.with_srun:
+        program = f"srun {srun.rstrip()} -l -n {executor.nodes_per_task} {program}"
+    return str(executor.get_launch_file_contents(arguments, program))
+
+
+# Looking before leaping
+
+
+def _check_engine(on: Engine, store: Store, steps: dict[str, Any]) -> None:
+    if on not in ENGINES:
+        raise SettingError(f"--on {on} is unknown; choose {', '.join(ENGINES)}.")
+    executor_options.need("datatrove")
+    if on == "ray":
+        executor_options.need("ray")
+    variable = ARRAY_VARIABLES.get(on, "")
+    if os.environ.get(variable):
+        raise SettingError(
+            f"{variable} is set: this is a task of a job already. Launch from a login node or your "
+            "own machine; in a task, use 'selectit rate'."
+        )
+    if on != "jobs":
+        return
+    if store.is_local:
+        raise SettingError(
+            f"Jobs cannot see the folder {store.name!r}; plan the run in a bucket, as in --out "
+            "hf://buckets/user/name/run."
+        )
+    here = [one for one in (steps.get("data"), *steps.get("models", ())) if one and not is_url(one)]
+    if here:
+        raise SettingError(
+            f"Jobs cannot see {here[0]!r} of this machine. Rows: plan with --streaming, which puts "
+            "them into the run. Models: name one of the Hub."
+        )
+
+
+def _check_here(on: Engine) -> None:
+    if on == "slurm" and shutil.which("sbatch") is None:
+        raise SettingError("There is no sbatch here; launch from a login node of the cluster.")
+
+
+def _join_ray() -> None:
+    ray: Any = importlib.import_module("ray")
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(address="auto", logging_level="ERROR")
+    except ConnectionError as error:
+        raise SettingError(
+            "No Ray cluster is running here; start one with 'ray start --head', or set RAY_ADDRESS."
+        ) from error
+
+
+def _absolute(path: str | None) -> str | None:
+    """A path as tasks in other folders find it; a name of the Hub as it is."""
+    return os.path.abspath(path) if path and Path(path).exists() else path
