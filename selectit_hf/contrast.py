@@ -20,7 +20,10 @@ BINS = 40
 CONVERSATIONS = ("messages", "ShareGPT", "conversation")
 DIGIT = re.compile(r"\d")
 PLAIN = ("Alpaca", "named columns")
-"""Layouts whose pairs are text columns as they stand; a third one joins the instruction."""
+THIRD = ((), ("input",), ("context",))
+"""Layouts whose pairs are text columns as they stand, and a third that joins the instruction."""
+LOST = "\ufdd0"
+"""What begins a mark for text that Unicode cannot hold."""
 VISIBLE = "^[!-~]"
 
 
@@ -59,7 +62,8 @@ def measure(dataset: Dataset, reader: RowReader) -> Measured:
     talks = reader.layout_name(dataset.column_names) in CONVERSATIONS
     columns = reader.columns(dataset.column_names)
     wanted = dataset.select_columns(list(columns))
-    plain = reader.layout_name(dataset.column_names) in PLAIN
+    in_columns = reader.layout_name(dataset.column_names) in PLAIN
+    plain = in_columns and len(columns) >= 2 and columns[2:] in THIRD
     stored = wanted.with_format("arrow")
     for start in range(0, rows, ROWS):
         seen = np.zeros(min(ROWS, rows - start), dtype=np.bool_)
@@ -95,6 +99,8 @@ def _measure_plain(
     instruction, response = table[columns[0]], table[columns[1]]
     clear = pc.and_(*(pc.match_substring_regex(one, VISIBLE) for one in (instruction, response)))
     characters = pc.utf8_length(instruction)
+    for one in (instruction, response):
+        clear = pc.and_(clear, pc.invert(pc.match_substring(one, LOST)))
     for extra in (table[name].fill_null("") for name in columns[2:]):
         length = pc.utf8_length(extra)
         clear = pc.and_(clear, pc.match_substring_regex(extra, f"{VISIBLE}|^$"))
