@@ -67,7 +67,7 @@ MODELS = ("small", "large")
 KILLS_A_RUN = 10
 DAMAGE_AFTER = 0.2
 """The share of kills after which all are killed and a bit is flipped."""
-TOO_LONG = 60.0
+TOO_LONG = 240.0
 """Seconds after which a worker hangs; waiting for others is the longest it does."""
 PAUSE = 0.0003
 """Seconds that a row takes."""
@@ -627,7 +627,8 @@ class Struck:
         begun: defaultdict[str, list[int]] = defaultdict(list)
         late = self.late.serial if self.late else 0
         rated = 0
-        for line in self.log.read_text().splitlines():
+        written = self.log.read_text() if self.log.exists() else ""
+        for line in written.splitlines():
             who, shard = line.split()
             if who == FLIPPED:
                 begun[shard].clear()
