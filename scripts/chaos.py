@@ -156,9 +156,11 @@ class Bucket(Folders):
         self.client = client
 
     def where(self, name: str) -> str:
+        """What names a run."""
         return f"s3://chaos/{name}"
 
     def files(self, name: str) -> dict[str, bytes]:
+        """All files of a run but hidden ones."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket="chaos", Prefix=name)
         keys = [one["Key"] for page in pages for one in page.get("Contents", ())]
         found = {}
@@ -171,10 +173,11 @@ class Bucket(Folders):
         return found
 
     def write(self, name: str, file: str, data: bytes) -> None:
+        """Write a file in its place."""
         self.client.put_object(Bucket="chaos", Key=f"{name}/{file}", Body=data)
 
     def drop(self, name: str) -> None:
-        pass
+        """The bucket goes with the server."""
 
 
 @contextmanager
@@ -656,7 +659,7 @@ def wait(slots: list[Slot]) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a run of this machine but hidden ones, as far as they are the same every time."""
+    """All files of a local run but hidden ones, as far as they are the same every time."""
     found = Folders(folder.parent).files(folder.name)
     return {name: essence(name, data) for name, data in found.items()}
 
