@@ -58,7 +58,7 @@ def measure(dataset: Dataset, reader: RowReader) -> Measured:
     numeric = np.zeros(rows, dtype=np.bool_)
     talks = reader.layout_name(dataset.column_names) in CONVERSATIONS
     columns = reader.columns(dataset.column_names)
-    wanted = dataset.select_columns(list(columns))
+    wanted = dataset.select_columns(list(dict.fromkeys(columns)))
     plain = reader.layout_name(dataset.column_names) in PLAIN
     stored = wanted.with_format("arrow")
     for start in range(0, rows, ROWS):
