@@ -67,7 +67,7 @@ MODELS = ("small", "large")
 KILLS_A_RUN = 10
 DAMAGE_AFTER = 0.2
 """The share of kills after which all are killed and a bit is flipped."""
-TOO_LONG = 60.0
+TOO_LONG = 240.0
 """Seconds after which a worker hangs; waiting for others is the longest it does."""
 PAUSE = 0.0003
 """Seconds that a row takes."""
@@ -156,9 +156,11 @@ class Bucket(Folders):
         self.client = client
 
     def where(self, name: str) -> str:
+        """What names a run."""
         return f"s3://chaos/{name}"
 
     def files(self, name: str) -> dict[str, bytes]:
+        """All files of a run but hidden ones."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket="chaos", Prefix=name)
         keys = [one["Key"] for page in pages for one in page.get("Contents", ())]
         found = {}
@@ -171,10 +173,11 @@ class Bucket(Folders):
         return found
 
     def write(self, name: str, file: str, data: bytes) -> None:
+        """Write a file in its place."""
         self.client.put_object(Bucket="chaos", Key=f"{name}/{file}", Body=data)
 
     def drop(self, name: str) -> None:
-        pass
+        """The bucket goes with the server."""
 
 
 @contextmanager
@@ -627,7 +630,8 @@ class Struck:
         begun: defaultdict[str, list[int]] = defaultdict(list)
         late = self.late.serial if self.late else 0
         rated = 0
-        for line in self.log.read_text().splitlines():
+        written = self.log.read_text() if self.log.exists() else ""
+        for line in written.splitlines():
             who, shard = line.split()
             if who == FLIPPED:
                 begun[shard].clear()
@@ -655,7 +659,7 @@ def wait(slots: list[Slot]) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a run of this machine but hidden ones, as far as they are the same every time."""
+    """All files of a local run but hidden ones, as far as they are the same every time."""
     found = Folders(folder.parent).files(folder.name)
     return {name: essence(name, data) for name, data in found.items()}
 

@@ -61,7 +61,7 @@ def measure(dataset: Dataset, reader: RowReader) -> Measured:
     numeric = np.zeros(rows, dtype=np.bool_)
     talks = reader.layout_name(dataset.column_names) in CONVERSATIONS
     columns = reader.columns(dataset.column_names)
-    wanted = dataset.select_columns(list(columns))
+    wanted = dataset.select_columns(list(dict.fromkeys(columns)))
     in_columns = reader.layout_name(dataset.column_names) in PLAIN
     plain = in_columns and len(columns) >= 2 and columns[2:] in THIRD
     stored = wanted.with_format("arrow")

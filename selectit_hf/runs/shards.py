@@ -168,7 +168,7 @@ class Shards:
         if self.table({"table": name, "sha256": digest}) is None:  # else another wrote the same
             self.store.write(f"{self.folder}/{name}", data)
         stores.reached("table written")
-        own: dict[str, Any] = {"rows": [rows.start, rows.stop], "key": self.key, "of": of}
+        own: Facts = {"rows": [rows.start, rows.stop], "key": self.key, "of": of}
         own |= {"table": name, "bytes": len(data), "sha256": digest}
         said = json.loads(json.dumps({**own, **facts}))
         sidecar = stores.as_json({**said, "facts_sha256": _hash(said)})
