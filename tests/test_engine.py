@@ -817,7 +817,7 @@ def test_dynamic_rope_at_its_limit_forgets_a_longer_sequence() -> None:
     )
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()
-    at_limit = random_rows(limit, limit, 20)
+    at_limit = random_rows(limit, limit)
     expected = literal_next(model, at_limit)
     engine = Engine(model)
     engine.next_token_logprobs(random_rows(100, 90), READ)
