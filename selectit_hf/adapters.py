@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from safetensors import SafetensorError
+
 from selectit_hf.errors import ModelError, in_short
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 WHOLE = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = "adapter_model.bin"
+UNREADABLE = (OSError, SafetensorError)
 
 
 class AdapterConfig(NamedTuple):
@@ -76,6 +79,8 @@ def read_adapter(name: str, config: Path) -> AdapterConfig:
     try:
         settings = json.loads(config.read_text("utf-8"))
         kind, base = settings["peft_type"], settings.get("base_model_name_or_path")
+        if not isinstance(base, (str, type(None))):
+            raise ValueError(f"its base is {base!r}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"The {CONFIG} of {name!r} cannot be read ({in_short(error)}); save the adapter again "
@@ -126,7 +131,12 @@ def apply_adapter(model: "PreTrainedModel", folder: str, merge: bool) -> "PreTra
             adapted: Any = PeftModel(model, config)
             read = adapted.load_adapter(folder, "default", torch_device="cpu")
             _check_complete(name, read)
+            _untie(adapted.get_base_model())
             whole = adapted.merge_and_unload(safe_merge=True) if merge else adapted.get_base_model()
+    except UNREADABLE as error:
+        raise ModelError(
+            f"Load the adapter {name!r} again: its {WEIGHTS} cannot be read ({in_short(error)})."
+        ) from error
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(
             f"Merge the adapter {name!r} into its base yourself and name the result, or use "
@@ -134,6 +144,25 @@ def apply_adapter(model: "PreTrainedModel", folder: str, merge: bool) -> "PreTra
         ) from error
     loaded: PreTrainedModel = whole
     return loaded
+
+
+def _untie(model: Any) -> None:
+    """Give the head weights of its own where the adapter changes it or the embeddings.
+
+    Merged into weights that both use, what changes one would change the other.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from torch.nn import Parameter
+
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    if not any(isinstance(end, BaseTunerLayer) for end in ends):
+        return
+    embeddings, head = (
+        end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends
+    )
+    if head is not None and head.weight is embeddings.weight:
+        head.weight = Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.get_text_config().tie_word_embeddings = False
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,16 @@ TINY_RATER = "tiny-rater"
 OF_BASE = "~"
 """Stands between the revisions of an adapter and of its base; no git revision holds one."""
 GGUF = ".gguf"
+UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    struct.error,
+)
+"""What transformers raises about files that are not there, cut off, or hold something else."""
 
 
 @dataclass(frozen=True)
@@ -313,7 +324,7 @@ def _readable(checkpoint: Checkpoint, part: str) -> Iterator[None]:
         raise ModelError(f"Install gguf to load {name!r}: pip install 'selectit-hf[gguf]'.")
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except UNREADABLE as error:
         if _caused_by(error, GatedRepoError):
             raise hub_models.gated(name) from error
         raise ModelError(

@@ -256,7 +256,7 @@ class Engine:
                 continue
             plain, spread = computed
             ours, theirs = found.float().cpu().numpy(), plain.float().cpu().numpy()
-            gap = float(np.nan_to_num(np.abs(ours - theirs)).max(initial=0))
+            gap = _gap(ours, theirs)
             if not agree(ours, theirs, spread, str(self.model.dtype).removeprefix("torch.")):
                 raise _Disagrees(
                     f"{type(self.model).__name__} gives a sequence of {len(task.ids[i])} tokens "
@@ -350,9 +350,20 @@ class Engine:
 
 
 def _spread(logprobs: Tensor) -> float:
-    """How far the middle half of log-probabilities (vocabulary) is spread, as a deviation."""
-    quarters = torch.quantile(logprobs, torch.tensor([0.25, 0.75], device=logprobs.device))
+    """How far the middle half of log-probabilities (vocabulary) is spread, as a deviation.
+
+    Of those that are not minus infinity, which a model may give to tokens that it never writes.
+    """
+    possible = logprobs[logprobs != -torch.inf]
+    quarters = torch.quantile(possible, torch.tensor([0.25, 0.75], device=logprobs.device))
     return float((quarters[1] - quarters[0]) / 1.35)
+
+
+def _gap(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
+    """The largest difference of two log-probabilities; infinite where one alone is not finite."""
+    same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
+    apart = np.abs(np.where(same, 0, ours) - np.where(same, 0, theirs))
+    return float(np.nan_to_num(apart, nan=np.inf, posinf=np.inf).max(initial=0))
 
 
 class _Told:

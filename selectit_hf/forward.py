@@ -74,7 +74,10 @@ class Forward:
 
     @torch.inference_mode()
     def plain_logprobs(self, ids: Sequence[int], last: int) -> Tensor:
-        """(last, vocabulary) float32, of one sequence as anybody would compute it."""
+        """(last, vocabulary) float32, of one sequence as anybody would compute it.
+
+        But for the head, which is computed in float32 as everywhere here.
+        """
         tensor = torch.tensor([list(ids)], device=self.device)
         settings: dict[str, Any] = {}
         if "attention_mask" in self._takes:
@@ -82,7 +85,9 @@ class Forward:
         if "logits_to_keep" in self._takes:
             settings["logits_to_keep"] = last
         self._settle(len(ids))
-        output = self.model(input_ids=tensor, use_cache=False, **settings)
+        # 16 bits are 0.5 apart at 100, where GPT-2 has its logits: too coarse to compare with.
+        with _head_in_float32(_head(self.model)):
+            output = self.model(input_ids=tensor, use_cache=False, **settings)
         logits = cast(Tensor, output.logits[0, -last:].float())
         # log_softmax sums in float32, and over 262,144 tokens is off by 1e-4 on a CPU.
         return logits - logits.logsumexp(dim=-1, keepdim=True)
@@ -94,7 +99,7 @@ class Forward:
 
     def _settle(self, length: int) -> None:
         """Let go of what a longer sequence left in rotary embeddings that grow with the length."""
-        if self.rope_limit is not None and length > self.rope_limit:
+        if self.rope_limit is not None and length >= self.rope_limit:
             self.model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=self.device))
 
     @torch.inference_mode()
@@ -122,9 +127,7 @@ def _reads_at(
 
     What the model does to its logits afterwards (softcaps, scales) stays the model's own.
     """
-    head: Any = cast(Any, model).get_output_embeddings()
-    if head is None:
-        raise ModelError(f"{type(model).__name__} has no output embeddings to read from.")
+    head = _head(model)
 
     def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = args[0]
@@ -135,6 +138,25 @@ def _reads_at(
             )
         read = hidden[rows.to(hidden.device), positions.to(hidden.device)]
         return (read.unsqueeze(1), *args[1:])
+
+    hook = head.register_forward_pre_hook(gather)
+    try:
+        with _head_in_float32(head):
+            yield
+    finally:
+        hook.remove()
+
+
+def _head(model: PreTrainedModel) -> nn.Module:
+    head = cast(Any, model).get_output_embeddings()
+    if head is None:
+        raise ModelError(f"{type(model).__name__} has no output embeddings to read from.")
+    return cast(nn.Module, head)
+
+
+@contextmanager
+def _head_in_float32(head: nn.Module) -> Iterator[None]:
+    """Let a model's head compute in float32."""
 
     def in_float32(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         if type(module) is not nn.Linear or module.weight.dtype == torch.float32:
@@ -147,9 +169,8 @@ def _reads_at(
         logits = torch.cat(parts, dim=-1)
         return logits if module.bias is None else logits + module.bias.float()
 
-    hooks = [head.register_forward_pre_hook(gather), head.register_forward_hook(in_float32)]
+    hook = head.register_forward_hook(in_float32)
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()

@@ -6,6 +6,7 @@ fetched from main memory for every batch, is an error.
 
 import gc
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -55,7 +56,10 @@ OUT_OF_MEMORY = (
     "can't allocate memory",
     "DefaultCPUAllocator",
 )
-UNREADABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+UNREADABLE = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError,
+    SafetensorError, struct.error,
+)  # fmt: skip
 """What transformers raises about files that are not there, cut off, or of another model."""
 
 _IMPORTED_IN = os.getpid()

@@ -111,13 +111,12 @@ class Rater:
         k = self.question.k
         encoder = self.encoder()
         encoded = _AHEAD.encode(encoder, pairs)
+        prefixes = [encoder.prefixes[j] for j in prompts]  # before another thread tokenizes
         if then:
             _AHEAD.begin(encoder, then)
         asked = [i for i, one in enumerate(encoded) if one.ids]
         ids = [encoded[i].ids[j] for i in asked for j in prompts]
-        read = self.engine().next_token_logprobs(
-            ids, encoder.rating_token_ids, progress, [encoder.prefixes[j] for j in prompts]
-        )
+        read = self.engine().next_token_logprobs(ids, encoder.rating_token_ids, progress, prefixes)
         logprobs = np.full((len(pairs), len(prompts), k), np.nan, dtype=np.float32)
         # Prompt j of pair i is sequence i * len(prompts) + j.
         logprobs[asked] = read.values.reshape(-1, len(prompts), k)

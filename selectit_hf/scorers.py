@@ -247,6 +247,9 @@ class RatingScorer:
         state = self.__getstate__()
         for other in ("model", "base_model", "name", "alpha", "variant"):
             del state[other]
+        gguf_file = self.checkpoint.gguf_file
+        if gguf_file is not None:  # a repository holds many at one revision
+            state["gguf_file"] = gguf_file
         state["versions"] = RATING_VERSION
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 

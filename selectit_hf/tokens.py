@@ -9,12 +9,13 @@ never the token that ends a sequence.
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from selectit_hf.chat import check_chat_template
+from selectit_hf.chat import check_chat_template, render_chat
 from selectit_hf.complete import check_tokenizer
 from selectit_hf.errors import SettingError, TokenizerError
 from selectit_hf.prompts import Template
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["PLAIN_PAIR", "Encoded", "PromptEncoder", "context_length", "text_ids"]
 
 UNLIMITED = 10**9
+NOTHING = re.compile("(?!)")
+LAST_NEWLINE = re.compile(r"(\r\n|\r|\n)\Z")
+"""What Jinja drops at the end of a template."""
 BEGINNINGS = ("Name a colour.", "a", " the", "\n\n", "1", "...", "/home", "-", "é", "")
 PLAIN_PAIR = Pair("Name a colour.", "Blue")
 """What prompts are tried with."""
@@ -125,7 +129,7 @@ class PromptEncoder:
         longest of its prompts fits, and gets the status ``truncated``; rating prompt and suffix
         stay whole, and all prompts of a pair see the same text. The status is ``encoding`` where a
         sample would still yield a special token, one that the model does not know, or one that
-        merges with the rating.
+        merges with the rating, or where the chat template fails or drops some of the text.
         """
         rows = self._rows(pairs)
         return [self._checked(pair, ids) for pair, ids in zip(pairs, rows, strict=True)]
@@ -176,7 +180,7 @@ class PromptEncoder:
         """
         texts = [text for pair in pairs for text in self._texts(pair)]
         rated = self._with_rating(texts, "1")
-        flat = [ids[:-1] if ids[-1] == self.rating_token_ids[0] else [] for ids in rated]
+        flat = [ids[:-1] if ids and ids[-1] == self.rating_token_ids[0] else [] for ids in rated]
         count = len(self.rating_prompts)
         return [flat[i : i + count] for i in range(0, len(flat), count)]
 
@@ -191,12 +195,25 @@ class PromptEncoder:
         return [self._start + row for row in ids] if self._start else ids
 
     def _chat_with_rating(self, text: str, rating: str) -> list[int]:
+        """None where the template fails or loses some of this text, or the text makes a token."""
+        from transformers.utils.chat_template_utils import mark_control_tokens
+
+        try:
+            said = render_chat(self.tokenizer, text, self._chat_kwargs)
+            # Characters that transformers marks control tokens with are dropped from a text.
+            if text.strip() not in said or mark_control_tokens(text, NOTHING) != text:
+                return []
+            return self._chat_ids(text, rating)
+        except (TokenizerError, ValueError):
+            return []
+
+    def _chat_ids(self, text: str, rating: str) -> list[int]:
         # The chat template itself writes the rating, so that it is tokenized in its place. Jinja
         # drops a newline at the end of a template, and keeps one before more text.
         template = self.tokenizer.get_chat_template()
         ids: Any = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": text}],
-            chat_template=template.removesuffix("\n") + "{{ selectit_rating }}",
+            chat_template=LAST_NEWLINE.sub("", template) + "{{ selectit_rating }}",
             add_generation_prompt=True,
             sanitize_control_tokens=True,
             return_dict=False,
@@ -226,6 +243,11 @@ class PromptEncoder:
         pairs = [PLAIN_PAIR, *(Pair("Name a colour.", end) for end in RESPONSE_ENDS)]
         texts = [self._texts(pair)[0] for pair in pairs]
         rated = [self._with_rating(texts, str(rating)) for rating in range(1, k + 1)]
+        if not all(ids for rows in rated for ids in rows):
+            raise TokenizerError(
+                "Leave chat unset, or use another model: the chat template drops or changes what "
+                f"the user says (tried with {texts[0]!r}, and other ends of the response)."
+            )
         for rating, rows in enumerate(rated, 1):
             for ids, first in zip(rows, rated[0], strict=True):
                 if ids[:-1] != first[:-1] or ids[-1] != rows[0][-1]:

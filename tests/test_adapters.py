@@ -83,6 +83,53 @@ def test_ratings_are_those_of_the_dense_weights(tmp_path: Path, base: Path, lora
     assert facts["parameters"] == SentenceScore(str(base)).rate(ROWS).rater["parameters"]
 
 
+@pytest.mark.parametrize("changed", ["embed_tokens", "lm_head"])
+def test_what_changes_a_tied_end_leaves_the_other(
+    changed: str, tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    base = make_checkpoint(tmp_path / "base", tie_word_embeddings=True)
+    lora = write_adapter(tmp_path / "lora", base, target_modules=[changed])
+    tied = load_file(base / "model.safetensors")["model.embed_tokens.weight"]
+    tokens = len(tied)
+    a, b = torch.randn(RANK, tokens), torch.randn(32, RANK)
+    key = "base_model.model.model.embed_tokens"
+    named = {f"{key}.lora_embedding_A": a, f"{key}.lora_embedding_B": b}
+    product = (b @ a).T
+    if changed == "lm_head":
+        a, b = torch.randn(RANK, 32), torch.randn(tokens, RANK)
+        key = "base_model.model.lm_head"
+        named = {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
+        product = b @ a
+    save_file(named, lora / "adapter_model.safetensors")
+    other = {"embed_tokens": "lm_head", "lm_head": "embed_tokens"}[changed]
+    dense = shutil.copytree(base, tmp_path / "dense")
+    weights = load_file(dense / "model.safetensors")
+    places = {"embed_tokens": "model.embed_tokens.weight", "lm_head": "lm_head.weight"}
+    weights[places[changed]] = tied + ALPHA / RANK * product
+    weights[places[other]] = tied.clone()
+    save_file(weights, dense / "model.safetensors", {"format": "pt"})
+    config = json.loads((dense / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (dense / "config.json").write_text(json.dumps(config))
+    np.testing.assert_allclose(ratings(lora), ratings(dense), atol=2e-5)
+
+
+def cut_off(lora: Path) -> None:
+    weights = lora / adapters.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:500])
+
+
+def without_a_name_of_its_base(lora: Path) -> None:
+    config = json.loads((lora / adapters.CONFIG).read_text()) | {"base_model_name_or_path": 5}
+    (lora / adapters.CONFIG).write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("damage", [cut_off, without_a_name_of_its_base])
+def test_a_damaged_adapter_is_named(damage: Callable[[Path], None], lora: Path) -> None:
+    damage(lora)
+    with pytest.raises(ModelError, match=r"'lora'.*cannot be read"):
+        ratings(lora)
+
+
 def test_in_16_bits_the_product_is_computed_in_32(base: Path, lora: Path) -> None:
     checkpoint = resolve(str(lora))
     model = load_model(str(base), "bfloat16", "cpu", adapter=checkpoint.adapter_folder())

@@ -759,3 +759,67 @@ def test_the_budget_is_a_power_of_two_that_fits_the_room(gigabytes: int) -> None
 
 def test_on_the_cpu_the_budget_needs_no_memory_to_be_known() -> None:
     assert fitting_budget(LlamaConfig(), "float32", "cpu") == 1024
+
+
+# Models whose numbers are of another size
+
+
+def literal_next(model: PreTrainedModel, ids: Sequence[Sequence[int]]) -> np.ndarray:
+    """Of a model of float32, in which every call begins anew."""
+    with torch.inference_mode():
+        logits = [model(torch.tensor([list(row)])).logits[0, -1].double() for row in ids]
+    return torch.stack(logits).log_softmax(-1)[:, list(READ)].numpy()
+
+
+def random_rows(*lengths: int) -> list[list[int]]:
+    chance = random.Random(5)
+    return [[chance.randrange(3, VOCABULARY) for _ in range(length)] for length in lengths]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_far_from_zero_are_compared_as_finely(dtype: torch.dtype) -> None:
+    """GPT-2 has its logits at about -100, where those of 16 bits are 0.5 or 0.06 apart."""
+    torch.manual_seed(0)
+    model = llama()
+    head = torch.nn.Linear(SIZES["hidden_size"], VOCABULARY)
+    torch.nn.init.normal_(head.weight, std=0.5)
+    torch.nn.init.constant_(head.bias, -100.0)
+    model.lm_head = head
+    model = model.to(dtype).eval()
+    ids = random_rows(30, 20, 10, 8, 7, 9, 11, 13)
+    read = Engine(model).next_token_logprobs(ids, READ)
+    assert read.reading.way == WAYS[0].name
+    expected = literal_next(model.float(), ids)
+    np.testing.assert_allclose(read.values, expected, atol={torch.float16: 0.02}.get(dtype, 0.1))
+
+
+def test_tokens_that_are_never_written_may_have_no_probability() -> None:
+    torch.manual_seed(0)
+    model = llama()
+    model.lm_head = torch.nn.Linear(SIZES["hidden_size"], VOCABULARY)
+    impossible = [token for token in range(VOCABULARY) if token % 3 and token not in READ[1:]]
+    model.lm_head.bias.data[impossible] = -torch.inf
+    model = model.eval()
+    ids = random_rows(30, 20, 10, 8, 7)
+    read = Engine(model).next_token_logprobs(ids, READ)
+    assert read.reading.way == WAYS[0].name
+    assert read.reading.gap < 1e-4
+    np.testing.assert_allclose(read.values, literal_next(model, ids), atol=1e-5)
+
+
+def test_dynamic_rope_at_its_limit_forgets_a_longer_sequence() -> None:
+    limit = 64
+    config = LlamaConfig(
+        **COMMON,
+        **(SIZES | {"max_position_embeddings": limit}),
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+        initializer_range=0.2,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    at_limit = random_rows(limit, limit)
+    expected = literal_next(model, at_limit)
+    engine = Engine(model)
+    engine.next_token_logprobs(random_rows(100, 90), READ)
+    read = engine.next_token_logprobs(at_limit, READ)
+    np.testing.assert_allclose(read.values, expected, atol=1e-4)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from selectit_hf import checkpoints
+from selectit_hf import SentenceScore, checkpoints
 from selectit_hf.checkpoints import is_local, resolve
 from selectit_hf.errors import ModelError, SettingError
 from selectit_hf.loading import embedding_rows, load_model
@@ -130,6 +130,19 @@ def test_a_file_has_three_names_and_one_hash(
     assert resolve(str(file)).revision != one.revision
     with pytest.raises(ModelError, match="not revision"):
         resolve(str(file), one.revision)
+
+
+def test_files_of_one_repository_have_keys_of_their_own() -> None:
+    models = ["user/quants:a-Q4.gguf", "user/quants:b-Q8.gguf"]
+    scorers = [SentenceScore(model, "a" * 40, dtype="float32", name="m") for model in models]
+    assert scorers[0].rating_key() != scorers[1].rating_key()
+
+
+def test_a_file_that_is_cut_off_is_named(file: Path) -> None:
+    for length in (4, 24, 100):
+        file.write_bytes(file.read_bytes()[:length])
+        with pytest.raises(ModelError, match=r"'folder:tiny\.gguf' cannot be loaded"):
+            resolve(str(file)).config()
 
 
 def test_a_name_that_fits_no_file_says_which_there_are(file: Path) -> None:

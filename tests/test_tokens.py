@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from selectit_hf.chat import render_chat
 from selectit_hf.errors import SettingError, TokenizerError
 from selectit_hf.prompts import RELEASED_TEMPLATE, Template, load_rating_prompts
 from selectit_hf.rows import Pair
@@ -421,6 +422,35 @@ def test_chat_is_cut_inside_the_sample(chatty):
     assert read.status == "truncated"
     for prompt, ids in zip(prompts, read.ids, strict=True):
         assert ids == literal_chat(chatty, literal_text(prompt, Pair("Name it.", "1234")))
+
+
+def test_chat_text_that_the_template_fails_on_or_drops_is_a_status(chatty):
+    said = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}"
+    fails = "{% if 'unwanted' in messages[0].content %}{{ raise_exception('no') }}{% endif %}"
+    chatty.chat_template = fails + said + "<reply>"
+    encode = encoder(chatty, chat=True)
+    (good,) = encode.encode([COLOUR])
+    texts = ["It is unwanted.", "I think </think> red.", "\U000f0000red"]
+    read = encode.encode([COLOUR, *(Pair("Name it.", text) for text in texts), COLOUR])
+    assert [one.status for one in read] == ["ok", *["encoding"] * len(texts), "ok"]
+    assert read[0] == read[-1] == good
+
+
+def test_chat_special_text_that_the_tokenizer_cannot_split_is_a_status(unigram):
+    unigram.chat_template = "{{ messages[0].content }}<reply>"
+    encode = encoder(unigram, chat=True)
+    read = encode.encode([COLOUR, Pair("Name it.", "Red.</s>")])
+    assert [one.status for one in read] == ["ok", "encoding"]
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\r\n", "\r\n\r\n", "\r", " ", "{# end #}\n"])
+def test_chat_ends_as_the_template_ends(chatty, end):
+    chatty.chat_template = "{{ messages[0].content }}<reply>" + end
+    encode = encoder(chatty, chat=True)
+    (read,) = encode.encode([COLOUR])
+    text = literal_text(encode.rating_prompts[0], COLOUR)
+    asked = render_chat(chatty, text)
+    assert read.ids[0] == chatty(asked, add_special_tokens=False)["input_ids"]
 
 
 def test_chat_needs_a_template(bpe_split):
