@@ -15,6 +15,8 @@ from datasets import Features
 __all__ = ["as_array", "fit", "held", "holdable", "infer", "unholdable"]
 
 JSON = pa.json_()
+LEVELS = 16
+"""Lists and structs in each other; Arrow itself passes no more than 64 on."""
 
 
 # Values of JSON
@@ -25,20 +27,20 @@ def infer(values: Sequence[Any]) -> pa.DataType:
     return _of_all(values, depth=0)
 
 
-def _of_all(values: Sequence[Any], depth: int) -> pa.DataType:
+def _of_all(values: Sequence[Any], depth: int, level: int = 0) -> pa.DataType:
     there = [value for value in values if value is not None]
     kinds = {type(value) for value in there}
     if not kinds:
         return pa.null()
     if kinds <= {int, float}:
         return _of_numbers(there, kinds)
-    if len(kinds) > 1:
+    if len(kinds) > 1 or (level > LEVELS and kinds <= {dict, list}):
         return JSON
     (kind,) = kinds
     if kind is dict:
-        return _of_structs(there, depth)
+        return _of_structs(there, depth, level)
     if kind is list:
-        return _list_of(_of_all([one for value in there for one in value], depth))
+        return _list_of(_of_all([one for value in there for one in value], depth, level + 1))
     return pa.bool_() if kind is bool else pa.string()
 
 
@@ -48,12 +50,12 @@ def _of_numbers(values: Sequence[Any], kinds: set[type]) -> pa.DataType:
     return pa.int64() if max(values) < 2**63 else pa.uint64()
 
 
-def _of_structs(values: Sequence[dict[str, Any]], depth: int) -> pa.DataType:
+def _of_structs(values: Sequence[dict[str, Any]], depth: int, level: int) -> pa.DataType:
     names = list(dict.fromkeys(name for value in values for name in value))
     ragged = any(len(value) != len(names) for value in values)
     if not names or (ragged and depth):
         return JSON
-    fields = {n: _of_all([value.get(n) for value in values], depth + 1) for n in names}
+    fields = {n: _of_all([v.get(n) for v in values], depth + 1, level + 1) for n in names}
     return pa.struct(list(fields.items()))
 
 

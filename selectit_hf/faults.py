@@ -41,7 +41,7 @@ def explained(error: Exception) -> tuple[str, int]:
     notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
     if isinstance(error, SelectItError):
         return f"Error: {error}{notes}", 1
-    library = _library(error)
+    library = None if _is_of_a_path(error) else _library(error)
     if isinstance(error, OSError) and library is None:
         words = "Check the path, its permissions, and the room on the disk."
         return f"Error: {error}. {words}{notes}", 1
@@ -56,6 +56,12 @@ def explained(error: Exception) -> tuple[str, int]:
         f"Unexpected {type(error).__name__}: {error}{notes}\nThis is a fault of selectit; run the "
         "command again with --debug and report what it shows."
     ), 70
+
+
+def _is_of_a_path(error: Exception) -> bool:
+    """Whether the system refused a file, whichever library asked for it."""
+    of_network = isinstance(error, (ConnectionError, TimeoutError))
+    return isinstance(error, OSError) and bool(error.filename) and not of_network
 
 
 def _library(error: BaseException) -> str | None:

@@ -20,7 +20,7 @@ from selectit_hf.arrow_types import as_array, fit, held, holdable, infer, unhold
 from selectit_hf.errors import InputError
 from selectit_hf.records import COMPRESSIONS, Record, csv_rows, json_rows
 
-__all__ = ["KINDS", "as_held", "file_sha256", "kind_of", "read_files"]
+__all__ = ["KINDS", "as_held", "file_sha256", "holdable_schema", "kind_of", "read_files"]
 
 VERSION = 1
 """Raised whenever the same files are read in another way."""
@@ -95,7 +95,7 @@ def as_held(dataset: Dataset, name: str) -> Dataset:
     schema = dataset.features.arrow_schema
     if all(unholdable(field.type) is None for field in schema):
         return dataset
-    wanted = _holdable(schema, name)
+    wanted = holdable_schema(schema, name)
     cached = _folder() / f"{VERSION}-{dataset._fingerprint}.arrow"
     if not cached.exists():
         _store(cached, wanted, (held(table, wanted) for table in stored.iter(ROWS)))
@@ -230,7 +230,7 @@ def _misfits(rows: Rows, types: pa.Schema | None) -> Iterator[tuple[str, int, st
 def _of_arrow(paths: Sequence[Path], names: Sequence[str], kind: str) -> tuple[pa.Schema, Tables]:
     opened = _parquet if kind == "parquet" else _ipc
     schemas = [opened(path)[0] for path in paths]
-    wanted = [_holdable(schema, name) for schema, name in zip(schemas, names, strict=True)]
+    wanted = [holdable_schema(schema, name) for schema, name in zip(schemas, names, strict=True)]
     try:
         schema = pa.unify_schemas(
             [one.remove_metadata() for one in wanted], promote_options="permissive"
@@ -246,9 +246,10 @@ def _of_arrow(paths: Sequence[Path], names: Sequence[str], kind: str) -> tuple[p
     def each() -> Tables:
         for path, one in zip(paths, wanted, strict=True):
             for table in opened(path)[1]:
-                both = [schema.empty_table(), held(table, one)]
-                same = one.remove_metadata() == schema.remove_metadata()
-                whole = both[1] if same else pa.concat_tables(both, promote_options="permissive")
+                whole = held(table, one)
+                if one.remove_metadata() != schema.remove_metadata():
+                    empty = schema.empty_table()
+                    whole = pa.concat_tables([empty, whole], promote_options="permissive")
                 yield whole.cast(schema)
 
     return schema, each()
@@ -272,7 +273,7 @@ def _ipc(path: Path) -> tuple[pa.Schema, Tables]:
         return stream.schema, (pa.Table.from_batches([batch]) for batch in stream)
 
 
-def _holdable(schema: pa.Schema, name: str) -> pa.Schema:
+def holdable_schema(schema: pa.Schema, name: str) -> pa.Schema:
     """The schema with types that can be written again, and its features where they still fit.
 
     Raises:

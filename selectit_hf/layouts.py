@@ -11,6 +11,7 @@ from selectit_hf.turns import (
     as_json,
     joined,
     pair_of_turns,
+    parsed,
     plain,
     required_text,
     turns_of,
@@ -59,7 +60,7 @@ class Layout:
 
 # What is beside the question and the answer
 
-SYSTEM = ("system", "system_prompt")
+SYSTEM = ("system", "system_prompt", "system_message")
 TOOLS = ("tools", "functions")
 BEFORE = (*SYSTEM, *TOOLS, "history")
 
@@ -94,6 +95,7 @@ def _history(value: Any, settings: Reading) -> list[Turn]:
         return []
     if isinstance(value, str) and not value.lstrip().startswith("["):
         return [Turn("user", value)]
+    value = parsed(value)
     if isinstance(value, Sequence) and not isinstance(value, str):
         pairs = [plain(one) for one in value]
         if all(isinstance(one, (list, tuple)) and len(one) == 2 for one in pairs):
@@ -210,10 +212,15 @@ LAYOUTS = (
     Layout("Orca", _either("question", "response"), _read_exchange, BESIDE),
     Layout("question/answer", _either("question", "answer"), _read_exchange, BESIDE),
     Layout("query/response", _either("query", "response", "answer"), _read_exchange, BESIDE),
-    Layout("FLAN", _either("inputs", "targets"), _read_exchange, BEFORE),
+    Layout("FLAN", _either("inputs", "targets"), _read_exchange, BESIDE),
     Layout("conversation", (("conversation",),), _read_conversation, (*BEFORE, "chosen"), True),
     Layout("preference of conversations", (("chosen", "rejected"),), _read_chosen, (), True),
-    Layout("input/output", _either("input", "output", "response"), _read_exchange, BEFORE),
+    Layout(
+        "input/output",
+        _either("input", "output", "response"),
+        _read_exchange,
+        ("context", *BEFORE),
+    ),
     Layout("UltraChat", (("data",),), _read_alternating, (), True),
     Layout("translation", (("translation",),), _read_translation),
 )

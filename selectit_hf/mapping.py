@@ -10,7 +10,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import multiprocess
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import (
+    Dataset,
+    DatasetDict,
+    IterableDataset,
+    IterableDatasetDict,
+    concatenate_datasets,
+)
 from datasets.fingerprint import Hasher
 
 from selectit_hf.errors import InputError, SettingError
@@ -42,7 +48,8 @@ def score(
 ) -> Dataset:
     """``dataset`` with the columns of ``scorer``, from as many processes as there are GPUs.
 
-    The same columns as ``dataset.map(scorer, batched=True)`` gives, whatever ``num_proc`` is.
+    The same columns as ``dataset.map(scorer, batched=True)`` gives, whatever ``num_proc`` is; all
+    others stay as they are stored, to the nanosecond.
 
     Args:
         dataset: rows; see `RatingScorer`.
@@ -72,25 +79,47 @@ def score(
     one = not isinstance(scorer, RatingScorer) or scorer.device or spread
     devices = 1 if one else device_count()
     count = min(num_proc or max(devices, 1), max(len(dataset), 1))
-    features = scorer.features(dataset)
+    read = dataset.select_columns(_read(dataset.column_names, scorer))
+    features = scorer.features(read)
     desc = scorer.slug if isinstance(scorer, RatingScorer) else "model_score"
     if count == 1:
-        return dataset.map(scorer, batched=True, features=features, desc=desc)
+        scored = read.map(scorer, batched=True, features=features, desc=desc)
+        return _beside(dataset, scored, list(scorer.columns))
     # What does not travel with a pickled scorer.
     given = {
         "SELECTIT_DEVICE": getattr(scorer, "device", None),
         "SELECTIT_TOKEN_BUDGET": getattr(scorer, "token_budget", None),
     }
     with environment(given), _spawned():
-        return dataset.map(
+        scored = read.map(
             scorer,
             batched=True,
             features=features,
             desc=desc,
             num_proc=count,
             with_rank=rates,
-            new_fingerprint=Hasher.hash([dataset._fingerprint, scorer, count]),
+            new_fingerprint=Hasher.hash([read._fingerprint, scorer, count]),
         )
+    return _beside(dataset, scored, list(scorer.columns))
+
+
+STORED = ("rater__", "rating_logprobs__", "status__")
+
+
+def _read(columns: list[str], scorer: RatingScorer | ModelScore) -> list[str]:
+    """The columns that a scorer looks at; the others need not pass through Python."""
+    own = [c for c in columns if c in scorer.columns or c.startswith(STORED)]
+    texts = scorer.reader.columns(columns) if isinstance(scorer, RatingScorer) else ()
+    return list(dict.fromkeys((*texts, *own)))
+
+
+def _beside(dataset: Dataset, scored: Dataset, columns: list[str]) -> Dataset:
+    """The dataset, untouched, with score columns added or replaced."""
+    others = [name for name in dataset.column_names if name not in columns]
+    halves = [dataset.select_columns(others), scored.select_columns(columns)]
+    joined = concatenate_datasets([half.with_format(None) for half in halves], axis=1)
+    order = list(dict.fromkeys((*dataset.column_names, *columns)))
+    return joined.select_columns(order).with_format(dataset.format["type"])
 
 
 def _check_dataset(dataset: object) -> None:

@@ -11,8 +11,11 @@ import gzip
 import io
 import json
 import lzma
+import math
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -26,7 +29,21 @@ Record = tuple[int, Any]
 """A line (for a JSON array: the number of the element), and what it holds."""
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd"}
-BOMS = {b"\xff\xfe": "UTF-16LE", b"\xfe\xff": "UTF-16BE"}
+WIDE = {
+    b"\xff\xfe\0\0": "UTF-32LE",
+    b"\0\0\xfe\xff": "UTF-32BE",
+    b"\xff\xfe": "UTF-16LE",
+    b"\xfe\xff": "UTF-16BE",
+}
+PACKED = {
+    b"\x1f\x8b": "gzip (.gz)",
+    b"BZh": "bzip2 (.bz2)",
+    b"\xfd7zXZ\0": "xz (.xz)",
+    b"\x28\xb5\x2f\xfd": "zstandard (.zst)",
+    b"PK\x03\x04": "zip",
+    b"PAR1": "parquet (.parquet)",
+}
+"""What is no text, by its first bytes."""
 BROKEN = (EOFError, lzma.LZMAError, gzip.BadGzipFile, pa.ArrowException)
 
 
@@ -51,7 +68,7 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
         with opened(path) as file:
             for number, line in enumerate(_split(file), 1):
                 if number == 1:
-                    _refuse_utf16(line, name)
+                    _refuse_other(line, name)
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 yield number, _decoded(line, name, number)
     except (*BROKEN, OSError) as error:
@@ -73,8 +90,15 @@ def _split(file: IO[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-def _refuse_utf16(line: bytes, name: str) -> None:
-    encoding = BOMS.get(line[:2])
+def _refuse_other(line: bytes, name: str) -> None:
+    packed = next((kind for start, kind in PACKED.items() if line.startswith(start)), None)
+    if packed:
+        raise InputError(
+            f"{name!r} is not text but {packed}; give it the ending of what it is, or unpack it."
+        )
+    encoding = next((kind for start, kind in WIDE.items() if line.startswith(start)), None)
+    if encoding is None and b"\0" in line[:2] and len(line) > 3:
+        encoding = "UTF-16LE" if line[1] == 0 else "UTF-16BE"
     if encoding:
         raise InputError(
             f"{name!r} is text in {encoding}, not UTF-8; convert it, as in "
@@ -103,25 +127,22 @@ def json_rows(path: Path, name: str) -> Iterator[Record]:
         InputError: what is no JSON object, with its line.
     """
     lines = ((n, line) for n, line in _lines(path, name) if line.strip())
-    first = next(lines, None)
-    if first is None:
+    number, line = next(lines, (0, ""))
+    if not line:
         return
-    number, line = first
     if line.lstrip().startswith("["):
-        yield from _elements(
-            line + "".join(text for _, text in _lines_from(path, name, number)), name
-        )
+        yield from _elements("".join(text for _, text in _lines(path, name)), name)
         return
     if not _is_whole(line):
         yield from _documents("".join(text for _, text in _lines(path, name)), name)
         return
-    yield number, _object(line, name, number)
-    for number, line in lines:
+    row = _object(line, name, number)
+    second = next(lines, None)
+    if second is None:
+        _refuse_wrapped(row, name)
+    yield number, row
+    for number, line in chain([second] if second else [], lines):
         yield number, _object(line, name, number)
-
-
-def _lines_from(path: Path, name: str, line: int) -> Iterator[tuple[int, str]]:
-    return ((number, text) for number, text in _lines(path, name) if number > line)
 
 
 def _is_whole(line: str) -> bool:
@@ -130,74 +151,130 @@ def _is_whole(line: str) -> bool:
         json.loads(line)
     except json.JSONDecodeError as error:
         return not (line.lstrip().startswith("{") and error.pos >= len(line.rstrip()))
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     return True
 
 
 def _object(line: str, name: str, number: int) -> dict[str, Any]:
-    try:
-        value = json.loads(line, object_pairs_hook=_without_twins)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{name!r}, line {number}, character {error.colno}: this is no JSON ({error.msg}). "
-            "Correct the line; each must hold one object."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{name!r}, line {number}: {error}. Correct the line.") from error
-    return _row(value, f"{name!r}, line {number}", line)
+    where = f"{name!r}, line {number}"
+    with _is_json(name, "the line; each must hold one object", number):
+        value = json.loads(line, **_hooks(line))
+    return _row(value, where, _has_halves(line))
 
 
 def _elements(text: str, name: str) -> Iterator[Record]:
-    values = _whole(text, name)
+    with _is_json(name, "the file; it must hold a list of objects"):
+        values = json.loads(text, **_hooks(text))
+    halves = _has_halves(text)
     for number, value in enumerate(values, 1):
-        yield number, _row(value, f"{name!r}, element {number}", text)
-
-
-def _whole(text: str, name: str) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_without_twins)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{name!r}, line {error.lineno}, character {error.colno}: this is no JSON "
-            f"({error.msg}). Correct the file; it must hold a list of objects."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{name!r}: {error}. Correct the file.") from error
+        yield number, _row(value, f"{name!r}, element {number}", halves)
 
 
 def _documents(text: str, name: str) -> Iterator[Record]:
     """Objects over several lines, one after the other."""
-    decoder = json.JSONDecoder(object_pairs_hook=_without_twins)
-    start = len(text) - len(text.lstrip())
-    single = True
+    decoder = json.JSONDecoder(**_hooks(text))
+    halves = _has_halves(text)
+    start, number = _next(text, 0, 1)
+    first = start
     while start < len(text):
-        number = text.count("\n", 0, start) + 1
-        try:
+        with _is_json(name, "the file; it must hold a list of objects", number, text):
             value, end = decoder.raw_decode(text, start)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{name!r}, line {error.lineno}, character {error.colno}: this is no JSON "
-                f"({error.msg}). Correct the file; it must hold a list of objects."
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{name!r}, line {number}: {error}. Correct the line.") from error
-        start = end + len(text[end:]) - len(text[end:].lstrip())
-        single = single and start >= len(text)
-        row = _row(value, f"{name!r}, line {number}", text)
-        if single:
+        row = _row(value, f"{name!r}, line {number}", halves)
+        line = number + text.count("\n", start, end)
+        is_first = start == first
+        start, after = _next(text, end, line)
+        if is_first and start >= len(text):
             _refuse_wrapped(row, name)
         yield number, row
+        number = after
+
+
+SPACE = re.compile(r"\s*")
+
+
+def _next(text: str, end: int, line: int) -> tuple[int, int]:
+    """Where the next object begins, and its line."""
+    start = cast(re.Match[str], SPACE.match(text, end)).end()
+    return start, line + text.count("\n", end, start)
+
+
+@contextmanager
+def _is_json(name: str, what: str, line: int = 0, whole: str = "") -> Iterator[None]:
+    """Say what is wrong with JSON and where: in a file, or in the text of one line of it."""
+    where = f"{name!r}, line {line}" if line else f"{name!r}"
+    try:
+        yield
+    except json.JSONDecodeError as error:
+        number = error.lineno if whole or not line else line
+        raise InputError(
+            f"{name!r}, line {number}, character {error.colno}: this is no JSON "
+            f"({error.msg}). Correct {what}."
+        ) from error
+    except RecursionError as error:
+        raise InputError(f"{where}: {DEEP}") from error
+    except ValueError as error:
+        raise InputError(f"{where}: {error}. Correct {what.partition(';')[0]}.") from error
+
+
+LEVELS = 100
+DEEP = (
+    f"lists and objects are nested too deeply (more than {LEVELS} levels). Flatten the value, or "
+    "store it as a text."
+)
+
+
+def _is_deep(row: dict[str, Any]) -> bool:
+    level: list[Any] = [row]
+    for _ in range(LEVELS):
+        inner = (one.values() if type(one) is dict else one for one in level)
+        level = [value for values in inner for value in values if type(value) in (dict, list)]
+        if not level:
+            return False
+    return True
+
+
+LARGE = re.compile(r"[eE]\+?[0-9]{3}|[0-9]{309}")
+
+
+def _hooks(text: str) -> dict[str, Any]:
+    """How objects are read, and numbers where one of them may be too large."""
+    large = {"parse_float": _finite} if LARGE.search(text) else {}
+    return {"object_pairs_hook": _without_twins, **large}
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"the number {number[:20]} is too large for a column")
+    return value
+
+
+TABLES = ("data", "rows", "train", "test", "validation", "examples", "instances", "records")
 
 
 def _refuse_wrapped(row: dict[str, Any], name: str) -> None:
-    ((key, value), *more) = row.items() or [("", None)]
-    rows = value if isinstance(value, list) and not more else []
-    if any(isinstance(one, dict) and not {"role", "from", "speaker"} & set(one) for one in rows):
+    """Refuse the only object of a file that is the table and no row of it."""
+    tables = [key for key, value in row.items() if _is_table(value)]
+    if tables and (len(tables) == len(row) or tables[0] in TABLES):
         raise InputError(
-            f"{name!r} is one object whose rows lie under {key!r}; write that list alone into a "
-            f"file, as in jq '.{key}' {name} > rows.json."
+            f"{name!r} is one object whose rows lie under {tables[0]!r}; write that list alone "
+            f"into a file, as in jq '.{tables[0]}' {name} > rows.json."
         )
+    values = list(row.values())
+    lists = [len(value) for value in values if isinstance(value, list)]
+    as_lists = len(lists) == len(row) > 1 and len(set(lists)) == 1 and not tables
+    if as_lists or (len(row) > 1 and all(isinstance(value, dict) for value in values)):
+        raise InputError(
+            f"{name!r} is one object that holds a whole table by its columns or names; write a "
+            "list of rows, as pandas does with to_json(orient='records')."
+        )
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and any(
+        isinstance(one, dict) and not {"role", "from", "speaker"} & set(one) for one in value
+    )
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -213,13 +290,20 @@ HALF = re.compile("[\ud800-\udfff]")
 ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def _row(value: Any, where: str, text: str) -> dict[str, Any]:
+def _has_halves(text: str) -> bool:
+    """Whether JSON may hold half of a surrogate pair."""
+    return ESCAPED.search(text) is not None
+
+
+def _row(value: Any, where: str, halves: bool) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(
             f"{where}: a row must be an object with the columns as its keys, as in "
             f'{{"instruction": "...", "output": "..."}}, not {type(value).__name__}.'
         )
-    return cast(dict[str, Any], _kept(value, where)) if ESCAPED.search(text) else value
+    if _is_deep(value):
+        raise InputError(f"{where}: {DEEP}")
+    return cast(dict[str, Any], _kept(value, where)) if halves else value
 
 
 def _kept(value: Any, where: str) -> Any:

@@ -313,7 +313,8 @@ def _is_read_here(builder: Any) -> bool:
     ):
         return False
     usual = type(builder.config)()
-    own = ("name", "version", "data_dir", "data_files", "description", "features", "sep")
+    own = ["name", "version", "data_dir", "data_files", "description", "features"]
+    own += ["sep", "delimiter"]
     return all(
         getattr(builder.config, f.name) == getattr(usual, f.name)
         for f in fields(builder.config)

@@ -23,6 +23,7 @@ __all__ = [
     "joined",
     "normalised",
     "pair_of_turns",
+    "parsed",
     "plain",
     "required_text",
     "turns_of",
@@ -35,8 +36,8 @@ NAMES = {
     "system": "system sys developer system_prompt system_message",
     "user": "user human prompter usr customer client questioner asker inquirer student patient "
     "human_user end_user question q",
-    "assistant": "assistant gpt chatgpt gpt4 gpt_4 gpt3 gpt_3_5 gpt_3_5_turbo bing bard model bot "
-    "chatbot ai ai_assistant ai_bot agent claude gemini llama llm helper tutor teacher doctor "
+    "assistant": "assistant gpt chatgpt bing bard model bot chatbot"
+    " ai ai_assistant ai_bot agent claude gemini llama llm helper tutor teacher doctor "
     "expert response answer a machine "
     "function_call functioncall function_calls tool_call toolcall tool_calls",
     "tool": "tool tools function observation observations tool_response tool_responses tool_result "
@@ -45,16 +46,19 @@ NAMES = {
 }
 ROLES = {name.replace("_", ""): kind for kind, names in NAMES.items() for name in names.split()}
 """The roles that are known, in small letters and without what is between words."""
+MODEL = re.compile("(chatgpt|gpt|claude|gemini|llama)v?[0-9].*")
+"""Roles that are a model with its version, as in ``gpt-4o``."""
 
 ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
-CONTENT_KEYS = ("content", "value", "text", "message", "utterance", "refusal")
+CONTENT_KEYS = ("content", "value", "text", "message", "utterance", "parts", "refusal")
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 CALL_KEYS = ("tool_calls", "function_call")
 TURN_KEYS = (*ROLE_KEYS, *CONTENT_KEYS, *THOUGHT_KEYS, *CALL_KEYS)
 """What is read of a turn."""
 
 TEXT_PARTS = ("text", "input_text", "output_text", "thinking", "reasoning", "refusal")
-TOOL_PARTS = ("tool_use", "tool_call", "tool_result", "tool_response", "function_call")
+RESULT_PARTS = ("tool_result", "tool_response")
+TOOL_PARTS = ("tool_use", "tool_call", "function_call", *RESULT_PARTS)
 
 
 class Unratable(Exception):
@@ -107,7 +111,7 @@ def as_json(value: object) -> str:
         return value
     try:
         return json.dumps(_without_nulls(value), ensure_ascii=False, sort_keys=True)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise Unratable("type") from error
 
 
@@ -148,7 +152,7 @@ def turns_of(value: object, roles: Mapping[str, str]) -> list[Turn]:
     Raises:
         Unratable: it is no conversation; `UnknownRole` where only roles are unknown.
     """
-    value = plain(_parsed(value))
+    value = plain(parsed(value))
     if value is None:
         raise Unratable("empty")
     if isinstance(value, Mapping):
@@ -162,11 +166,12 @@ def turns_of(value: object, roles: Mapping[str, str]) -> list[Turn]:
     return [Turn(role, text) for role, text in read]
 
 
-def _parsed(value: object) -> object:
+def parsed(value: Any) -> Any:
+    """A list that is stored as a text of JSON; anything else as it is."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
     return value
 
@@ -193,10 +198,15 @@ def _turn(turn: object, roles: Mapping[str, str]) -> tuple[str, str]:
     if not isinstance(role, str):
         raise Unratable("type")
     name = normalised(role)
-    kind = roles.get(name) or ROLES.get(name)
+    kind = roles.get(name) or ROLES.get(name) or (MODEL.fullmatch(name) and "assistant")
     if kind is None:
         return (f"?{role}" if role in KINDS else role), ""
-    said = [_content(_first(keys, CONTENT_KEYS))]
+    if not set(keys) & {*CONTENT_KEYS, *THOUGHT_KEYS, *CALL_KEYS}:
+        raise Unratable("type")
+    content = _first(keys, CONTENT_KEYS)
+    if kind == "user" and _is_result(content):
+        kind = "tool"
+    said = [_content(content)]
     thought = _first(keys, THOUGHT_KEYS)
     if isinstance(thought, str):
         said.insert(0, thought)
@@ -228,6 +238,13 @@ def _content(value: object) -> str:
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return joined(*(_part(part) for part in value))
     return required_text(value)
+
+
+def _is_result(content: Any) -> bool:
+    """Whether a turn holds only what tools gave back, which some send in the user's name."""
+    if not isinstance(content, list) or not content:
+        return False
+    return all(isinstance(p, Mapping) and p.get("type") in RESULT_PARTS for p in content)
 
 
 def _part(part: object) -> str:

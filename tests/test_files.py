@@ -18,7 +18,7 @@ from datasets import Dataset, DatasetDict, Json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from selectit_hf import cli, sources
+from selectit_hf import cli, records, sources
 from selectit_hf.errors import InputError
 from selectit_hf.rows import Pair, RowReader
 from selectit_hf.sources import load, stream
@@ -68,6 +68,22 @@ REFUSED = {
     "short.jsonl.xz": (lzma.compress(lines(ROWS).encode())[:-20], "cannot be unpacked"),
     "plain.jsonl.zst": (lines(ROWS), "cannot be unpacked"),
     "rows.xlsx": (b"PK", "is not one of .json"),
+    "bare.csv": ("q,a\nx,y\n".encode("utf-16-le"), "UTF-16LE.*iconv"),
+    "bare.jsonl": (lines(ROWS).encode("utf-16-be"), "UTF-16BE.*iconv"),
+    "wider.csv": ("q,a\nx,y\n".encode("utf-32"), "UTF-32LE.*iconv"),
+    "packed.jsonl": (gzip.compress(lines(ROWS).encode()), "is not text but gzip"),
+    "table.csv": (b"PAR1\x15\x04", "is not text but parquet"),
+    "infinite.jsonl": (lines(ROWS) + '{"a": -1e999}\n', "line 7: the number -1e999 is too large"),
+    "digits.json": (f'[{{"a": {"9" * 400}.5}}]', "is too large for a column"),
+    "deep.jsonl": (lines(ROWS) + f'{{"a": {"[" * 100}{"]" * 100}}}\n', "line 7: .*too deeply"),
+    "deeper.jsonl": (lines(ROWS) + f'{{"a": {"[" * 10**5}\n', "line 7: .*too deeply"),
+    "deepest.json": ("[" * 10**5, "too deeply"),
+    "objects.json": (lines([{"a": "b"}]) * 2 + '{"a": ' * 10**5, "line 3: .*too deeply"),
+    "line.json": (json.dumps({"data": ROWS}), r"jq '\.data'"),
+    "splits.json": (json.dumps({"train": ROWS, "test": ROWS}), r"jq '\.train'"),
+    "version.json": (json.dumps({"version": "1", "rows": ROWS}, indent=1), r"jq '\.rows'"),
+    "columns.json": (json.dumps({"q": ["x", "y"], "a": ["z", "w"]}), "by its columns"),
+    "frame.json": (json.dumps({"q": {"0": "x"}, "a": {"0": "z"}}, indent=1), "by its columns"),
 }  # fmt: skip
 
 
@@ -93,12 +109,38 @@ def test_a_file_is_refused_with_its_line_and_a_remedy(tmp_path, name):
         [{"a": None, "b": True}, {"a": [[], ["x", None]], "b": None}],
         [{"a": {"b": 1}}, {"a": "text"}, {"a": [1, "x", None]}, {"a": "5"}, {"a": None}],
         [{"a": [{"x": {"p": 1}}, {"x": {"q": "z"}}]}, {"a": None}],
+        [{"a": json.loads("[" * 90 + "]" * 90)}, {"a": [[["x"]]]}, {"a": None}],
+        [{"a": json.loads('{"k": ' * 90 + "1" + "}" * 90)}, {"a": {"k": None}}],
+        [{"a": "x", "tools": [{"name": "clock"}]}],
     ],
 )
 def test_json_values_are_what_they_were(tmp_path, rows):
     assert read(tmp_path / "rows.jsonl", lines(rows)) == rows
     assert read(tmp_path / "rows.json", json.dumps(rows, indent=2)) == rows
     assert read(tmp_path / "apart.json", "\n".join(json.dumps(r, indent=1) for r in rows)) == rows
+
+
+def test_the_text_of_a_list_is_looked_through_once(tmp_path, monkeypatch):
+    searched: list[int] = []
+
+    class Watched:
+        def search(self, text: str) -> None:
+            searched.append(len(text))
+
+    monkeypatch.setattr(records, "ESCAPED", Watched())
+    for text in (json.dumps(ROWS * 20), "\n".join(json.dumps(r, indent=1) for r in ROWS * 20)):
+        (tmp_path / "rows.json").write_text(text)
+        assert list(row for _, row in records.json_rows(tmp_path / "rows.json", "r")) == ROWS * 20
+    assert len(searched) == 2
+
+
+def test_an_object_over_several_lines_has_its_line(tmp_path):
+    text = "\n\n".join(json.dumps(row, indent=1) for row in ROWS) + "\n\n 7"
+    (tmp_path / "rows.json").write_text("\n" + text)
+    with pytest.raises(InputError, match="line 32: a row must be an object"):
+        load(str(tmp_path / "rows.json"))
+    found = [line for line, _ in records._documents(text[:-1], "rows.json")]
+    assert found == [1, 6, 11, 16, 21, 26]
 
 
 def test_types_and_fields_that_come_late_fit_all_rows(tmp_path):
@@ -310,3 +352,36 @@ def test_the_original_columns_come_out_as_they_went_in(tmp_path, kind, rows):
         if out.suffix == ".jsonl":
             wanted = json.loads(json.dumps(wanted, default=lambda value: value.isoformat()))
         assert found.select_columns(names).to_list() == wanted
+
+
+ODD = pa.table(
+    {
+        "instruction": ["Say 1.", "Say 2."],
+        "output": ["1", "2"],
+        "instant": pa.array([1, None], pa.timestamp("ns", "UTC")),
+        "lasted": pa.array([None, 7], pa.duration("ns")),
+        "price": pa.array([None, "0.10"], pa.string()).cast(pa.decimal128(9, 2)),
+        "small": pa.array([0.1, None], pa.float32()),
+        "clock": pa.array([3, None], pa.time64("ns")),
+    }
+)
+
+
+def test_what_a_dataset_cannot_say_in_python_comes_out_of_score(tmp_path):
+    pq.write_table(ODD, tmp_path / "odd.parquet")
+    for out in ("scored.parquet", "scored"):
+        selectit(
+            "score", tmp_path / "odd.parquet", "--model", "tiny-rater", "--out", tmp_path / out
+        )
+        found = load(str(tmp_path / out))[0].data.table.select(ODD.column_names)
+        assert found.combine_chunks().to_batches() == ODD.to_batches()
+
+
+def test_json_within_lists_comes_out_and_in_again(tmp_path):
+    rows = [{"a": [{"p": 1}, {"p": "x"}, {"p": None}]}, {"a": None}]
+    rows = [row | good for row, good in zip(rows, ROWS, strict=False)]
+    (tmp_path / "rows.jsonl").write_text(lines(rows))
+    for source, out in (("rows.jsonl", "one.parquet"), ("one.parquet", "two.jsonl")):
+        selectit("score", tmp_path / source, "--model", "tiny-rater", "--out", tmp_path / out)
+        found = load(str(tmp_path / out))[0].select_columns(list(rows[0]))
+        assert found.to_list() == rows

@@ -286,6 +286,76 @@ def test_what_is_read_does_not_depend_on_the_other_rows(tmp_path):
     assert RowReader().pairs(two)[1:] == RowReader().pairs(one)
 
 
+DEEP = "[" * 10**5
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": DEEP},
+        {"conversations": f'[{{"from": "human", "value": {DEEP}'},
+        {"instruction": ASKED, "output": SAID, "history": DEEP},
+    ],
+)
+def test_deeply_nested_json_as_a_text_is_a_status(row):
+    assert RowReader(turns="all").pairs({name: [value] for name, value in row.items()}) == ["type"]
+
+
+@pytest.mark.parametrize(
+    "history", [[["a", "b"]], '[["a", "b"]]', [turn("user", "a"), turn("assistant", "b")]]
+)
+def test_a_history_may_be_stored_as_a_text(history):
+    row = {"instruction": [ASKED], "output": [SAID], "history": [history]}
+    expected = Pair(f"User: a\nAssistant: b\nUser: {ASKED}", SAID)
+    assert RowReader(turns="all").pairs(row) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("row", "asked"),
+    [
+        ({"inputs": ASKED, "context": "C.", "targets": SAID}, f"{ASKED}\nC."),
+        ({"context": "C.", "input": ASKED, "output": SAID}, f"{ASKED}\nC."),
+        ({"system_message": "S.", "messages": [turn("user", ASKED), turn("bot", SAID)]}, None),
+        ({"System_Message": "S.", "question": ASKED, "answer": SAID}, None),
+    ],
+)
+def test_nothing_beside_the_question_is_dropped(row, asked):
+    reader = RowReader()
+    expected = [Pair(asked or f"S.\n{ASKED}", SAID)]
+    assert reader.pairs({name: [value] for name, value in row.items()}) == expected
+
+
+@pytest.mark.parametrize("name", ["gpt-4o", "GPT-3.5-turbo-0613", "claude-v1", "Gemini 1.5 Pro"])
+def test_a_model_may_carry_its_version(name):
+    assert RowReader().pairs({"conversations": [[share("human", ASKED), share(name, SAID)]]}) == [
+        Pair(ASKED, SAID)
+    ]
+    numbered = [share("User 1", ASKED), share(name, SAID)]
+    assert RowReader().unknown_roles({"conversations": [numbered]}) == {"User 1": 1}
+
+
+def test_results_of_tools_in_the_name_of_the_user_are_turns_of_the_tool():
+    result = {"type": "tool_result", "tool_use_id": "c1", "content": "12:00"}
+    talk = [
+        turn("user", "How late?"),
+        turn("assistant", [{"type": "tool_use", "id": "c1", "name": "clock", "input": {}}]),
+        turn("user", [result]),
+        turn("assistant", "Noon."),
+    ]
+    (pair,) = RowReader(turns="first").pairs({"messages": [talk]})
+    assert pair.response == "Noon."
+    assert pair.instruction.endswith(f"\nTool: {json.dumps(result, sort_keys=True)}")
+
+
+def test_turns_whose_text_is_elsewhere_are_not_called_blank():
+    parts = [
+        {"role": "user", "parts": [{"text": ASKED}]},
+        {"role": "model", "parts": [{"text": SAID}]},
+    ]
+    unread = [{"role": "user", "said": ASKED}, {"role": "model", "said": SAID}]
+    assert RowReader().pairs({"messages": [parts, unread]}) == [Pair(ASKED, SAID), "type"]
+
+
 def test_the_cases_beside_the_repository():
     folder = ROOT.parent / "shared" / "cases"
     if not folder.is_dir():

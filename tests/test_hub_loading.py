@@ -1,11 +1,15 @@
 """Models and datasets by name, through the real clients, from a local server."""
 
+import io
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hub_server import HubServer
 from test_adapters import write_adapter
@@ -175,3 +179,87 @@ def test_no_network_and_no_cache(server: HubServer, tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "The Hub cannot be reached to look up the model 'user/tiny'" in done.stderr
+
+
+# Text files of a dataset, read as local ones
+
+ODD = [
+    {"instruction": "a", "output": "2024-01-02", "n": 1},
+    {"instruction": "b", "output": "x", "n": 0.5},
+    {"instruction": "c", "output": "y", "late": ["z"]},
+]
+LINES = [json.dumps(row).encode() + b"\n" for row in ODD]
+READ = """
+import json, sys
+from selectit_hf.sources import load, stream
+from selectit_hf.errors import SelectItError
+for name in json.loads(sys.argv[1]):
+    for read in (load, stream):
+        try:
+            rows, source = read(name)
+            found = [list(rows), source.revision]
+        except SelectItError as error:
+            found = str(error)
+        print(json.dumps(found))
+"""
+CSV = [{"instruction": "007", "output": "NA"}, {"instruction": "2024-01-02", "output": "a;b"}]
+NUMBERS = [row | {"n": row.get("n", None), "late": row.get("late", None)} for row in ODD]
+
+
+def test_text_files_are_read_as_local_ones_streamed_or_not(
+    server: HubServer, tmp_path: Path
+) -> None:
+    comma = b"instruction,output\n007,NA\n2024-01-02,a;b\n"
+    semicolon = b'instruction;output\n007;NA\n2024-01-02;"a;b"\n'
+    parts = {"data/train-0.jsonl": b"".join(LINES[:2]), "data/train-1.jsonl": LINES[2]}
+    server.add_repo("dataset", "user/csv", {"t.csv": comma})
+    for key in ("sep", "delimiter"):
+        of = {"configs": [{"config_name": "default", "data_files": "t.csv", key: ";"}]}
+        server.add_repo("dataset", f"user/{key}", {"t.csv": semicolon}, card=of)
+    server.add_repo("dataset", "user/parts", parts)
+    server.add_repo("dataset", "user/shift", {"d/t.csv": comma + b"Apple, of course.,x\n"})
+    of = {"configs": [{"config_name": c, "data_files": f"{c}/*"} for c in ("one", "two")]}
+    both = {"one/t.csv": comma, "two/t.jsonl": b"".join(LINES)}
+    repo = server.add_repo("dataset", "user/both", both, card=of)
+    old = repo.head
+    repo.commit({"one/t.csv": b"instruction,output\nnew,new\n"}, "Newer")
+    expected: dict[str, Any] = {
+        "user/csv": CSV,
+        "user/sep": CSV,
+        "user/delimiter": CSV,
+        "user/parts": NUMBERS,
+        "user/both:two": NUMBERS,
+        "user/both:one": [{"instruction": "new", "output": "new"}],
+        f"user/both:one@{old}": CSV,
+        "user/shift": "'d/t.csv', line 4: 3 fields, and the header has 2",
+        "user/both": "has the configs one, two, and none was named",
+        "user/both:three": "has the configs one, two, and there is no 'three'",
+    }
+    done = python(server, tmp_path / "home", "-c", READ, json.dumps(list(expected)))
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    for i, (name, wanted) in enumerate(expected.items()):
+        for one in found[2 * i : 2 * i + 2]:
+            if isinstance(wanted, str):
+                assert wanted in one, name
+                continue
+            head = server.repo("dataset", name.partition(":")[0]).head
+            assert one == [wanted, old if "@" in name else head], name
+
+
+def test_views_of_text_stream_into_a_run_and_are_pushed(server: HubServer, tmp_path: Path) -> None:
+    """Parquet as Polars writes it."""
+    table = pa.table({n: pa.array([row[n] for row in ROWS], pa.string_view()) for n in ROWS[0]})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    server.add_repo("dataset", "user/views", {"train.parquet": buffer.getvalue()})
+    out = str(tmp_path / "run")
+    run = ["run", "user/views", "--model", "user/tiny", "--proportion", "1", "--out", out]
+    done = selectit(server, tmp_path / "home", *run, "--streaming")
+    assert done.returncode == 0, done.stderr
+    done = selectit(server, tmp_path / "home", "push", out, "user/kept", "--yes")
+    assert done.returncode == 0, done.stderr
+    files = server.repo("dataset", "user/kept").files()
+    (kept,) = [data for name, data in files.items() if name.startswith("data/train")]
+    for found in (pq.read_table(f"{out}/selected.parquet"), pq.read_table(io.BytesIO(kept))):
+        assert found.select(list(ROWS[0])).to_pylist() == ROWS

@@ -7,7 +7,7 @@ from typing import Any
 import multiprocess
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, concatenate_datasets
 
 from selectit_hf import ModelScore, SentenceScore, TokenScore, loading, mapping
 from selectit_hf.errors import SettingError
@@ -58,7 +58,9 @@ def mapped(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def noted(self: Dataset, function: Any, **given: Any) -> Dataset:
         here = {name: os.environ.get(f"SELECTIT_{name}") for name in ("DEVICE", "TOKEN_BUDGET")}
         calls.append(given | here | {"start": multiprocess.get_start_method()})
-        return self
+        missing = Features({n: f for n, f in given["features"].items() if n not in self.features})
+        nulls = Dataset.from_dict({name: [None] * len(self) for name in missing}, missing)
+        return concatenate_datasets([self, nulls], axis=1)
 
     monkeypatch.setattr(Dataset, "map", noted)
     return calls

@@ -250,6 +250,15 @@ def test_what_a_library_raises_is_an_error_with_a_remedy(library):
     assert "fault" not in words
 
 
+def test_a_path_that_the_system_refuses_is_no_matter_of_a_library(tmp_path):
+    (tmp_path / "file").write_text("x")
+    local = __import__("fsspec").filesystem("file")
+    for call in (local.mkdir, local.ls):
+        words, code = explained(raised_by(lambda call=call: call(f"{tmp_path}/file/in/it")))
+        assert code == 1
+        assert "Check the path" in words
+
+
 def test_what_we_raise_by_mistake_is_our_fault():
     words, code = explained(raised_by(lambda: pair_hash(object())))  # type: ignore[arg-type]
     assert code == 70

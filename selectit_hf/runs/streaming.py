@@ -20,7 +20,9 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
 
+from selectit_hf.arrow_types import held
 from selectit_hf.errors import InputError, RunError
+from selectit_hf.files import holdable_schema
 from selectit_hf.fingerprint import fingerprint
 from selectit_hf.runs.store import Store, file_sha256, json_object, open_store, sha256
 from selectit_hf.sources import Source, readable, without_rows
@@ -134,8 +136,9 @@ def _tables(stream: IterableDataset, name: str) -> Iterator[pa.Table]:
     with readable(name):
         if stream.features is not None:
             schema = stream.features.arrow_schema
+            wanted = holdable_schema(schema, name)
             for table in stream.with_format("arrow").iter(ROWS):
-                yield table.cast(schema)
+                yield held(table.cast(schema), wanted)
         else:
             for batch in stream.with_format(None).iter(ROWS):
                 yield Dataset.from_dict(batch).data.table
