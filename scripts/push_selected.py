@@ -42,7 +42,7 @@ def main() -> int:
     given = parser().parse_args()
     try:
         done = push_run(
-            (given.run),
+            given.run,
             given.repo,
             yes=given.yes,
             card=CardSettings(
