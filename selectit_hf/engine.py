@@ -236,6 +236,12 @@ class Engine:
         for batch in first:
             self._read(batch, read, tally)
         self._compare(chosen, task, tally)
+        if (
+            not tally.compared
+            and way is not WAYS[-1]
+            and any(tally.of(i) is not None for i in chosen)
+        ):
+            raise _Disagrees("no plain forward pass fits in memory to compare it with.")
         told.reach(tally.done)
         for batch in batches:
             if batch not in first:

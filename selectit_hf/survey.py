@@ -35,7 +35,8 @@ REMEDIES = {
     "multi_turn": TURNS,
     "unanswered": "the last turn is no response of the assistant; --turns first rates the first "
     "exchange.",
-    "encoding": "the text is not valid Unicode (half of a surrogate pair); write these rows anew.",
+    "encoding": "the text is not valid Unicode, or the model's tokenizer or chat template cannot "
+    "take it as text; write these rows anew, or use another model.",
 }
 """What to do about rows of each status that no model can change."""
 

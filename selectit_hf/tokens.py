@@ -268,11 +268,13 @@ class PromptEncoder:
         return [str(piece) for piece in self.tokenizer.convert_ids_to_tokens(list(ids[-3:]))]
 
     def _ids_samples_must_not_hold(self) -> frozenset[int]:
-        """Special ids, save the one for text that the vocabulary does not know."""
+        """Special ids, save those of unknown text and of single characters (a pad token ``"!"``)."""
         marked = {
             i
             for i, token in self.tokenizer.added_tokens_decoder.items()
-            if token.special and token.content != self.tokenizer.unk_token
+            if token.special
+            and token.content != self.tokenizer.unk_token
+            and len(token.content) > 1
         }
         edges = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id} - {None}
         return frozenset(marked | edges)

@@ -130,7 +130,7 @@ def test_the_text_of_a_list_is_looked_through_once(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "ESCAPED", Watched())
     for text in (json.dumps(ROWS * 20), "\n".join(json.dumps(r, indent=1) for r in ROWS * 20)):
         (tmp_path / "rows.json").write_text(text)
-        assert list(row for _, row in records.json_rows(tmp_path / "rows.json", "r")) == ROWS * 20
+        assert [row for _, row in records.json_rows(tmp_path / "rows.json", "r")] == ROWS * 20
     assert len(searched) == 2
 
 

@@ -281,6 +281,13 @@ def test_an_added_token_that_is_not_special_is_fine(tokenizer):
     assert all(ids.count(tool) == 1 for ids in read.ids)
 
 
+def test_a_pad_token_that_is_a_character_is_text(bpe_split):
+    bpe_split.pad_token = "!"
+    (read,) = encoder(bpe_split).encode([Pair("Say hi!", "Hi!")])
+    assert read.status == "ok"
+    assert "Instruction:Say hi!\nResponse:Hi!\n" in bpe_split.decode(read.ids[0])
+
+
 def test_unknown_text_is_no_special_token(wordpiece):
     (read,) = encoder(wordpiece).encode([Pair("Say ☃.", "Red.")])
     assert read.status == "ok"
