@@ -154,7 +154,7 @@ def _untie(model: Any) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from torch.nn import Parameter
 
-    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
     if not any(isinstance(end, BaseTunerLayer) for end in ends):
         return
     embeddings, head = (

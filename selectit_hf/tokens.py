@@ -268,7 +268,7 @@ class PromptEncoder:
         return [str(piece) for piece in self.tokenizer.convert_ids_to_tokens(list(ids[-3:]))]
 
     def _ids_samples_must_not_hold(self) -> frozenset[int]:
-        """Special ids, save those of unknown text and of single characters (a pad token ``"!"``)."""
+        """Special ids, save those of unknown text and of one character, as a pad token ``"!"``."""
         marked = {
             i
             for i, token in self.tokenizer.added_tokens_decoder.items()
