@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from safetensors import SafetensorError
 
@@ -158,7 +158,7 @@ def _untie(model: Any) -> None:
     if not any(isinstance(end, BaseTunerLayer) for end in ends):
         return
     embeddings, head = (
-        end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends
+        cast(Any, end).get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends
     )
     if head is not None and head.weight is embeddings.weight:
         head.weight = Parameter(head.weight.detach().clone(), requires_grad=False)
