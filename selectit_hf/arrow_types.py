@@ -157,6 +157,8 @@ def unholdable(type_: pa.DataType) -> str | None:
         return str(type_)
     if pa.types.is_string_view(type_) or pa.types.is_binary_view(type_):
         return str(type_)
+    if pa.types.is_struct(type_) and type_.num_fields == 0:  # parquet has no such thing
+        return str(type_)
     inner = [type_.field(i).type for i in range(type_.num_fields)]
     return next((name for name in map(unholdable, inner) if name), None)
 
@@ -176,7 +178,8 @@ def _held(array: Any, type_: pa.DataType) -> Any:
     if isinstance(array, pa.ExtensionArray):
         return _held(array.storage, type_)
     if isinstance(array, pa.DictionaryArray):
-        return _held(array.dictionary_decode(), type_)
+        words = _held(array.dictionary, type_)
+        return pa.DictionaryArray.from_arrays(array.indices, words).dictionary_decode()
     if isinstance(array, pa.StructArray):
         inner = [_held(child, f.type) for child, f in zip(array.flatten(), type_, strict=True)]
         return pa.StructArray.from_arrays(inner, fields=list(type_), mask=array.is_null())

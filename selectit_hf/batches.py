@@ -26,10 +26,24 @@ def as_lists(batch: Any) -> Any:
         {'output': ['3', None]}
     """
     if isinstance(batch, pa.Table):
-        return {name: batch[name].to_pylist() for name in batch.column_names}
+        return {name: _values(batch, name) for name in batch.column_names}
     if isinstance(batch, pd.DataFrame) or _has_arrays(batch):
         return {name: _cells(batch[name]) for name in batch}
     return batch
+
+
+def _values(table: pa.Table, name: str) -> list[Any]:
+    """The values of a column, those that are stored as JSON as what they stand for."""
+    values: list[Any] = table[name].to_pylist()
+    if not _holds_json(table.schema.field(name).type):
+        return values
+    features = Features.from_arrow_schema(pa.schema([table.schema.field(name)]))
+    return list(features.decode_column(values, name))
+
+
+def _holds_json(type_: pa.DataType) -> bool:
+    inner = [type_.field(i).type for i in range(type_.num_fields)]
+    return type_ == pa.json_() or any(map(_holds_json, inner))
 
 
 def with_columns(batch: Any, values: Mapping[str, Sequence[Any]], types: dict[str, Any]) -> Any:

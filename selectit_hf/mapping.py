@@ -81,6 +81,9 @@ def score(
     count = min(num_proc or max(devices, 1), max(len(dataset), 1))
     read = dataset.select_columns(_read(dataset.column_names, scorer))
     features = scorer.features(read)
+    if not len(dataset):  # `map` would leave it without the columns
+        whole = scorer.features(dataset)
+        return Dataset.from_dict({name: [] for name in whole}, whole)
     desc = scorer.slug if isinstance(scorer, RatingScorer) else "model_score"
     if count == 1:
         scored = read.map(scorer, batched=True, features=features, desc=desc)

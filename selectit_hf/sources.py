@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -159,6 +160,7 @@ def _read(paths: Sequence[Path], names: Sequence[str], name: str, **how: Any) ->
 
 def _load_folder(path: Path, split: str | None) -> tuple[Dataset, Source]:
     """A folder of files, whose names may tell splits."""
+    path = Path(os.path.abspath(path))  # as `datasets` names the files in it
     files = [p for p in sorted(path.rglob("*")) if p.is_file() and kind_of(p) and _is_seen(p, path)]
     if not files:
         raise InputError(

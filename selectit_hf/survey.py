@@ -75,7 +75,7 @@ class Survey:
         if self.unread_keys:
             said.append(f"Not read in the turns: {', '.join(self.unread_keys)}")
         if self.statuses:
-            said.append(f"{self.unrated} rows cannot be rated: {of_statuses(self.statuses)}")
+            said.append(f"{_rows(self.unrated)} cannot be rated: {of_statuses(self.statuses)}")
         if self.roles:
             said.append(self._unknown())
         return ". ".join(said)

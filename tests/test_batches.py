@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Json, List
 
 import selectit_hf
 from selectit_hf import SentenceScore, TokenScore
@@ -72,3 +72,17 @@ def test_missing_values_of_arrays_are_none() -> None:
     assert as_lists(batch) == {"a": ["x", None], "b": [[1, 2], None], "c": [1, 2]}
     lists = {"a": [float("nan")]}
     assert as_lists(lists) is lists
+
+
+@pytest.mark.parametrize("kind", ["arrow", "pandas", "numpy"])
+def test_values_that_are_stored_as_json_are_what_they_stand_for(kind: str) -> None:
+    rows = [
+        {"output": "text", "nested": [{"p": 1}, {"p": "z"}]},
+        {"output": {"x": 1}, "nested": None},
+        {"output": 7, "nested": []},
+        {"output": None, "nested": [{"p": None}]},
+    ]
+    features = Features({"output": Json(), "nested": List({"p": Json()})})
+    stored = Dataset.from_list(rows, features=features)
+    assert as_lists(stored.with_format(kind)[:]) == stored[:]
+    assert stored.to_list() == rows

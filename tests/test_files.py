@@ -242,6 +242,24 @@ def test_a_folder_whose_files_tell_splits(tmp_path):
         load(str(tmp_path), "test")
 
 
+def test_a_folder_by_a_relative_path(tmp_path, monkeypatch):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.jsonl").write_text(lines(ROWS[:4]))
+    (tmp_path / "rows" / "b.jsonl.gz").write_bytes(gzip.compress(lines(ROWS[4:]).encode()))
+    (tmp_path / "splits" / "dev").mkdir(parents=True)
+    (tmp_path / "splits" / "dev" / "a.csv").write_text("q,a\nx,y\n")
+    (tmp_path / "link").symlink_to("rows")
+    absolute = load(str(tmp_path / "rows"))[1]
+    monkeypatch.chdir(tmp_path / "splits")
+    for name in ("../rows", "./../rows/", "../link"):
+        rows, source = load(name)
+        assert rows.to_list() == ROWS
+        assert source.revision == absolute.revision
+    monkeypatch.chdir(tmp_path)
+    assert load("rows")[1] == absolute
+    assert load("splits", "validation")[0].to_list() == [{"q": "x", "a": "y"}]
+
+
 def test_a_part_of_a_saved_split(tmp_path):
     DatasetDict({"train": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "two")
     Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
@@ -375,6 +393,19 @@ def test_what_a_dataset_cannot_say_in_python_comes_out_of_score(tmp_path):
         )
         found = load(str(tmp_path / out))[0].data.table.select(ODD.column_names)
         assert found.combine_chunks().to_batches() == ODD.to_batches()
+
+
+VIEWS = pa.DictionaryArray.from_arrays(pa.array([1, None], pa.uint32()), ["x", "y"])
+VIEWS = pa.DictionaryArray.from_arrays(VIEWS.indices, VIEWS.dictionary.cast(pa.string_view()))
+
+
+@pytest.mark.parametrize("column", [VIEWS, pa.ListArray.from_arrays([0, 1, 2], VIEWS)])
+def test_categories_of_views_are_read(tmp_path, column):
+    """As Polars exports them."""
+    table = pa.table({"instruction": ["a", "b"], "output": ["c", "d"], "kind": column})
+    rows = load(str(write(tmp_path, "arrow", table)))[0]
+    wanted = [["y"], [None]] if pa.types.is_list(column.type) else ["y", None]
+    assert rows["kind"][:] == wanted
 
 
 def test_json_within_lists_comes_out_and_in_again(tmp_path):

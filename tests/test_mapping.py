@@ -46,6 +46,13 @@ def test_two_processes_score_as_one(
     assert [s is None for s in combined["model_score"]] == [not t for t in rows["output"]]
 
 
+def test_no_rows_have_the_columns_too() -> None:
+    rows = Dataset.from_dict({"instruction": [], "output": []})
+    scored = score(rows, SentenceScore("tiny-rater"))
+    assert len(scored) == 0
+    assert "sentence_score__tiny_rater" in scored.column_names
+
+
 class Mapped(Exception):
     pass
 

@@ -123,7 +123,13 @@ def test_a_disk_that_is_too_small(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "type_", [pa.string_view(), pa.map_(pa.string(), pa.int64()), pa.list_view(pa.int8())]
+    "type_",
+    [
+        pa.string_view(),
+        pa.map_(pa.string(), pa.int64()),
+        pa.list_view(pa.int8()),
+        pa.list_(pa.struct([])),
+    ],
 )
 def test_columns_that_could_not_be_written_again(type_):
     try:
