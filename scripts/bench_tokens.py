@@ -1,12 +1,12 @@
 """What does tokenizing cost, and does the model wait for it?
 
 Tokenizes every rating prompt of the rows whole, on one core, and prints prompts a second. Then
-rates the rows in batches by a model, once as they come and once with the next batch tokenized in a
+rates some of them in batches by a model, once as they come and once with the next batch tokenized in a
 thread, in turn in one process, and prints which share of the time the model waited for tokens. The
 ratings of both must be the same. Figures are medians over the repeats. The last line is JSON.
 
     python scripts/bench_tokens.py
-    python scripts/bench_tokens.py --rows rows.json --model FOLDER --n 999 --batch 100
+    python scripts/bench_tokens.py --rows rows.json --model FOLDER --n 999
 
 Without ``--rows`` the bundled sample is rated, without ``--model`` by tiny-rater.
 """
@@ -67,7 +67,7 @@ def main() -> None:
         found = {}
         for way, taken in shares.items():
             clock.waited, started = 0.0, time.perf_counter()
-            found[way] = rated(scorer, pairs, given.batch, way == "ahead")
+            found[way] = rated(scorer, pairs[: given.rate], given.batch, way == "ahead")
             taken.append(clock.waited / (time.perf_counter() - started))
             print(f"{way}: the model waited {taken[-1]:.2%} of the time", file=sys.stderr)
         np.testing.assert_array_equal(*found.values())
@@ -80,8 +80,9 @@ def parse() -> argparse.Namespace:
     )
     flags.add_argument("--rows", help="Alpaca rows, json or jsonl; default: the bundled sample")
     flags.add_argument("--model", default="tiny-rater", help="who rates; default: tiny-rater")
-    flags.add_argument("--n", type=int, default=200, help="rows, spread over the file")
-    flags.add_argument("--batch", type=int, default=50, help="rows rated at once")
+    flags.add_argument("--n", type=int, default=600, help="rows, spread over the file")
+    flags.add_argument("--rate", type=int, default=60, help="rows that are rated as well")
+    flags.add_argument("--batch", type=int, default=20, help="rows rated at once")
     flags.add_argument("--repeats", type=int, default=3)
     flags.set_defaults(short=False)
     return flags.parse_args()
