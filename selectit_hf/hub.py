@@ -19,6 +19,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from selectit_hf.card import Card, merged
 from selectit_hf.errors import HubError, SettingError
+from selectit_hf.privacy import private_place, private_words
 from selectit_hf.remote import (
     FAILURES,
     KIND,
@@ -208,6 +209,7 @@ def plan_push(
     _check_private(text)
     files = staged.with_card(text, version)
     _check_private((staged.folder / MANIFEST).read_text("utf-8"))
+    _check_private_files(staged.folder, files, api)
     if ".gitignore" in remote.files:
         notes += ("the repository has a .gitignore; the Hub leaves out the files that it names",)
     delete = _leftovers(remote, files, settings)
@@ -281,6 +283,17 @@ def _check_private(text: str) -> None:
             "nothing was pushed. Look for it in the names of the dataset and the models, in the "
             "rating prompts and the template."
         )
+
+
+def _check_private_files(folder: Path, files: Mapping[str, File], api: HfApi) -> None:
+    words = private_words(api.token if isinstance(api.token, str) else None)
+    for path in files:
+        place = private_place(folder / path, words)
+        if place:
+            raise HubError(
+                f"{path} would hold the access token or a path of this machine's home folder, in "
+                f"{place}; nothing was pushed. Remove it from the rows and run again."
+            )
 
 
 # Pushing

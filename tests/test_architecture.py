@@ -24,6 +24,7 @@ FLOORS = {
         "content",
         "errors",
         "hardware",
+        "privacy",
         "quantization",
         "quiet",
         "shared_prefix",
@@ -32,6 +33,7 @@ FLOORS = {
     },
     1: {
         "chat",
+        "media",
         "ways",
         "hub_models",
         "loading",
