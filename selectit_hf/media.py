@@ -61,7 +61,7 @@ def _has_reference(values: Any, feature: Any) -> bool:
     """Whether any value, however deep, is a path without bytes."""
     if hasattr(feature, "embed_storage"):
         if not pa.types.is_struct(values.type):
-            return pa.types.is_string(values.type) and values.null_count < len(values)
+            return bool(pa.types.is_string(values.type) and values.null_count < len(values))
         missing = pc.is_null(pc.struct_field(values, "bytes"))
         named = pc.is_valid(pc.struct_field(values, "path"))
         return bool(pc.any(pc.and_(missing, named)).as_py())

@@ -29,6 +29,7 @@ FLOORS = {
         "quiet",
         "shared_prefix",
         "spread",
+        "terminal",
         "turns",
     },
     1: {

@@ -58,7 +58,7 @@ def _made(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind, wrap",
+    ("kind", "wrap"),
     [
         (Image(), lambda value: value),
         (Audio(), lambda value: value),
