@@ -44,6 +44,8 @@ __all__ = ["PushPlan", "PushSettings", "Pushed", "check_repo", "plan_push", "pus
 T = TypeVar("T")
 
 EMPTY = {".gitattributes"}
+ODD = (AttributeError, LookupError, TypeError)
+"""What the client raises where a reply of 200 lacks what it should hold."""
 
 
 @dataclass(frozen=True)
@@ -314,6 +316,7 @@ def push(api: HfApi, plan: PushPlan) -> Pushed:
     else:
         head = _ready(api, plan)
         (commit, reference), new = _commit(api, plan, head), True
+    _check_seen_by(api, plan, commit)
     _verify(api, plan, commit)
     page = f"{api.endpoint}/datasets/{plan.repo}"
     number = (reference or "").rpartition("/")[2]
@@ -372,7 +375,7 @@ def _commit(api: HfApi, plan: PushPlan, head: str) -> tuple[str, str | None]:
                 **KIND,
             )
             return str(made.oid), made.pr_revision
-        except FAILURES as error:
+        except (*FAILURES, *ODD) as error:
             landed = _find(api, plan, head)
             if landed:
                 return landed
@@ -455,6 +458,24 @@ def _verify(api: HfApi, plan: PushPlan, commit: str) -> None:
             f"The commit {commit} is in {plan.repo}, but {', '.join(wrong)} came back with other "
             "bytes than were sent. Run the same command again; if it stays so, push anew with "
             "--overwrite."
+        )
+
+
+def _check_seen_by(api: HfApi, plan: PushPlan, commit: str) -> None:
+    """Ask again, after the commit, who may see it."""
+    try:
+        private = patiently(lambda: api.dataset_info(plan.repo)).private
+    except FAILURES as error:
+        raise failure(
+            error,
+            f"The commit {commit} is in {plan.repo}, but whether it is private could not be read; "
+            "run the same command again, which pushes nothing twice.",
+        ) from None
+    if private is not True and not plan.settings.public:
+        raise HubError(
+            f"{plan.repo} IS PUBLIC NOW, which was not asked for: everybody may read the commit "
+            f"{commit}. Make it private with 'hf repos settings {plan.repo} --type dataset "
+            "--private'."
         )
 
 
