@@ -471,7 +471,12 @@ def _check_seen_by(api: HfApi, plan: PushPlan, commit: str) -> None:
             f"The commit {commit} is in {plan.repo}, but whether it is private could not be read; "
             "run the same command again, which pushes nothing twice.",
         ) from None
-    if private is not True and not plan.settings.public:
+    if private is None:
+        raise HubError(
+            f"The commit {commit} is in {plan.repo}, but the Hub does not say whether it is "
+            "private; look at its settings there."
+        )
+    if not private and not plan.settings.public:
         raise HubError(
             f"{plan.repo} IS PUBLIC NOW, which was not asked for: everybody may read the commit "
             f"{commit}. Make it private with 'hf repos settings {plan.repo} --type dataset "
