@@ -18,6 +18,7 @@ from selectit_hf.card import CardSettings
 from selectit_hf.errors import SelectItError, SettingError
 from selectit_hf.hub import Pushed, PushSettings
 from selectit_hf.publishing import push_run
+from selectit_hf.terminal import visible, write_out
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,10 +49,11 @@ def main() -> int:
             card=CardSettings(
                 given.license, tuple(given.language), given.pretty_name, given.examples
             ),
+            tell=write_out,
             settings=PushSettings(given.public, given.update, given.overwrite, given.create_pr),
         )
     except SelectItError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(visible(f"Error: {error}"), file=sys.stderr)
         return 2 if isinstance(error, SettingError) else 1
     pushed = isinstance(done, Pushed)
     facts = {"repo": done.repo, "pushed": pushed and done.new}

@@ -1,6 +1,7 @@
 """The ``selectit`` command. Thin: it reads flags, calls the package, and shows what came out."""
 
 import sys
+import traceback
 from collections import Counter
 from dataclasses import asdict, replace
 from importlib.resources import files
@@ -41,6 +42,7 @@ from selectit_hf.publishing import push_run
 from selectit_hf.runs import Reflection
 from selectit_hf.scorers import ModelScore, SentenceScore
 from selectit_hf.selection import Cut, select
+from selectit_hf.terminal import forgiving_streams, visible, write_out
 from selectit_hf.writing import check_writable, writer
 
 __all__ = ["app", "main"]
@@ -193,7 +195,7 @@ def push(
     Without --yes it prints what would be pushed. One commit, private unless --public, read back
     and compared. The login is that of 'hf auth login', or HF_TOKEN.
     """
-    tell = screen.tell if as_json else print
+    tell = screen.tell if as_json else write_out
     done = push_run(run, repo, yes=yes, card=card, settings=settings, tell=tell)
     if as_json:
         facts = asdict(done) if isinstance(done, Pushed) else {"repo": repo, "new": False}
@@ -288,11 +290,13 @@ def report(
 
 def main() -> None:
     """Run the command; errors are a paragraph on stderr, with a traceback under ``--debug``."""
+    forgiving_streams()
     try:
         app()
     except Exception as error:
-        if "--debug" in sys.argv:
-            raise
         words, code = explained(error)
+        if "--debug" in sys.argv:
+            print(visible(traceback.format_exc()), file=sys.stderr)
+            sys.exit(code)
         screen.complain(words)
         sys.exit(code)

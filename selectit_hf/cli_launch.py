@@ -10,6 +10,7 @@ from selectit_hf.options import Data, RunNamed, Split, with_flags
 from selectit_hf.runs import Reflection
 from selectit_hf.runs.engines.launch import Launch
 from selectit_hf.selection import Cut
+from selectit_hf.terminal import write_out
 
 __all__ = ["launching"]
 
@@ -69,7 +70,7 @@ def launch(
         allow_mixed=allow_mixed,
     )  # fmt: skip
     if dry_run:
-        typer.echo(built.describe())
+        write_out(built.describe())
         return
     done = built.start()
     if "jobs" in done:

@@ -6,6 +6,7 @@ again before anything is written.
 """
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,12 +22,12 @@ from selectit_hf.checkpoints import TINY_RATER
 from selectit_hf.errors import InputError, RatingsError, RunError, SettingError
 from selectit_hf.ratings import Ratings
 from selectit_hf.rows import READING, RowReader
-from selectit_hf.runs import Run, Store, open_run
+from selectit_hf.runs import RESULTS, Run, Store, file_sha256, is_url, open_run
 from selectit_hf.scorers import ModelScore, RatingScorer, SentenceScore
 from selectit_hf.selection import Cut, Selection, decide
 from selectit_hf.sources import Source
 
-__all__ = ["Finished", "Rows", "from_run", "from_selection", "is_score"]
+__all__ = ["Finished", "Rows", "check_written", "from_run", "from_selection", "is_score"]
 
 BATCH = 1000
 KINDS = ("rating_logprobs__", "token_score__", "sentence_score__", "status__", "rater__")
@@ -99,6 +100,7 @@ def from_run(run: Run | str | Path) -> Finished:
     run = run if isinstance(run, Run) else open_run(run)
     plan, store = run.plan, run.store
     chosen, summary = (_read_facts(store, name) for name in ("selection.json", "summary.json"))
+    check_written(store, chosen)
     for ours in ("sha256", "tables"):
         chosen.pop(ours, None)
     facts = {
@@ -115,6 +117,38 @@ def from_run(run: Run | str | Path) -> Finished:
     )
     _check_run(finished)
     return finished
+
+
+def check_written(store: Store, chosen: dict[str, Any] | None = None) -> None:
+    """Compare the results with the hashes that were written down with them.
+
+    Args:
+        store: the run folder.
+        chosen: ``selection.json``, where it has been read.
+
+    Raises:
+        RunError: a file is not the one that was written; it is named. Runs of 0.1.0 hold no hashes.
+    """
+    chosen = _read_facts(store, "selection.json") if chosen is None else chosen
+    written = chosen.get("sha256", {})
+    if not isinstance(written, dict):
+        raise _unfinished("selection.json: sha256 is no object")
+    for name in RESULTS[:-1]:
+        if name in written and _hash(store, name) != written[name]:
+            raise _unfinished(f"{name} is not what was written; its hash differs")
+
+
+def _hash(store: Store, name: str) -> str:
+    with tempfile.TemporaryDirectory(prefix="selectit-") as folder:
+        path = Path(folder) / "file"
+        if not is_url(str(store)):
+            path = store.path(name)
+        else:
+            store.fetch(name, path)
+        try:
+            return file_sha256(path)
+        except OSError as error:
+            raise _unfinished(f"{name} cannot be read") from error
 
 
 def _read_facts(store: Store, name: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from selectit_hf.card import Card, merged
 from selectit_hf.errors import HubError, SettingError
+from selectit_hf.privacy import private_place, private_words
 from selectit_hf.remote import (
     FAILURES,
     KIND,
@@ -43,6 +44,8 @@ __all__ = ["PushPlan", "PushSettings", "Pushed", "check_repo", "plan_push", "pus
 T = TypeVar("T")
 
 EMPTY = {".gitattributes"}
+ODD = (AttributeError, LookupError, TypeError)
+"""What the client raises where a reply of 200 lacks what it should hold."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +211,7 @@ def plan_push(
     _check_private(text)
     files = staged.with_card(text, version)
     _check_private((staged.folder / MANIFEST).read_text("utf-8"))
+    _check_private_files(staged.folder, files, api)
     if ".gitignore" in remote.files:
         notes += ("the repository has a .gitignore; the Hub leaves out the files that it names",)
     delete = _leftovers(remote, files, settings)
@@ -283,6 +287,17 @@ def _check_private(text: str) -> None:
         )
 
 
+def _check_private_files(folder: Path, files: Mapping[str, File], api: HfApi) -> None:
+    words = private_words(api.token if isinstance(api.token, str) else None)
+    for path in files:
+        place = private_place(folder / path, words)
+        if place:
+            raise HubError(
+                f"{path} would hold the access token or a path of this machine's home folder, in "
+                f"{place}; nothing was pushed. Remove it from the rows and run again."
+            )
+
+
 # Pushing
 
 
@@ -301,6 +316,7 @@ def push(api: HfApi, plan: PushPlan) -> Pushed:
     else:
         head = _ready(api, plan)
         (commit, reference), new = _commit(api, plan, head), True
+    _check_seen_by(api, plan, commit)
     _verify(api, plan, commit)
     page = f"{api.endpoint}/datasets/{plan.repo}"
     number = (reference or "").rpartition("/")[2]
@@ -359,7 +375,7 @@ def _commit(api: HfApi, plan: PushPlan, head: str) -> tuple[str, str | None]:
                 **KIND,
             )
             return str(made.oid), made.pr_revision
-        except FAILURES as error:
+        except (*FAILURES, *ODD) as error:
             landed = _find(api, plan, head)
             if landed:
                 return landed
@@ -442,6 +458,29 @@ def _verify(api: HfApi, plan: PushPlan, commit: str) -> None:
             f"The commit {commit} is in {plan.repo}, but {', '.join(wrong)} came back with other "
             "bytes than were sent. Run the same command again; if it stays so, push anew with "
             "--overwrite."
+        )
+
+
+def _check_seen_by(api: HfApi, plan: PushPlan, commit: str) -> None:
+    """Ask again, after the commit, who may see it."""
+    try:
+        private = patiently(lambda: api.dataset_info(plan.repo)).private
+    except FAILURES as error:
+        raise failure(
+            error,
+            f"The commit {commit} is in {plan.repo}, but whether it is private could not be read; "
+            "run the same command again, which pushes nothing twice.",
+        ) from None
+    if private is None:
+        raise HubError(
+            f"The commit {commit} is in {plan.repo}, but the Hub does not say whether it is "
+            "private; look at its settings there."
+        )
+    if not private and not plan.settings.public:
+        raise HubError(
+            f"{plan.repo} IS PUBLIC NOW, which was not asked for: everybody may read the commit "
+            f"{commit}. Make it private with 'hf repos settings {plan.repo} --type dataset "
+            "--private'."
         )
 
 

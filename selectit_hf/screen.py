@@ -1,6 +1,5 @@
 """What is shown: progress and words on stderr, results on stdout."""
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset
-from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
@@ -19,6 +18,7 @@ from rich.text import Text
 from selectit_hf.quiet import quiet_libraries
 from selectit_hf.report import LOW_RATING_MASS
 from selectit_hf.runs import Progress, Run
+from selectit_hf.terminal import SafeConsole, as_line
 
 __all__ = [
     "complain",
@@ -44,8 +44,8 @@ CONTENTS = {
     "divers.": "diversity",
 }
 
-_words = Console(stderr=True)
-_log = Console(stderr=True)
+_words = SafeConsole(stderr=True)
+_log = SafeConsole(stderr=True)
 
 
 def quieten(debug: bool) -> None:
@@ -84,7 +84,7 @@ def say(facts: dict[str, Any], as_json: bool, words: str) -> None:
 
 def _print_json(facts: dict[str, Any]) -> None:
     if not _words.quiet:
-        print(json.dumps(facts, ensure_ascii=False))
+        print(as_line(facts))
 
 
 def counts(statuses: dict[str, int]) -> str:
@@ -109,7 +109,8 @@ def progress(run: Run, quiet: bool, world: int = 1) -> Iterator[Progress]:
     with bar:
         k = run.plan["rating"]["k"]
         tasks = {
-            slug: bar.add_task(slug, total=run.rows * k // world, rows="") for slug in run.slugs
+            slug: bar.add_task(escape(slug), total=run.rows * k // world, rows="")
+            for slug in run.slugs
         }
 
         def advance(slug: str, prompts: int) -> None:
@@ -129,7 +130,7 @@ def show_summary(summary: dict[str, Any], out: Path | str, as_json: bool) -> Non
     if as_json:
         _print_json(summary)
         return
-    console = Console(quiet=_words.quiet)
+    console = SafeConsole(quiet=_words.quiet)
     console.print(_table(_summary_lines(summary)))
     for title, key in (("best", "best"), ("worst", "worst")):
         console.print(f"\n[bold]{title}[/bold]")
@@ -154,20 +155,20 @@ def show_comparison(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _print_json(found)
         return
-    console = Console(quiet=_words.quiet)
+    console = SafeConsole(quiet=_words.quiet)
     names = [one["name"] for one in found["selectors"]]
     contents = Table("kept", *CONTENTS, "s", "passes", "new", box=None, pad_edge=False)
     for one in found["selectors"]:
         asked = (str(one[key]["sequences"]) for key in ("cost", "paid"))
-        contents.add_row(one["name"], *_cells(one), f"{one['cost']['seconds']:.1f}", *asked)
+        contents.add_row(Text(one["name"]), *_cells(one), f"{one['cost']['seconds']:.1f}", *asked)
     contents.add_row("all rows", *_cells(found["everything"]))
     console.print(contents)
     titles = {"jaccard": "kept by both, of kept by either", "spearman": "rank correlation"}
     for key, title in titles.items():
         console.print(f"\n[bold]{title}[/bold]")
-        matrix = Table("", *names, box=None, pad_edge=False)
+        matrix = Table("", *map(Text, names), box=None, pad_edge=False)
         for name, row in zip(names, found[key], strict=True):
-            matrix.add_row(name, *map(_number, row))
+            matrix.add_row(Text(name), *map(_number, row))
         console.print(matrix)
     for one in found["selectors"]:
         if one["note"]:
@@ -229,7 +230,7 @@ def show_status(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _print_json(facts)
         return
-    console = Console()
+    console = SafeConsole()
     console.print(_table(_status_lines(facts)))
     for words in facts["wrong"]:
         console.print(Text(f"wrong: {words}", style="yellow"))

@@ -23,6 +23,7 @@ from huggingface_hub import DatasetCardData
 
 from selectit_hf.card import as_dict
 from selectit_hf.finished import Finished, Rows
+from selectit_hf.media import with_contents
 from selectit_hf.plots import card_plots
 
 __all__ = ["CARD", "MANIFEST", "File", "Staged", "describe_file", "stage"]
@@ -136,7 +137,8 @@ def _info(rows: Rows, files: list[File], loaded_bytes: int) -> DatasetInfo:
 def _write_shards(folder: Path, name: str, rows: Rows, shard_bytes: int) -> tuple[list[str], int]:
     """Write rows to shards of about a size; their paths, and the bytes of the rows in memory."""
     schema = rows.features.arrow_schema
-    groups = _groups(rows.tables(None), schema)
+    whole = (with_contents(table, rows.features) for table in rows.tables(None))
+    groups = _groups(whole, schema)
     (folder / name).mkdir()
     partial: list[Path] = []
     total = 0

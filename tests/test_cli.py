@@ -18,7 +18,6 @@ from datasets import Dataset, DatasetDict
 
 from selectit_hf import cli, runs, screen, sources
 from selectit_hf.engine import Engine
-from selectit_hf.errors import InputError
 from selectit_hf.runs.engines import local
 
 ROWS = [
@@ -325,11 +324,15 @@ def test_a_fault_of_ours_says_so(
     assert "Traceback" not in done.err
 
 
-def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_debug_shows_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["selectit", "run", "no.json", "--out", "r", "--debug"])
-    with pytest.raises(InputError):
+    with pytest.raises(SystemExit) as stopped:
         cli.main()
+    assert stopped.value.code == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
 def test_wrong_usage_is_code_2(selectit: Callable[..., Outcome]) -> None:

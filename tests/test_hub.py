@@ -381,6 +381,37 @@ def test_a_repository_that_became_public_gets_nothing(server: HubServer, first: 
     assert "PUT" not in {request.method for request in server.requests}
 
 
+def test_a_repository_that_the_commit_made_public_is_said_loudly(
+    server: HubServer, first: Selection
+) -> None:
+    def publicly(server: HubServer, work: Callable[[], Response]) -> Response:
+        response = work()
+        repo_of(server).private = False
+        return response
+
+    server.at("POST .*/commit/", publicly)
+    with pytest.raises(HubError, match=f"IS PUBLIC NOW.*hf repos settings {NAME} --type dataset"):
+        first.push(server)
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[]", b"null", b'{"commitUrl": null}'])
+@pytest.mark.parametrize("made", [True, False])
+def test_an_odd_reply_to_a_commit_ends_with_what_is_there(
+    server: HubServer, first: Selection, body: bytes, made: bool
+) -> None:
+    def odd(server: HubServer, work: Callable[[], Response]) -> Response:
+        if made:
+            work()
+        return Response(200, [body], len(body), {"Content-Type": "application/json"})
+
+    server.at("POST .*/commit/", odd)
+    if made:
+        assert first.push(server).commit == repo_of(server).head
+        return
+    with pytest.raises(HubError, match="Nothing was committed"):
+        first.push(server)
+
+
 def another_writer(server: HubServer) -> None:
     repo_of(server).commit({"theirs.txt": b"theirs"}, "Theirs")
 

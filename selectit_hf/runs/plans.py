@@ -26,6 +26,7 @@ from typing import Any
 from datasets import Dataset
 
 from selectit_hf.errors import InputError, RunError
+from selectit_hf.media import check_media
 from selectit_hf.runs import segments, store
 from selectit_hf.runs.store import Store
 from selectit_hf.scorers import OF_THE_WEIGHTS, SentenceScore
@@ -58,10 +59,12 @@ def make_plan(
     from the ``old`` plan where they are not given.
 
     Raises:
-        InputError: two models have the same name in column names; see also `fingerprint.survey`.
+        InputError: two models have the same name in column names, or media are paths only; see
+            also `fingerprint.survey`.
     """
     from selectit_hf import engine
 
+    check_media(dataset)
     settings = [scorer.__getstate__() for scorer in scorers]
     for scorer in scorers:
         scorer.check_place()

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features
 from numpy.typing import NDArray
 
+from selectit_hf.media import with_contents
 from selectit_hf.runs.shards import not_floats
 
 __all__ = ["write_selected"]
@@ -34,12 +35,15 @@ def write_selected(
     with pq.ParquetFile(scores) as stored:
         ours = Features.from_arrow_schema(stored.schema_arrow)
         del ours["row"]
-        schema = Features({**dataset.features, **ours}).arrow_schema
+        features = Features({**dataset.features, **ours})
+        schema = features.arrow_schema
         pieces = (
             piece
             for number, part in enumerate(parts)
             if kept[part.start : part.stop].any()
-            for piece in _kept(dataset, stored.read_row_group(number, list(ours)), part, kept)
+            for piece in _kept(
+                dataset, stored.read_row_group(number, list(ours)), part, kept, features
+            )
         )
         with pq.ParquetWriter(path, schema, use_dictionary=not_floats(schema)) as writer:
             for group in _groups(pieces):
@@ -47,7 +51,11 @@ def write_selected(
 
 
 def _kept(
-    dataset: Dataset, scores: pa.Table, part: range, kept: NDArray[np.bool_]
+    dataset: Dataset,
+    scores: pa.Table,
+    part: range,
+    kept: NDArray[np.bool_],
+    features: Features,
 ) -> Iterator[pa.Table]:
     """The kept rows of a shard, in pieces."""
     stored = dataset.with_format("arrow")
@@ -58,7 +66,8 @@ def _kept(
             rows = stored[start:stop]
             beside = scores.slice(start - part.start, stop - start)
             both = pa.table({**_arrays(rows), **_arrays(beside)})
-            yield both.filter(pa.array(mask))
+            found = both.filter(pa.array(mask))
+            yield with_contents(found, features)
 
 
 def _arrays(table: pa.Table) -> dict[str, pa.ChunkedArray]:

@@ -1,0 +1,72 @@
+"""Text of rows, files and servers on its way to a terminal: it is shown, never obeyed.
+
+Every console and every line of JSON of the command comes from here, so that no caller has to think
+of it. Control characters, the C1 set, and marks that change the direction of writing are shown as
+pictures or as their code points.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+__all__ = ["SafeConsole", "as_line", "forgiving_streams", "visible", "write_out"]
+
+ORDERS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
+)
+"""All that a terminal may obey but newline and tab."""
+
+
+def visible(text: str) -> str:
+    """``text`` with nothing in it that a terminal obeys, but newlines and tabs.
+
+    >>> visible("a\\x1b[2Jb")
+    'a\u241b[2Jb'
+    """
+    return ORDERS.sub(_picture, text)
+
+
+def _picture(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "\u2421" if code == 0x7F else f"<U+{code:04X}>"
+
+
+class SafeConsole(Console):
+    """A console whose own colours are the only control sequences that it writes."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """The segments, those of text made visible; links, whose targets are text, left out."""
+        for text, style, control in super().render(renderable, options):
+            if control:
+                yield Segment(text, style, control)
+            else:
+                safe = style.update_link(None) if style is not None and style.link else style
+                yield Segment(visible(text), safe, None)
+
+
+def as_line(facts: Any) -> str:
+    """JSON in one line, that reads back the same and that a terminal shows."""
+    line = json.dumps(facts, ensure_ascii=False)
+    return ORDERS.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+
+
+def write_out(words: str) -> None:
+    """A text on stdout."""
+    print(visible(words))
+
+
+def forgiving_streams() -> None:
+    """Characters that the terminal's encoding lacks are written as escapes, and stop nothing."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
