@@ -1,7 +1,7 @@
 """What does tokenizing cost, and does the model wait for it?
 
 Tokenizes every rating prompt of the rows whole, on one core, and prints prompts a second. Then
-rates some of them in batches by a model, once as they come and once with the next batch tokenized in a
+rates some of them in batches, once as they come and once with the next batch tokenized in a
 thread, in turn in one process, and prints which share of the time the model waited for tokens. The
 ratings of both must be the same. Figures are medians over the repeats. The last line is JSON.
 

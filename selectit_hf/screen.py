@@ -12,7 +12,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from selectit_hf.quiet import quiet_libraries
@@ -166,7 +166,7 @@ def show_comparison(found: dict[str, Any], as_json: bool) -> None:
     titles = {"jaccard": "kept by both, of kept by either", "spearman": "rank correlation"}
     for key, title in titles.items():
         console.print(f"\n[bold]{title}[/bold]")
-        matrix = Table("", *map(Text, names), box=None, pad_edge=False)
+        matrix = Table("", *(Column(Text(name)) for name in names), box=None, pad_edge=False)
         for name, row in zip(names, found[key], strict=True):
             matrix.add_row(Text(name), *map(_number, row))
         console.print(matrix)
