@@ -17,7 +17,6 @@ import sys
 from selectit_hf.card import CardSettings
 from selectit_hf.errors import SelectItError, SettingError
 from selectit_hf.hub import Pushed, PushSettings
-from selectit_hf.options import run_folder
 from selectit_hf.publishing import push_run
 
 
@@ -43,7 +42,7 @@ def main() -> int:
     given = parser().parse_args()
     try:
         done = push_run(
-            run_folder(given.run),
+            given.run,
             given.repo,
             yes=given.yes,
             card=CardSettings(

@@ -97,7 +97,6 @@ def rate_shard(
         made_with = hardware.made_with(planned.place(local_rank).device)
         if not allow_mixed:
             _check_made_with(made_with, shards.any_facts(), slug)
-        read = dataset.select_columns(list(planned.reader.columns(dataset.column_names)))
         started, asked = time.perf_counter(), 0
 
         def tell(prompts: int) -> None:
@@ -107,7 +106,7 @@ def rate_shard(
             if progress is not None:
                 progress(slug, prompts)
 
-        ratings = planned.rate(read[rows.start : rows.stop], local_rank, tell)
+        ratings = planned.rate(run.read(dataset, rows), local_rank, tell)
         tell(len(rows) * planned.k - asked)  # rows that could not be asked about are done too
         stores.reached("shard rated")
         facts = ratings.facts()

@@ -127,10 +127,18 @@ class Store:
                     raise data
         return {at[key]: data for key, data in found.items() if isinstance(data, bytes)}
 
+    def size(self, name: str) -> int | None:
+        """The bytes of a file; ``None`` where there is none."""
+        with self._reaching(name):
+            try:
+                found = self._fresh().info(self._at(name))
+            except FileNotFoundError:
+                return None
+        return int(found["size"]) if found["type"] == "file" else None
+
     def exists(self, name: str) -> bool:
         """Whether there is a file."""
-        with self._reaching(name):
-            return bool(self._fresh().isfile(self._at(name)))
+        return self.size(name) is not None
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """The names of what lies directly in a folder, with sizes in bytes; empty without it."""
