@@ -169,7 +169,7 @@ class Checks:
         tasks = [
             one
             for one in psutil.Process(first.pid).children(recursive=True)
-            if any("torch/lib" in m.path for m in one.memory_maps())
+            if "forkserver" in " ".join((one.parent() or one).cmdline())
         ]
         tasks[0].kill()
         try:

@@ -101,7 +101,6 @@ def rate_shard(
         made_with = hardware.made_with(planned.place(local_rank).device)
         if not allow_mixed:
             _check_made_with(made_with, shards.any_facts(), slug)
-        read = dataset.select_columns(list(planned.reader.columns(dataset.column_names)))
         started, asked = time.perf_counter(), 0
 
         def tell(prompts: int) -> None:
@@ -111,9 +110,8 @@ def rate_shard(
             if progress is not None:
                 progress(slug, prompts)
 
-        coming = run.parts[then].rows if then is not None else None
-        following = read[coming.start : coming.stop] if coming is not None else None
-        ratings = planned.rate(read[rows.start : rows.stop], local_rank, tell, following)
+        coming = run.read(dataset, run.parts[then].rows) if then is not None else None
+        ratings = planned.rate(run.read(dataset, rows), local_rank, tell, coming)
         tell(len(rows) * planned.k - asked)  # rows that could not be asked about are done too
         stores.reached("shard rated")
         facts = ratings.facts()

@@ -53,6 +53,7 @@ class Run:
     where: str
     plan: dict[str, Any]
     _shards: dict[str, Shards] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _views: list[Dataset] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @cached_property
     def store(self) -> Store:
@@ -109,6 +110,16 @@ class Run:
         said = self.store.read_many([RESULTS[-1]]).get(RESULTS[-1], b"")
         tables = (json_object(said) or {}).get("tables")
         return tables if isinstance(tables, dict) else {}
+
+    def read(self, dataset: Dataset, rows: range) -> dict[str, list[Any]]:
+        """The columns that raters read, of some rows of ``dataset``.
+
+        To select them takes as long as the dataset has chunks, so that is done once.
+        """
+        if not self._views or self._views[0] is not dataset:
+            columns = dict.fromkeys(self.reader.columns(dataset.column_names))
+            self._views[:] = [dataset, dataset.select_columns(list(columns))]
+        return dict(self._views[1][rows.start : rows.stop])
 
     def measures(self, folder: str, key: str) -> Shards:
         """The shards of what another selector measures, cut as the ratings are."""
