@@ -128,7 +128,9 @@ def stub() -> Any:
         def prepare(self) -> None:
             pass
 
-        def rate(self, batch: Any, rank: int | None = None, progress: Any = None) -> Ratings:
+        def rate(
+            self, batch: Any, rank: int | None = None, progress: Any = None, then: Any = None
+        ) -> Ratings:
             pairs = self.reader.pairs(batch)
             first = int(re.findall(r"\d+", batch["instruction"][0])[0])
             logprobs = answers[np.arange(first, first + len(pairs)) % len(answers)]

@@ -238,7 +238,9 @@ class Stub(SentenceScore):
     def prepare(self) -> None:
         """There is nothing to look at."""
 
-    def rate(self, batch: Any, rank: int | None = None, progress: Any = None) -> Ratings:
+    def rate(
+        self, batch: Any, rank: int | None = None, progress: Any = None, then: Any = None
+    ) -> Ratings:
         """Ratings made of the text."""
         first = int(batch["instruction"][0].removeprefix("Say ").removesuffix("."))
         Stub.begun(self.slug, first // SHARD_SIZE)

@@ -152,7 +152,6 @@ def _untie(model: Any) -> None:
     Merged into weights that both use, what changes one would change the other.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
-    from torch.nn import Parameter
 
     ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
     if not any(isinstance(end, BaseTunerLayer) for end in ends):
@@ -161,7 +160,8 @@ def _untie(model: Any) -> None:
         cast(Any, end).get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends
     )
     if head is not None and head.weight is embeddings.weight:
-        head.weight = Parameter(head.weight.detach().clone(), requires_grad=False)
+        own = head.weight.detach().clone()
+        head.weight = type(head.weight)(own, requires_grad=False)
         model.config.get_text_config().tie_word_embeddings = False
 
 

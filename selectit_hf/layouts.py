@@ -110,8 +110,8 @@ def _history(value: Any, settings: Reading) -> list[Turn]:
 
 
 def _read_named(row: Row, settings: Reading) -> tuple[str, str]:
-    asked, answered = row.values()
-    return required_text(asked), required_text(answered)
+    texts = list(row.values())  # one, where instruction and response are the same column
+    return required_text(texts[0]), required_text(texts[-1])
 
 
 def _read_exchange(row: Row, settings: Reading) -> tuple[str, str]:

@@ -155,7 +155,7 @@ def test_what_reads_responses_is_the_model_that_rated(
     """A Hub model at the commit that the scorer's branch was at."""
     asked: list[tuple[Any, ...]] = []
 
-    def found(name: str, revision: str | None) -> Checkpoint:
+    def found(name: str, revision: str | None, base: str | None = None) -> Checkpoint:
         asked.append((name, revision))
         return Checkpoint("user/model", str(checkpoint), "c0ffee")
 

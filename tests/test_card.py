@@ -1,6 +1,7 @@
 """The card: a whole one pinned, nobody's value taken at its word, hand-written text kept."""
 
 import copy
+import hashlib
 import io
 import json
 import re
@@ -225,6 +226,10 @@ def test_a_low_rating_mass_is_a_warning(tmp_path: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     summary["models"]["small"]["rating_mass"] = 0.01
     (run / "summary.json").write_text(json.dumps(summary))
+    selection = json.loads((run / "selection.json").read_text())
+    digest = hashlib.sha256((run / "summary.json").read_bytes()).hexdigest()
+    selection["sha256"]["summary.json"] = digest
+    (run / "selection.json").write_text(json.dumps(selection))
     finished = from_run(run)
     made = make_card(
         finished.facts,

@@ -115,7 +115,9 @@ def tables(run: Run) -> dict[str, bytes]:
 def dies_at(row: str, times: int, notes: Path, how: Callable[[], Any]) -> Any:
     """A `rate` that dies at a row so many times, counted in a file."""
 
-    def rate(scorer: SentenceScore, batch: Any, rank: Any = None, progress: Any = None) -> Ratings:
+    def rate(
+        scorer: SentenceScore, batch: Any, rank: Any = None, progress: Any = None, then: Any = None
+    ) -> Ratings:
         if row in batch["output"]:
             with notes.open("a") as file:
                 file.write(f"{scorer.token_budget}\n")
@@ -228,7 +230,9 @@ def test_workers_that_spread_a_model_see_their_own_gpus(
 ) -> None:
     notes = tmp_path / "seen"
 
-    def rate(scorer: SentenceScore, batch: Any, rank: Any = None, progress: Any = None) -> Ratings:
+    def rate(
+        scorer: SentenceScore, batch: Any, rank: Any = None, progress: Any = None, then: Any = None
+    ) -> Ratings:
         with notes.open("a") as file:
             seen = os.environ["CUDA_VISIBLE_DEVICES"]
             file.write(f"{seen} {rank} {scorer.place(rank).device_map}\n")
@@ -269,7 +273,9 @@ def test_status_tells_what_is_done_and_what_is_wrong(
     def look(slug: str, prompts: int) -> None:
         seen.append(runs.status(one.where)["models"]["random_llama"])
 
-    def rate(scorer: SentenceScore, batch: Any, rank: Any = None, progress: Any = None) -> Ratings:
+    def rate(
+        scorer: SentenceScore, batch: Any, rank: Any = None, progress: Any = None, then: Any = None
+    ) -> Ratings:
         progress(5 * 3)
         return made_up(scorer, batch, rank)
 

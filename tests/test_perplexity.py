@@ -260,7 +260,7 @@ def test_where_a_model_runs_changes_nothing_that_is_kept(checkpoint, kind, name)
 def test_the_state_is_that_of_what_is_cached(checkpoint, kind):
     """Its names, by which `datasets` finds what it has mapped; one more, and nothing is found."""
     names = {f.name for f in dataclasses.fields(kind) if f.init}
-    later = {"device_map", "base_model", "quantization", "attn_implementation"}
+    later = {"device_map", "base_model", "quantization", "attn_implementation", "roles"}
     assert set(kind(str(checkpoint)).__getstate__()) == {*names, "version"} - later
     eager = kind(str(checkpoint), attn_implementation="eager")
     assert set(eager.__getstate__()) == {*names, "version"} - later | {"attn_implementation"}

@@ -132,7 +132,7 @@ class Store:
         with self._reaching(name):
             try:
                 found = self._fresh().info(self._at(name))
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return None
         return int(found["size"]) if found["type"] == "file" else None
 
@@ -146,7 +146,7 @@ class Store:
         with self._reaching(folder):
             try:
                 found = self._fresh().ls(at, detail=True)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return {}
         named = {one["name"].rstrip("/"): one["size"] or 0 for one in found}
         return {posixpath.basename(one): named[one] for one in named if one != at}
