@@ -251,8 +251,8 @@ def _choose_split(splits: list[str], split: str | None, name: str) -> str:
         return str(split)
     problem = "no split was named" if split is None else f"there is no split {split!r}"
     raise InputError(
-        f"The dataset {name!r} has the splits {', '.join(map(str, splits))}, and {problem}; choose one with "
-        "--split."
+        f"The dataset {name!r} has the splits {', '.join(map(str, splits))}, and {problem}; choose "
+        "one with --split."
     )
 
 

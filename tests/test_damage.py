@@ -374,7 +374,7 @@ class Forward:
     def __init__(self, patch: pytest.MonkeyPatch, shares: bool = False) -> None:
         self.sizes: list[int] = []
         self.widths: set[int] = set()
-        self.plain: list[bool] = []  # whether a pass only compares
+        self.plain: list[bool] = []  # whether a pass compares, or records a prefix
         comparing = False
         self.raises: Raises = lambda number, ids: None
         original = LlamaForCausalLM.forward
@@ -388,17 +388,20 @@ class Forward:
                 raise error
             return original(model, input_ids=input_ids, **settings)
 
-        alone = engines_forward.Forward.plain_logprobs
+        def beside(work: Callable[..., Any]) -> Callable[..., Any]:
+            def marked(*asked: Any) -> Any:
+                nonlocal comparing
+                comparing = True
+                try:
+                    return work(*asked)
+                finally:
+                    comparing = False
 
-        def compare(own: Any, ids: Any, last: int) -> Any:
-            nonlocal comparing
-            comparing = True
-            try:
-                return alone(own, ids, last)
-            finally:
-                comparing = False
+            return marked
 
-        patch.setattr(engines_forward.Forward, "plain_logprobs", compare)
+        for name in ("plain_logprobs", "record"):
+            work = getattr(engines_forward.Forward, name)
+            patch.setattr(engines_forward.Forward, name, beside(work))
         # As a wrapper it is seen to take positions, without which no prefix is shared.
         patch.setattr(LlamaForCausalLM, "forward", wraps(original)(forward) if shares else forward)
 

@@ -84,7 +84,9 @@ def rows() -> Dataset:
     return Dataset.from_dict({"instruction": ["Say."] * 11, "output": [f"{i}" for i in range(11)]})
 
 
-def made_up(scorer: SentenceScore, batch: Any, rank: Any = None, progress: Any = None) -> Ratings:
+def made_up(
+    scorer: SentenceScore, batch: Any, rank: Any = None, progress: Any = None, then: Any = None
+) -> Ratings:
     """Ratings made of the row's text, without a model."""
     numbers = np.array([int(text) for text in batch["output"]], dtype=np.float32)
     logprobs = np.empty((len(numbers), 5, 5), dtype=np.float32)
