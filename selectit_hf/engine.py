@@ -223,7 +223,7 @@ class Engine:
         if way.last_mlp and mlp is None:
             raise Unshareable("its last MLP is not found")
         tally = _Tally(len(task.ids))
-        shared = self._shared(task, tally) if way.shares else {}
+        shared = self._shared(task, told) if way.shares else {}
         if way.shares and not (shared or way.last_mlp):
             raise Unshareable("no two sequences begin alike")
         batches = batches_of(task.ids, shared, way, task.budget, self._forward.rope_limit)
@@ -247,6 +247,7 @@ class Engine:
             if batch not in first:
                 self._read(batch, read, tally)
                 told.reach(tally.done)
+        tally.splits += told.unshared
         return tally.read(task.width, way)
 
     def _compare(self, numbers: Sequence[int], task: _Task, tally: "_Tally") -> None:
@@ -272,7 +273,7 @@ class Engine:
             tally.compared += 1
             tally.gap = max(tally.gap, gap)
 
-    def _shared(self, task: _Task, tally: "_Tally") -> dict[SharedPrefix, list[int]]:
+    def _shared(self, task: _Task, told: "_Told") -> dict[SharedPrefix, list[int]]:
         """The sequences that go on from each prefix, which is recorded."""
         shared = {}
         for ids, rows in members_of(task.ids, task.prefixes, self._forward.rope_limit).items():
@@ -281,7 +282,7 @@ class Engine:
                 logger.warning(
                     "Out of memory with a shared prefix of %d tokens; not shared.", len(ids)
                 )
-                tally.splits += 1
+                told.unshared += 1
                 continue
             prefix.check(self.model)
             limit = prefix.limit
@@ -373,9 +374,14 @@ def _gap(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
 
 
 class _Told:
-    """Says how many sequences are done, each once, whatever is done again."""
+    """Says how many sequences are done, each once, whatever is done again.
+
+    Attributes:
+        unshared: how often memory was too short to keep a prefix, in whichever way.
+    """
 
     def __init__(self, progress: Callable[[int], None] | None) -> None:
+        self.unshared = 0
         self._progress = progress
         self._said = 0
 

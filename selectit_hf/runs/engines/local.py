@@ -12,7 +12,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import connection
 from multiprocessing.connection import Connection
@@ -65,7 +65,18 @@ def alone(store: Store) -> Iterator[None]:
                 "far it is. To share the work among processes or machines, use 'selectit launch "
                 f"{store}' or 'selectit rate {store} --rank R --world N'."
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            _tidy(store.path())
+
+
+def _tidy(folder: Path) -> None:
+    """Remove a folder in which nothing was planned."""
+    with suppress(OSError):
+        if [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            folder.rmdir()
 
 
 def rate(
