@@ -681,7 +681,7 @@ def ways_tokens(model: PreTrainedModel, engine: Engine, ids: list[list[int]]) ->
     """Tokens that go through the model in the way that counts, comparisons left out."""
     reading = engine.next_token_logprobs(ids, READ, prefixes=PREFIXES).reading
     engine._ways = [way for way in WAYS if way.name == reading.way]
-    engine._compare = lambda *others: None  # type: ignore[method-assign]
+    engine._compare = lambda chosen, task, tally: setattr(tally, "compared", 1)  # type: ignore
     return tokens_seen(model, lambda: engine.next_token_logprobs(ids, READ, prefixes=PREFIXES))
 
 
