@@ -40,7 +40,7 @@ def _of_all(values: Sequence[Any], depth: int, level: int = 0) -> pa.DataType:
     if kind is dict:
         return _of_structs(there, depth, level)
     if kind is list:
-        return _list_of(_of_all([one for value in there for one in value], depth, level + 1))
+        return pa.list_(_of_all([one for value in there for one in value], depth, level + 1))
     return pa.bool_() if kind is bool else pa.string()
 
 
@@ -59,10 +59,6 @@ def _of_structs(values: Sequence[dict[str, Any]], depth: int, level: int) -> pa.
     return pa.struct(list(fields.items()))
 
 
-def _list_of(inner: pa.DataType) -> pa.DataType:
-    return pa.list_(inner)
-
-
 def fit(one: pa.DataType, two: pa.DataType, depth: int = 0) -> pa.DataType:
     """The type that fits the values of both, as `infer` would have it of all of them."""
     if one == two or pa.types.is_null(two):
@@ -72,7 +68,7 @@ def fit(one: pa.DataType, two: pa.DataType, depth: int = 0) -> pa.DataType:
     if pa.types.is_struct(one) and pa.types.is_struct(two):
         return _fit_structs(one, two, depth)
     if pa.types.is_list(one) and pa.types.is_list(two):
-        return _list_of(fit(one.value_type, two.value_type, depth))
+        return pa.list_(fit(one.value_type, two.value_type, depth))
     numbers = [pa.int64(), pa.uint64(), pa.float64()]
     if one in numbers and two in numbers:
         return numbers[max(numbers.index(one), numbers.index(two))]

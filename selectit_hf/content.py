@@ -1,4 +1,4 @@
-"""What a checkpoint folder holds, as one hash: every file that can change a rating."""
+"""What files hold, as hashes: of one, and of all in a checkpoint that can change a rating."""
 
 import functools
 import hashlib
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from selectit_hf.errors import ModelError
 
-__all__ = ["content_hash"]
+__all__ = ["content_hash", "file_sha256"]
 
 LOADED = (
     ".bpe",
@@ -85,5 +85,10 @@ def _json(path: Path) -> dict[str, object]:
 
 @functools.lru_cache(maxsize=1024)
 def _file_hash(path: str, size: int, modified: int, changed: int) -> str:
-    with open(path, "rb") as file:
+    return file_sha256(Path(path))
+
+
+def file_sha256(path: Path) -> str:
+    """The hash of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

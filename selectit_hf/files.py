@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features
 
 from selectit_hf.arrow_types import as_array, fit, held, holdable, infer, unholdable
+from selectit_hf.content import file_sha256
 from selectit_hf.errors import InputError
 from selectit_hf.records import COMPRESSIONS, Record, csv_rows, json_rows
 
-__all__ = ["KINDS", "as_held", "file_sha256", "holdable_schema", "kind_of", "read_files"]
+__all__ = ["KINDS", "as_held", "holdable_schema", "kind_of", "read_files"]
 
 VERSION = 1
 """Raised whenever the same files are read in another way."""
@@ -106,12 +107,6 @@ def _folder() -> Path:
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "selectit_hf"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def file_sha256(path: Path) -> str:
-    """The hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _store(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from selectit_hf.errors import InputError
 from selectit_hf.rows import RowReader
+from selectit_hf.survey import several_turns
 
 __all__ = ["fingerprint", "survey"]
 
@@ -37,11 +37,7 @@ def survey(dataset: Dataset, reader: RowReader) -> str:
     """
     multi_turn = _multi_turn(dataset, reader)
     if multi_turn:
-        raise InputError(
-            f"{multi_turn} of {len(dataset)} rows have several turns. Choose what to rate: "
-            "--turns first for the first exchange, as the released code does, or --turns all for "
-            "the last response with the earlier turns in its instruction."
-        )
+        raise several_turns(multi_turn, len(dataset))
     return fingerprint(dataset)
 
 

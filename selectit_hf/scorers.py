@@ -345,7 +345,7 @@ class RatingScorer:
             unrated = known not in SETTLED or (known in RATED and not has[i])
             if isinstance(pair, Pair) and (unrated or (known in RATED and has[i] < count)):
                 todo.setdefault(0 if unrated else int(has[i]), []).append(i)
-        rater = Rater(self.checkpoint, self._question, self.place(rank))
+        rater = self._rater(rank)
         next_pairs = self.reader.pairs(then) if then is not None else ()
         coming = [pair for pair in next_pairs if isinstance(pair, Pair)]
         splits, readings = 0, []
@@ -369,7 +369,7 @@ class RatingScorer:
             SettingError: the rating prompts are longer than the model's context.
         """
         self.check_place()
-        Rater(self.checkpoint, self._question, self.place(None)).encoder()
+        self._rater(None).encoder()
 
     def weights_facts(self) -> dict[str, str]:
         """What else is to be told of the weights, where there is any of it.
@@ -388,7 +388,7 @@ class RatingScorer:
         Raises:
             ModelError: see `prepare`.
         """
-        return Rater(self.checkpoint, self._question, self.place(None)).encoder().prompt_end
+        return self._rater(None).encoder().prompt_end
 
     def check_place(self) -> None:
         """Refuse, before anything is loaded, what the device here cannot compute.
@@ -403,6 +403,9 @@ class RatingScorer:
         place = self.place(None)
         check_device(place.quantization, place.device)
         check_attention(place.attn_implementation, place.dtype)
+
+    def _rater(self, rank: int | None) -> Rater:
+        return Rater(self.checkpoint, self._question, self.place(rank))
 
     @property
     def _question(self) -> Question:

@@ -34,8 +34,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from selectit_hf.content import file_sha256
 from selectit_hf.errors import InputError, SelectItError
-from selectit_hf.files import KINDS, as_held, file_sha256, kind_of, read_files
+from selectit_hf.files import KINDS, as_held, kind_of, read_files
 
 __all__ = ["Source", "load", "readable", "stream", "without_rows"]
 
@@ -88,7 +89,7 @@ def load(dataset: str, split: str | None = None) -> tuple[Dataset, Source]:
 def stream(dataset: str, split: str | None = None) -> tuple[IterableDataset, Source]:
     """As `load`, one row after the other: what the Hub has as parquet is not downloaded before.
 
-    `selectit_hf.spool.spool` puts the rows on the disk, where they can be read in any order. What
+    `selectit_hf.runs.spool` puts the rows on the disk, where they can be read in any order. What
     the types of text files are follows from all their rows, so those are read whole, as by `load`.
 
     Raises:

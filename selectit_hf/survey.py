@@ -20,7 +20,16 @@ from selectit_hf.errors import InputError, SettingError
 from selectit_hf.rows import RowReader
 from selectit_hf.turns import KINDS, TURN_KEYS
 
-__all__ = ["REMEDIES", "Survey", "check_ranking", "check_space", "look", "of_statuses", "take_in"]
+__all__ = [
+    "REMEDIES",
+    "Survey",
+    "check_ranking",
+    "check_space",
+    "look",
+    "of_statuses",
+    "several_turns",
+    "take_in",
+]
 
 ROWS = 1000
 SHOWN = 8
@@ -130,7 +139,7 @@ def look(dataset: Dataset, reader: RowReader, allow_unrated: bool = False) -> Su
     found = take_in(dataset, reader)
     several = found.statuses.get("multi_turn", 0)
     if several:
-        raise InputError(f"{several} of {found.rows} rows have several turns. {TURNS}")
+        raise several_turns(several, found.rows)
     most = max(found.statuses, key=lambda status: found.statuses[status], default="")
     why = f"{of_statuses(found.statuses)}. For {most!r}: {REMEDIES.get(most, '')}"
     if found.roles:
@@ -143,6 +152,11 @@ def look(dataset: Dataset, reader: RowReader, allow_unrated: bool = False) -> Su
             "the others."
         )
     return found
+
+
+def several_turns(count: int, rows: int) -> InputError:
+    """What to say where ``count`` of the rows have several turns and no policy says which."""
+    return InputError(f"{count} of {rows} rows have several turns. {TURNS}")
 
 
 def of_statuses(counts: dict[str, int]) -> str:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,18 @@ def card_of(
     )
 
 
+def plain_card(finished: Finished, datasets_data: Mapping[str, Any] | None = None) -> Card:
+    """The card of facts, with nothing set and a source without a card."""
+    return make_card(
+        finished.facts,
+        "user/x",
+        licence=inherited({}, CardSettings()),
+        settings=CardSettings(),
+        source_card={},
+        datasets_data=datasets_data or {},
+    )
+
+
 def front_matter(text: str) -> dict[str, Any]:
     data = card_data(text)
     assert data == DatasetCard(text).data.to_dict()
@@ -129,14 +142,7 @@ def test_the_size_category_counts_the_kept_rows(
 ) -> None:
     finished, files = copy.deepcopy(prepared[0]), prepared[1]
     finished.facts["selection"]["selected"] = rows
-    made = make_card(
-        finished.facts,
-        "user/x",
-        licence=inherited({}, CardSettings()),
-        settings=CardSettings(),
-        source_card={},
-        datasets_data=files.datasets_data,
-    )
+    made = plain_card(finished, files.datasets_data)
     assert made.data["size_categories"] == [size]
 
 
@@ -197,14 +203,7 @@ def test_what_the_weights_were_is_told(prepared: tuple[Finished, Staged]) -> Non
     ]
     kwargs = '{"date": "26 Jul", "enable_thinking": false}'
     finished.facts["rating"] |= {"chat": True, "chat_template_kwargs": kwargs}
-    body = make_card(
-        finished.facts,
-        "user/x",
-        licence=inherited({}, CardSettings()),
-        settings=CardSettings(),
-        source_card={},
-        datasets_data=files.datasets_data,
-    ).body
+    body = plain_card(finished, files.datasets_data).body
     for said in (
         f"[org/lora](https://huggingface.co/org/lora/tree/{own})",
         f"revision: {own}, of its base {of_base}",
@@ -231,14 +230,7 @@ def test_a_low_rating_mass_is_a_warning(tmp_path: Path) -> None:
     selection["sha256"]["summary.json"] = digest
     (run / "selection.json").write_text(json.dumps(selection))
     finished = from_run(run)
-    made = make_card(
-        finished.facts,
-        "user/x",
-        licence=inherited({}, CardSettings()),
-        settings=CardSettings(),
-        source_card={},
-        datasets_data={},
-    )
+    made = plain_card(finished)
     assert made.body.count("hardly understood") == 1
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from failing_disk import failing_at
 
 from selectit_hf.errors import RunError
 from selectit_hf.runs import store
@@ -205,18 +206,10 @@ def test_stopped_at_any_point_nothing_half_is_there(
 def test_a_failing_disk_commits_nothing_false(
     tmp_path: Path, call: int, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shards, calls, sync = shards_in(tmp_path), [], os.fsync
+    shards = shards_in(tmp_path)
 
-    def failing(descriptor: int) -> None:
-        calls.append(descriptor)
-        if len(calls) == call + 1:
-            raise OSError(code, os.strerror(code))
-        sync(descriptor)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", failing)
-        with pytest.raises(OSError, match=os.strerror(code)):
-            shards.commit(0, rows_of(RANGES[0]), {})
+    with failing_at(call, code, monkeypatch), pytest.raises(OSError, match=os.strerror(code)):
+        shards.commit(0, rows_of(RANGES[0]), {})
     assert whole(shards_in(tmp_path)) == shards_in(tmp_path).missing()[:0] or call == 3
     make_all(shards)
     assert whole(shards_in(tmp_path)) == [0, 1, 2]

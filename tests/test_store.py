@@ -9,6 +9,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from failing_disk import failing_at
 
 from selectit_hf.errors import RunError
 from selectit_hf.runs import store
@@ -115,19 +116,14 @@ def test_stopped_at_any_point_a_file_is_the_old_or_the_new(
 def test_a_failing_disk_leaves_what_was_there_and_says_which_file(
     tmp_path: Path, call: int, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, calls, sync = Store(tmp_path), [], os.fsync
+    folder = Store(tmp_path)
     folder.write("file", b"old")
 
-    def failing(descriptor: int) -> None:
-        calls.append(descriptor)
-        if len(calls) == call + 1:
-            raise OSError(code, os.strerror(code))
-        sync(descriptor)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", failing)
-        with pytest.raises(OSError, match=os.strerror(code)) as caught:
-            folder.write("file", b"new")
+    with (
+        failing_at(call, code, monkeypatch),
+        pytest.raises(OSError, match=os.strerror(code)) as caught,
+    ):
+        folder.write("file", b"new")
     assert "file was written" in caught.value.__notes__[0]
     assert folder.read("file") == (b"old" if call == 0 else b"new")
     assert list(folder.sizes()) == ["file"]

@@ -26,7 +26,7 @@ from selectit_hf.runs.reopen import inputs, rows_of
 from selectit_hf.runs.results import Reflection, finish, ranking_column, ratings_of
 from selectit_hf.runs.run import RESULTS, Run, check_folder, open_run, plan
 from selectit_hf.runs.shards import Shards
-from selectit_hf.runs.store import Store, file_sha256, is_url, open_store
+from selectit_hf.runs.store import Store, is_url, open_store
 from selectit_hf.runs.streaming import spool
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
     "Store",
     "check_folder",
     "datatrove_steps",
-    "file_sha256",
     "finish",
     "inputs",
     "is_url",

@@ -21,6 +21,7 @@ from datasets import Dataset, Features, Value
 from numpy.typing import NDArray
 
 from selectit_hf import reflection
+from selectit_hf.content import file_sha256
 from selectit_hf.errors import RunError, SettingError
 from selectit_hf.ratings import Ratings, nested_lists
 from selectit_hf.reflection import Variant
@@ -30,7 +31,7 @@ from selectit_hf.runs.rating import PROGRESS
 from selectit_hf.runs.run import RESULTS, Run
 from selectit_hf.runs.selected import write_selected
 from selectit_hf.runs.shards import Facts, Shards, not_floats
-from selectit_hf.runs.store import as_json, file_sha256, open_store, sha256
+from selectit_hf.runs.store import as_json, open_store, sha256
 from selectit_hf.scorers import ModelScore, SentenceScore
 from selectit_hf.selection import (
     Cut,

@@ -29,7 +29,6 @@ __all__ = [
     "POINTS",
     "Store",
     "as_json",
-    "file_sha256",
     "is_url",
     "json_object",
     "open_store",
@@ -393,9 +392,3 @@ def json_object(data: bytes) -> dict[str, Any] | None:
 def sha256(data: bytes) -> str:
     """The hash of ``data`` in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """The hash of a file of this machine in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,10 +21,11 @@ import pyarrow as pa
 from datasets import Dataset, IterableDataset
 
 from selectit_hf.arrow_types import held
+from selectit_hf.content import file_sha256
 from selectit_hf.errors import InputError, RunError
 from selectit_hf.files import holdable_schema
 from selectit_hf.fingerprint import fingerprint
-from selectit_hf.runs.store import Store, file_sha256, json_object, open_store, sha256
+from selectit_hf.runs.store import Store, json_object, open_store, sha256
 from selectit_hf.sources import Source, readable, without_rows
 
 __all__ = ["spool", "streamed"]
