@@ -143,7 +143,8 @@ def show_summary(summary: dict[str, Any], out: Path | str, as_json: bool) -> Non
                 f"Warning: {slug} gives all ratings together a probability of "
                 f"{facts['rating_mass']:.4f} on average (under {LOW_RATING_MASS}): it hardly "
                 "understood the question, and its scores mean little. Try a stronger base model, "
-                "or other rating prompts."
+                "--chat for an instruct model, a template with another end (--template), or other "
+                "rating prompts (--rating-prompts)."
             )
             tell(Text(words, style="yellow"))
     tell(f"\n{summary['selected']} selected rows are in")
