@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 HOME = Path(tempfile.mkdtemp(prefix="selectit-tests-"))
@@ -115,6 +116,12 @@ def no_network(socket_guard: None) -> Iterator[None]:
     ATTEMPTS.clear()
     yield
     assert not ATTEMPTS, f"A test reached for the network: {ATTEMPTS}"
+
+
+@pytest.fixture(autouse=True)
+def empty_memory() -> None:
+    """``memory://`` holds nothing of an earlier test: it is one store for the whole process."""
+    fsspec.filesystem("memory").store.clear()
 
 
 # Tokenizers

@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
@@ -563,7 +562,6 @@ def test_a_run_in_object_storage_by_its_url_from_any_machine(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fsspec.filesystem("memory").store.clear()
     url, there = "memory://bucket/run", runs.open_store("memory://bucket")
     done = selectit("run", data, "--model", checkpoint, "--out", url)
     assert done.code == 0, done.err

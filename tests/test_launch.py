@@ -278,7 +278,6 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     server.shutdown()
     thread.join()
     server.server_close()
-    fsspec.filesystem("memory").store.clear()
 
 
 @pytest.mark.filterwarnings("ignore:.*run_uv_job.*experimental:UserWarning")

@@ -3,11 +3,9 @@
 import errno
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from failing_disk import failing_at
 
@@ -23,10 +21,8 @@ class Killed(BaseException):
 
 
 @pytest.fixture(params=["disk", "memory"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    fsspec.filesystem("memory").store.clear()
-    yield open_store(tmp_path / "run" if request.param == "disk" else "memory://bucket/run")
-    fsspec.filesystem("memory").store.clear()
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return open_store(tmp_path / "run" if request.param == "disk" else "memory://bucket/run")
 
 
 def test_what_is_written_is_read(folder: Store) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Features, IterableDataset, List, Value
@@ -129,7 +128,6 @@ def test_half_a_spool_is_none(tmp_path, damage):
 
 def test_rows_of_a_remote_run_lie_there(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
-    fsspec.filesystem("memory").store.clear()
     spool(streamed(plain(9)), "memory://bucket/run", SOURCE)
     assert len(Store("memory://bucket/run").sizes("rows")) == 2
     (kept,) = (tmp_path / "selectit_hf").glob("*.arrow")
