@@ -2,7 +2,7 @@
 
 Forked workers take a small dataset through the real path (plan, shards, results) with a stub in
 place of the models, whose ratings are made of a row's text. Each is killed with SIGKILL, in turn at
-a named point of the commit (`selectit_hf.runs.store.POINTS`) and at a random instant, and started
+a named point of the commit (`selectit_hf.runs.shards.POINTS`) and at a random instant, and started
 again until so many kills have happened. Runs have one worker or three; in every second run of three
 all of them rate every shard, so that each is made in duplicate. Now and then all are killed at once
 and one bit of a table is flipped, as a failing disk does. In every third run one worker is stopped
@@ -51,12 +51,14 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from selectit_hf import engine, hardware, runs
+from selectit_hf import engine, hardware, runs, whole_files
 from selectit_hf.errors import RunError
 from selectit_hf.ratings import Ratings
+from selectit_hf.reflection import Reflection
 from selectit_hf.rows import Pair
-from selectit_hf.runs import RESULTS, Reflection, Run, plans, rating, store
-from selectit_hf.runs.shards import Shards
+from selectit_hf.runs import RESULTS, Run, plans, rating, store
+from selectit_hf.runs.run import PROGRESS
+from selectit_hf.runs.shards import POINTS, Shards
 from selectit_hf.scorers import SentenceScore
 from selectit_hf.selection import Cut
 from selectit_hf.sources import Source
@@ -119,7 +121,7 @@ def in_memory() -> Path | None:
 class Folders:
     """Run folders of this machine."""
 
-    points: tuple[str, ...] = store.POINTS
+    points: tuple[str, ...] = POINTS
 
     def __init__(self, folder: Path) -> None:
         self.logs = folder
@@ -314,7 +316,7 @@ def serve(
     if mutant:
         MUTANTS[mutant]()
     if kill.point:
-        patched: Any = store
+        patched: Any = whole_files
         patched.reached = dying(kill)
     begun = 0
 
@@ -337,7 +339,7 @@ def quicken() -> None:
 
 
 def dying(kill: Kill) -> Callable[[str], None]:
-    """A `store.reached` that ends the process as the kernel does."""
+    """A `whole_files.reached` that ends the process as the kernel does."""
     arrivals = 0
 
     def reached(point: str) -> None:
@@ -383,25 +385,15 @@ def without_atomic_rename() -> None:
     """Write every file in its place."""
 
     @contextmanager
-    def placing(self: Any, name: str) -> Iterator[Path]:
-        path = self.path(name)
+    def replacing(path: Path, place: Any = None) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        yield InPlace(path)
-        store.reached("file placed")
-        store.reached("folder synced")
+        yield path
+        whole_files.reached("file placed")
+        whole_files.reached("folder synced")
 
-    patched: Any = store
-    patched.Store._placing = placing
-    patched.os.link = lambda source, target: None
-
-
-class InPlace(type(Path())):  # type: ignore[misc]
-    """A path that is in its place already."""
-
-    def replace(self, target: Any) -> Any:
-        """There is nothing to move."""
-        return target
+    patched: Any = whole_files
+    patched.replacing = replacing
 
 
 MUTANTS = {
@@ -601,7 +593,7 @@ class Struck:
         table = TABLE.fullmatch(name.rpartition("/")[2])
         if table:  # also of other bytes, which the late writer and a split leave
             return hashlib.sha256(data).hexdigest().startswith(table[2])
-        if name.startswith(rating.PROGRESS) or (name.startswith("ratings/") and self.late):
+        if name.startswith(PROGRESS) or (name.startswith("ratings/") and self.late):
             return store.json_object(data) is not None
         if name in RESULTS and self.late:
             return True  # of whatever ratings stay; looked at when all is done
@@ -632,7 +624,7 @@ class Struck:
         begun: defaultdict[str, list[int]] = defaultdict(list)
         late = self.late.serial if self.late else 0
         rated = 0
-        written = self.log.read_text() if self.log.exists() else ""
+        written = self.log.read_text() if self.log.exists() else ""  # all may die before they rate
         for line in written.splitlines():
             who, shard = line.split()
             if who == FLIPPED:

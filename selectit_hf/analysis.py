@@ -5,12 +5,12 @@ than flags.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
+from huggingface_hub.constants import HF_HOME
 from numpy.typing import NDArray
 
 from selectit_hf.ablation import ablate
@@ -21,7 +21,9 @@ from selectit_hf.errors import InputError, SettingError
 from selectit_hf.judge import Judge
 from selectit_hf.measures import Measures
 from selectit_hf.page import write_report
-from selectit_hf.runs import Reflection, Run, ratings_of
+from selectit_hf.reflection import Reflection
+from selectit_hf.runs import Run, ratings_of
+from selectit_hf.runs.store import sha256
 from selectit_hf.scorers import RatingScorer
 from selectit_hf.selection import Cut
 from selectit_hf.selectors import to_columns
@@ -123,11 +125,11 @@ def compare_run(
     Raises:
         SettingError: a selector that is not known or lacks its settings.
     """
-    with _journal(run, judge) as journal:
-        made = _candidates(run, rows, cut, how, reader, seed, judge, embeddings, journal)
-        if "judge" in names:
-            _agree_to_pay(made, judge or JudgeSettings(), tell)
-        found = [made.score(name) for name in names]
+    journal = _journal(run) if judge is not None and judge.model else None
+    made = _candidates(run, rows, cut, how, reader, seed, judge, embeddings, journal)
+    if "judge" in names:
+        _agree_to_pay(made, judge or JudgeSettings(), tell)
+    found = [made.score(name) for name in names]
     return compare(found, made.pairs, cut, made.lengths(), made.vectors)
 
 
@@ -213,10 +215,11 @@ def _candidates(
     )
 
 
-def _journal(run: Run, judge: JudgeSettings | None) -> AbstractContextManager[Path | None]:
-    """Where the answers of a judge are kept, if there is one."""
-    named = judge is not None and judge.model
-    return run.store.growing(JOURNAL) if named else nullcontext()
+def _journal(run: Run) -> Path:
+    """Where a judge's answers are kept: in the run, or for a remote one in this machine's cache."""
+    if run.store.is_local:
+        return run.store.path(JOURNAL)
+    return Path(HF_HOME).expanduser() / "selectit_hf" / f"{sha256(run.where.encode())[:16]}.jsonl"
 
 
 def _judge(run: Run, settings: JudgeSettings, journal: Path) -> Judge:

@@ -6,13 +6,13 @@ list there), or a nested struct has other fields in every row, the column holds 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 from datasets import Features
 
-__all__ = ["as_array", "fit", "held", "holdable", "infer", "unholdable"]
+__all__ = ["as_array", "fit", "held", "holdable", "infer", "not_floats", "unholdable"]
 
 JSON = pa.json_()
 LEVELS = 16
@@ -182,3 +182,18 @@ def _held(array: Any, type_: pa.DataType) -> Any:
     if array.type.num_fields == 0:
         return array.cast(type_)
     return pa.array(array.to_pylist(), type_)
+
+
+def not_floats(schema: pa.Schema) -> list[str]:
+    """The columns for which parquet's dictionaries are of use: ratings hardly ever repeat."""
+
+    def leaves(name: str, kind: pa.DataType) -> Iterator[str]:
+        if pa.types.is_struct(kind):
+            for inner in kind:
+                yield from leaves(f"{name}.{inner.name}", inner.type)
+        elif hasattr(kind, "value_type") and not pa.types.is_dictionary(kind):
+            yield from leaves(f"{name}.list.element", kind.value_type)
+        elif not pa.types.is_floating(kind):
+            yield name
+
+    return [leaf for field in schema for leaf in leaves(field.name, field.type)]

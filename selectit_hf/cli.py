@@ -39,7 +39,7 @@ from selectit_hf.options import (
     with_flags,
 )
 from selectit_hf.publishing import push_run
-from selectit_hf.runs import Reflection
+from selectit_hf.reflection import Reflection
 from selectit_hf.scorers import ModelScore, SentenceScore
 from selectit_hf.selection import Cut, select
 from selectit_hf.terminal import forgiving_streams, visible, write_out

@@ -7,7 +7,7 @@ import typer
 from selectit_hf import options, runs, screen
 from selectit_hf.cli_runs import AllowMixed, Folders, Stop
 from selectit_hf.options import Data, RunNamed, Split, with_flags
-from selectit_hf.runs import Reflection
+from selectit_hf.reflection import Reflection
 from selectit_hf.runs.engines.launch import Launch
 from selectit_hf.selection import Cut
 from selectit_hf.terminal import write_out

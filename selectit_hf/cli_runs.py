@@ -25,7 +25,8 @@ from selectit_hf.options import (
     with_flags,
 )
 from selectit_hf.ratings import RATED
-from selectit_hf.runs import Reflection, Run
+from selectit_hf.reflection import Reflection
+from selectit_hf.runs import Run
 from selectit_hf.runs.engines import local
 from selectit_hf.runs.engines.launchers import Rank
 from selectit_hf.scorers import SentenceScore

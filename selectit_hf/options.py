@@ -17,7 +17,8 @@ from selectit_hf.checkpoints import DEFAULT_MODEL, is_local
 from selectit_hf.errors import InputError, SettingError
 from selectit_hf.hub import PushSettings
 from selectit_hf.prompts import RELEASED_TEMPLATE
-from selectit_hf.runs import Reflection, is_url
+from selectit_hf.reflection import Reflection
+from selectit_hf.runs import is_url
 from selectit_hf.scorers import SentenceScore
 from selectit_hf.selection import Cut
 

@@ -80,6 +80,27 @@ class Ratings(NamedTuple):
         facts: dict[str, Any] = {"rater": self.rater, "oom_splits": self.splits}
         return facts | ({"reading": self.reading._asdict()} if self.reading is not None else {})
 
+    def table(self, rows: range) -> pa.Table:
+        """The ratings of the rows with these numbers, as they are stored."""
+        _, prompts, k = self.logprobs.shape
+        values = pa.array(self.logprobs.reshape(-1), pa.float32())
+        return pa.table(
+            {
+                "row": pa.array(np.asarray(rows), pa.int64()),
+                "status": pa.array(self.statuses, pa.string()),
+                "pair": pa.array(self.texts(), pa.string()),
+                "logprobs": pa.FixedSizeListArray.from_arrays(values, prompts * k),
+            }
+        )
+
+    @classmethod
+    def from_table(cls, table: pa.Table, k: int, facts: Mapping[str, Any]) -> "Ratings":
+        """What `table` and `facts` stored, of all k rating prompts."""
+        flat = table["logprobs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        pairs = table["pair"] if "pair" in table.column_names else ()
+        logprobs, statuses = flat.reshape(-1, k, k), table["status"].to_pylist()
+        return cls(statuses, logprobs, facts["rater"], facts["oom_splits"], pairs=pairs)
+
 
 # Ratings that are already in a batch
 

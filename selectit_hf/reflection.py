@@ -8,6 +8,7 @@ A NaN anywhere in a row makes that row's scores NaN, never another row's.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,6 +18,7 @@ from selectit_hf.errors import SettingError
 
 __all__ = [
     "FORMULA_VERSION",
+    "Reflection",
     "Variant",
     "check_variant",
     "model_score",
@@ -35,6 +37,22 @@ Floats = NDArray[np.floating]
 
 RELEASED_K = 5
 RELEASED_WEIGHTS = (7 / 20, 13 / 20, 70 / 90)
+
+
+@dataclass(frozen=True)
+class Reflection:
+    """What is made of the ratings; changing it costs no forward pass.
+
+    Attributes:
+        alpha, variant: see `selectit_hf.scorers.RatingScorer`.
+        weights: one for each model; see `selectit_hf.scorers.ModelScore`.
+        by: a level or a column; see `selectit_hf.selection.select`.
+    """
+
+    alpha: float = 0.2
+    variant: Variant = "paper"
+    weights: tuple[float, ...] | None = None
+    by: str | None = None
 
 
 def check_variant(variant: str, k: int) -> None:

@@ -9,9 +9,11 @@ import pyarrow as pa
 from datasets import Dataset
 
 from selectit_hf.checkpoints import slug
+from selectit_hf.fingerprint import fingerprint
 from selectit_hf.prompts import RELEASED_TEMPLATE, load_rating_prompts
 from selectit_hf.ratings import Ratings
-from selectit_hf.runs import Reflection, Run, finish, open_run
+from selectit_hf.reflection import Reflection
+from selectit_hf.runs import Run, finish, open_run
 from selectit_hf.runs.plans import encoded
 from selectit_hf.runs.segments import ends
 from selectit_hf.selection import Cut
@@ -41,7 +43,7 @@ def make_plan(
     rating: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A plan over some rows, without a model."""
-    found = "sha256:00"
+    found = fingerprint(rows)
     return {
         "format": 3,
         "input": {

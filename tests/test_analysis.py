@@ -21,7 +21,7 @@ from selectit_hf.baselines import Length
 from selectit_hf.checkpoints import Checkpoint
 from selectit_hf.engine import Engine
 from selectit_hf.errors import SettingError
-from selectit_hf.runs import Reflection
+from selectit_hf.reflection import Reflection
 from selectit_hf.selection import Cut
 from selectit_hf.sources import Source
 

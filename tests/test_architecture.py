@@ -31,6 +31,7 @@ FLOORS = {
         "spread",
         "terminal",
         "turns",
+        "whole_files",
     },
     1: {
         "chat",
@@ -59,6 +60,8 @@ FLOORS = {
         "engine",
         "fingerprint",
         "journal",
+        "kept_rows",
+        "stream_files",
         "prompts",
         "quotas",
         "ratings",
@@ -68,7 +71,7 @@ FLOORS = {
         "tokens",
         "writing",
     },
-    3: {"baselines", "diversity", "judge", "mapping", "perplexity", "raters", "scorers"},
+    3: {"baselines", "diversity", "judge", "mapping", "perplexity", "raters", "score_tables", "scorers"},
     4: {
         "ablation",
         "candidates",
@@ -98,7 +101,6 @@ FLOORS = {
         "runs.results",
         "runs.run",
         "runs.segments",
-        "runs.selected",
         "runs.shards",
         "runs.store",
         "runs.streaming",

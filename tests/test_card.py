@@ -25,7 +25,7 @@ from selectit_hf.card import Card, CardSettings, escaped, inherited, make_card, 
 from selectit_hf.errors import HubError, InputError, RunError, SettingError
 from selectit_hf.finished import Finished, from_run
 from selectit_hf.plots import agreement_plot, lengths_plot, rank_correlations, scores_plot
-from selectit_hf.runs import Reflection
+from selectit_hf.reflection import Reflection
 from selectit_hf.runs.plans import encoded
 from selectit_hf.selection import Cut
 from selectit_hf.staging import Staged, stage

@@ -25,7 +25,7 @@ from selectit_hf.page_data import Agreement, gather, packed
 from selectit_hf.page_map import embedding_column, map_rows, word_embeddings
 from selectit_hf.page_rows import Ranking
 from selectit_hf.page_words import cautions, reason
-from selectit_hf.runs import Reflection
+from selectit_hf.reflection import Reflection
 from selectit_hf.selection import Cut
 
 HOSTILE = [

@@ -259,7 +259,7 @@ def test_other_versions_or_hardware_are_not_mixed_in(
     other = made_with | {"torch": "9.9"}
     monkeypatch.setattr("selectit_hf.hardware.made_with", lambda device: other)
     run = runs.open_run(rated.where)
-    with pytest.raises(RunError, match=r"torch: .*now '9\.9'.*--allow-mixed"):
+    with pytest.raises(RunError, match=r"torch: .* and 9\.9\).*--allow-mixed"):
         runs.rate(run, rows_to(11), [scorer])
     runs.rate(run, rows_to(11), [scorer], allow_mixed=True)
     assert runs.pending(run) == []

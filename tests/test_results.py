@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selectit_hf import ModelScore, SentenceScore, contrast, select
+from selectit_hf import kept_rows as selected_rows
 from selectit_hf.errors import InputError, RunError, SettingError
 from selectit_hf.ratings import Ratings, nested_lists, nulled
+from selectit_hf.reflection import Reflection
 from selectit_hf.rows import STATUSES, Pair, RowReader
-from selectit_hf.runs import Reflection, Run, finish, open_run, ranking_column, ratings_of
-from selectit_hf.runs import selected as selected_rows
+from selectit_hf.runs import Run, finish, open_run, ranking_column, ratings_of
 from selectit_hf.selection import Cut
 
 
@@ -232,7 +233,7 @@ def test_mixed_shards_are_refused_or_said(tmp_path):
         said["made_with"] = {"device": "cpu AVX2", "torch": torch}
         shards.commit(number, shards.table(facts), said, replace=True)
     run = open_run(run.where)
-    with pytest.raises(RunError, match=r"several versions.*torch: 2\.10, 2\.9.*--allow-mixed"):
+    with pytest.raises(RunError, match=r"several versions.*torch: 2\.10 and 2\.9.*--allow-mixed"):
         finish(run, rows)
     found = finish(run, rows, allow_mixed=True)["models"]["small"]["made_with"]
     assert [one["torch"] for one in found] == ["2.9", "2.10"]
@@ -245,7 +246,7 @@ def test_a_failure_leaves_the_files_of_before(tmp_path):
     before = results(tmp_path / "run")
     with pytest.raises(InputError, match="not scores"):
         finish(run, rows, Reflection(by="output"))
-    with pytest.raises(RunError, match="39 rows and the run 40"):
+    with pytest.raises(RunError, match="39 rows are not those"):
         finish(run, rows.select(range(39)))
     assert results(tmp_path / "run") == before
 

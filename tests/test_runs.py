@@ -17,7 +17,8 @@ from selectit_hf import SentenceScore, runs, select
 from selectit_hf.engine import Engine
 from selectit_hf.errors import InputError, ModelError, RunError, SettingError
 from selectit_hf.fingerprint import survey
-from selectit_hf.runs import Reflection, Run
+from selectit_hf.reflection import Reflection
+from selectit_hf.runs import Run
 from selectit_hf.selection import Cut
 from selectit_hf.sources import Source
 

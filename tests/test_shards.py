@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 from failing_disk import failing_at
 
+from selectit_hf import whole_files
 from selectit_hf.errors import RunError
-from selectit_hf.runs import store
 from selectit_hf.runs.shards import Part, Shards
-from selectit_hf.runs.store import Store, open_store
+from selectit_hf.runs.store import Store, open_store, sha256
 
 RANGES = [range(4), range(4, 8), range(8, 11)]
 
@@ -103,7 +103,7 @@ def test_a_bad_sidecar_is_set_aside_and_made_again(
     else:
         facts = json.loads(sidecar.read_text()) | {"table": "../../../etc/passwd"}
         del facts["facts_sha256"]
-        digest = store.sha256(json.dumps(facts, sort_keys=True).encode())
+        digest = sha256(json.dumps(facts, sort_keys=True).encode())
         sidecar.write_text(json.dumps(facts | {"facts_sha256": digest}))
     fresh = shards_in(tmp_path)
     assert fresh.missing() == [1]
@@ -146,10 +146,10 @@ def test_who_commits_between_the_last_look_and_the_sidecar_is_first(
 
     def reached(point: str) -> None:
         if point == "looked again":
-            monkeypatch.setattr(store, "reached", lambda point: None)
+            monkeypatch.setattr(whole_files, "reached", lambda point: None)
             assert other.commit(0, rows_of(RANGES[0]), {"seconds": 1.0})
 
-    monkeypatch.setattr(store, "reached", reached)
+    monkeypatch.setattr(whole_files, "reached", reached)
     assert not late.commit(0, rows_of(RANGES[0], 0.1), {"seconds": 2.0})
     assert shards_in(tmp_path).committed()[0]["seconds"] == 1.0
 
@@ -188,7 +188,7 @@ def test_stopped_at_any_point_nothing_half_is_there(
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "reached", reached)
+        patch.setattr(whole_files, "reached", reached)
         try:
             shards_in(tmp_path / "other").commit(0, rows_of(RANGES[0]), {"seconds": 0.5})
         except Killed:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from failing_disk import failing_at
 
+from selectit_hf import whole_files
 from selectit_hf.errors import RunError
-from selectit_hf.runs import store
 from selectit_hf.runs.store import Store, open_store
 
-OF_A_FILE = store.POINTS[1:6]
+OF_A_FILE = whole_files.POINTS
 
 
 class Killed(BaseException):
@@ -48,10 +48,25 @@ def test_what_is_written_is_read(folder: Store) -> None:
     assert list(folder.sizes("a")) == ["c.json"]
 
 
-def test_the_first_to_create_stays(folder: Store) -> None:
+def test_the_first_to_create_stays(folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert folder.create("a.json", b"first")
-    assert not folder.create("a.json", b"second")
-    assert folder.read("a.json") == b"first"
+    for _ in range(2):
+        assert not folder.create("a.json", b"second")
+        assert folder.read("a.json") == b"first"
+        assert list(folder.sizes()) == ["a.json"]
+        monkeypatch.setattr(Store, "exists", lambda *_: False)  # another creates it just now
+
+
+def test_without_hard_links_a_file_is_created_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*args: Any) -> None:
+        raise OSError(errno.EPERM, "no links")
+
+    monkeypatch.setattr(os, "link", link)
+    assert Store(tmp_path).create("a", b"1")
+    assert not Store(tmp_path).create("a", b"2")
+    assert Store(tmp_path).read("a") == b"1"
 
 
 def test_a_file_that_is_set_aside_is_kept(folder: Store) -> None:
@@ -76,16 +91,6 @@ def test_a_large_file_is_written_whole_or_not_at_all(folder: Store) -> None:
     assert list(folder.sizes()) == ["x.parquet"]
 
 
-def test_lines_of_several_machines_come_together(
-    folder: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for machine in ("one", "two", "one"):
-        monkeypatch.setattr(store, "HF_HOME", str(tmp_path / machine))
-        with folder.growing("answers.jsonl") as path, path.open("a") as file:
-            file.write(f"{machine}\n")
-    assert sorted({*folder.read("answers.jsonl").split()}) == [b"one", b"two"]
-
-
 @pytest.mark.parametrize("point", OF_A_FILE)
 def test_stopped_at_any_point_a_file_is_the_old_or_the_new(
     tmp_path: Path, point: str, monkeypatch: pytest.MonkeyPatch
@@ -99,7 +104,7 @@ def test_stopped_at_any_point_a_file_is_the_old_or_the_new(
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "reached", reached)
+        patch.setattr(whole_files, "reached", reached)
         with pytest.raises(Killed):
             folder.write("file", b"new")
     assert tuple(passed) == OF_A_FILE[: len(passed)]
@@ -125,22 +130,38 @@ def test_a_failing_disk_leaves_what_was_there_and_says_which_file(
     assert list(folder.sizes()) == ["file"]
 
 
-def test_without_hard_links_the_first_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def link(*args: Any) -> None:
-        raise OSError(errno.EPERM, "no links")
+@pytest.mark.parametrize("name", ["inside/file", "file", "../beyond/file"])
+def test_links_and_paths_out_of_the_folder_are_not_followed(tmp_path: Path, name: str) -> None:
+    beyond, folder = tmp_path / "beyond", Store(tmp_path / "run")
+    beyond.mkdir()
+    (beyond / "file").write_bytes(b"theirs")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/inside").symlink_to(beyond)
+    (tmp_path / "run/file").symlink_to(beyond / "file")
+    for use in (folder.read, folder.size, folder.parquet, folder.remove, folder.set_aside):
+        with pytest.raises(RunError, match="links are not followed"):
+            use(name)
+    for act in (lambda: folder.write(name, b"ours"), lambda: folder.read_many([name])):
+        with pytest.raises(RunError, match="links are not followed"):
+            act()
+    with pytest.raises(RunError, match="links are not followed"), folder.replacing(name):
+        pass
+    assert (beyond / "file").read_bytes() == b"theirs"
+    assert [path.name for path in beyond.iterdir()] == ["file"]
 
-    monkeypatch.setattr(os, "link", link)
-    assert Store(tmp_path).create("a", b"1")
-    assert not Store(tmp_path).create("a", b"2")
-    assert Store(tmp_path).read("a") == b"1"
+
+@pytest.mark.parametrize("said", [b'{"a": NaN}', b"[1]", b"", b'{"a":' * 100_000, b"\xff"])
+def test_what_is_no_json_object_is_named(tmp_path: Path, said: bytes) -> None:
+    folder = Store(tmp_path)
+    folder.write("plan.json", said)
+    with pytest.raises(RunError, match=r"plan\.json of the run is no JSON object"):
+        folder.read_json("plan.json")
 
 
 def test_only_what_was_abandoned_is_swept(tmp_path: Path) -> None:
     for name in (".a.x.partial", ".b.x.partial", "a.partial"):
         (tmp_path / name).write_bytes(b"x")
-    old = time.time() - store.ABANDONED - 60
+    old = time.time() - whole_files.ABANDONED - 60
     for name in (".a.x.partial", "a.partial"):
         os.utime(tmp_path / name, (old, old))
     Store(tmp_path).sweep()

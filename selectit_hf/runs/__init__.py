@@ -23,7 +23,7 @@ from selectit_hf.runs.rating import (
     wait_and_take_over,
 )
 from selectit_hf.runs.reopen import inputs, rows_of
-from selectit_hf.runs.results import Reflection, finish, ranking_column, ratings_of
+from selectit_hf.runs.results import finish, ranking_column, ratings_of
 from selectit_hf.runs.run import RESULTS, Run, check_folder, open_run, plan
 from selectit_hf.runs.shards import Shards
 from selectit_hf.runs.store import Store, is_url, open_store
@@ -32,7 +32,6 @@ from selectit_hf.runs.streaming import spool
 __all__ = [
     "RESULTS",
     "Progress",
-    "Reflection",
     "Run",
     "Shards",
     "Store",

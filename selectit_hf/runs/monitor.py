@@ -4,8 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from selectit_hf.runs.rating import PROGRESS
-from selectit_hf.runs.run import RESULTS, Run, open_run
+from selectit_hf.runs.run import PROGRESS, RESULTS, Run, open_run
 from selectit_hf.runs.shards import rows_words
 from selectit_hf.runs.store import json_object
 

@@ -12,19 +12,16 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 from datasets import Dataset
 
+from selectit_hf import whole_files
 from selectit_hf.errors import RunError, SelectItError
-from selectit_hf.ratings import Ratings
-from selectit_hf.runs import store as stores
-from selectit_hf.runs.run import Run
-from selectit_hf.runs.shards import rows_words
+from selectit_hf.runs.run import PROGRESS, Run
+from selectit_hf.runs.shards import refuse_mixed, rows_words
+from selectit_hf.runs.store import as_json
 from selectit_hf.scorers import SentenceScore
 
 __all__ = [
-    "PROGRESS",
     "Progress",
     "pending",
     "prepare",
@@ -39,8 +36,6 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int], None]
 """Told a model's slug and how many more rating prompts are done, k for each row."""
-PROGRESS = "progress"
-"""The folder of notes about shards that are being rated, for `status` alone."""
 NOTE_EVERY = 10.0
 """Seconds between two notes of a worker."""
 POLL = 2.0
@@ -100,7 +95,8 @@ def rate_shard(
         planned = _planned(run, slug, scorer, halvings)
         made_with = hardware.made_with(planned.place(local_rank).device)
         if not allow_mixed:
-            _check_made_with(made_with, shards.any_facts(), slug)
+            theirs = shards.any_facts().get("made_with", made_with)
+            refuse_mixed(slug, [theirs, made_with])
         started, asked = time.perf_counter(), 0
 
         def tell(prompts: int) -> None:
@@ -113,12 +109,13 @@ def rate_shard(
         coming = run.read(dataset, run.parts[then].rows) if then is not None else None
         ratings = planned.rate(run.read(dataset, rows), local_rank, tell, coming)
         tell(len(rows) * planned.k - asked)  # rows that could not be asked about are done too
-        stores.reached("shard rated")
+        whole_files.reached("shard rated")
         facts = ratings.facts()
         facts["oom_splits"] += halvings
         facts |= {"token_budget": planned.token_budget, "made_with": made_with}
         facts["seconds"] = round(time.perf_counter() - started, 3)
-        return shards.commit(number, _table(ratings, rows), facts)
+        run.check_plan()
+        return shards.commit(number, ratings.table(rows), facts)
 
 
 def rate(
@@ -237,30 +234,6 @@ def _planned(run: Run, slug: str, scorer: SentenceScore, halvings: int = 0) -> S
     return scorer
 
 
-def _check_made_with(mine: dict[str, str], other: dict[str, Any] | None, slug: str) -> None:
-    theirs = (other or {}).get("made_with", mine)
-    differ = [f"{n}: {theirs.get(n)!r}, now {mine[n]!r}" for n in mine if theirs.get(n) != mine[n]]
-    if differ:
-        raise RunError(
-            f"Other shards by {slug!r} were rated with other versions or on other hardware "
-            f"({'; '.join(differ)}), so that ratings would differ in their last digits. Rate on "
-            "what the run began with, or add --allow-mixed, which summary and card then say."
-        )
-
-
-def _table(ratings: Ratings, rows: range) -> pa.Table:
-    _, prompts, k = ratings.logprobs.shape
-    values = pa.array(ratings.logprobs.reshape(-1), pa.float32())
-    return pa.table(
-        {
-            "row": pa.array(np.asarray(rows), pa.int64()),
-            "status": pa.array(ratings.statuses, pa.string()),
-            "pair": pa.array(ratings.texts(), pa.string()),
-            "logprobs": pa.FixedSizeListArray.from_arrays(values, prompts * k),
-        }
-    )
-
-
 @contextmanager
 def _noted(rows: range, slug: str) -> Iterator[None]:
     """Let any error say which rows it was at."""
@@ -284,7 +257,7 @@ def _announced(run: Run, slug: str, number: int) -> Iterator[Callable[[int], Non
         if time.monotonic() - last >= NOTE_EVERY:
             last = time.monotonic()
             with suppress(OSError, SelectItError):
-                run.store.write(name, stores.as_json({"rows": rows, "at": round(time.time())}))
+                run.store.write(name, as_json({"rows": rows, "at": round(time.time())}))
 
     announce(0)
     try:

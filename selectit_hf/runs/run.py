@@ -28,10 +28,12 @@ from selectit_hf.runs.store import Store, json_object, open_store
 from selectit_hf.scorers import ModelScore, SentenceScore
 from selectit_hf.sources import Source
 
-__all__ = ["LOCK", "RESULTS", "Run", "check_folder", "open_run", "plan"]
+__all__ = ["LOCK", "PROGRESS", "RESULTS", "Run", "check_folder", "open_run", "plan"]
 
 RESULTS = ("scores.parquet", "selected.parquet", "summary.json", "selection.json")
 """In the order they are written; the last one says of which ratings the others are, and vouches."""
+PROGRESS = "progress"
+"""The folder of notes about shards that are being rated, for `status` alone."""
 LOCK = ".lock"
 """What keeps a second ``run`` out of a local folder."""
 
@@ -126,16 +128,28 @@ class Run:
         return Shards(self.store, f"measures/{folder}", self.parts, key)
 
     def check_rows(self, dataset: Dataset) -> None:
-        """Refuse rows that are not the run's.
+        """Refuse rows that are not the run's; columns that others have added are not looked at.
 
         Raises:
             RunError: another number of rows, or other values.
         """
-        if len(dataset) != self.rows or not segments.holds(dataset, self.plan["segments"]):
+        planned = self.plan["input"]["columns"]
+        known = dataset.select_columns([c for c in planned if c in dataset.column_names])
+        if len(dataset) != self.rows or not segments.holds(known, self.plan["segments"]):
             raise RunError(
                 f"These {len(dataset)} rows are not those of the run {self.name!r}, which has "
                 f"{self.rows}; give the dataset that its plan names, or start another run."
             )
+
+    def check_plan(self) -> None:
+        """Refuse to write into a folder that holds another plan now, unless it is this one grown.
+
+        Raises:
+            RunError: what has changed; or there is no plan any more.
+        """
+        now = plans.read_plan(self.store)
+        if now != self.plan:
+            plans.compare(self.plan, now, self.name)
 
 
 def plan(
@@ -169,17 +183,14 @@ def plan(
     folder.sweep()
     old = plans.read_plan(folder) if folder.exists(PLAN) else {}
     new = plans.make_plan(dataset, source, scorers, shard_size, old)
-    if not old:
-        folder.create(PLAN, plans.encoded(new))
-    elif _differ(old, new):
-        if any(folder.sizes(f"ratings/{model['name']}") for model in old["models"]):
-            plans.compare(old, new, folder.name)
-        folder.write(PLAN, plans.encoded(new))
-    there = plans.read_plan(folder)
-    if _differ(there, new):  # another process was quicker
-        again = plans.make_plan(dataset, source, scorers, shard_size, there)
-        plans.compare(there, again, folder.name)
-    return Run(str(folder), there)
+    run = Run(str(folder), new)
+    if old and not _differ(old, new):
+        return Run(str(folder), old)
+    if old and any(folder.sizes(f"ratings/{model['name']}") for model in old["models"]):
+        plans.compare(old, new, folder.name)
+    folder.write(PLAN, plans.encoded(new))
+    run.check_plan()  # another process may have been quicker
+    return run
 
 
 def _differ(old: dict[str, Any], new: dict[str, Any]) -> bool:

@@ -14,19 +14,24 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from selectit_hf import whole_files
+from selectit_hf.arrow_types import not_floats
 from selectit_hf.errors import RunError
-from selectit_hf.runs import store as stores
-from selectit_hf.runs.store import Store
+from selectit_hf.runs.store import Store, as_json, json_object, sha256
 
-__all__ = ["Facts", "Part", "Shards", "not_floats", "rows_words"]
+__all__ = ["POINTS", "Facts", "Part", "Shards", "refuse_mixed", "rows_words"]
 
 logger = logging.getLogger(__name__)
+
+POINTS = ("shard rated", *whole_files.POINTS, "table written", "looked again", "shard committed")
+"""Where a shard can be interrupted, in order; those of a file are passed again for its sidecar.
+Object storage has none of the latter."""
 
 NAMED = 8
 """So many missing shards are named in a message."""
@@ -107,9 +112,9 @@ class Shards:
         there = self.committed()
         return [number for number in range(len(self)) if number not in there]
 
-    def any_facts(self) -> Facts | None:
-        """What one of the sidecars says, if there is one."""
-        return next(iter((self._known or self.committed()).values()), None)
+    def any_facts(self) -> Facts:
+        """What one of the sidecars says; nothing if there is none."""
+        return next(iter((self._known or self.committed()).values()), {})
 
     def all_facts(self) -> list[Facts]:
         """What the sidecars say, in order.
@@ -127,7 +132,7 @@ class Shards:
             data = self.store.read(f"{self.folder}/{facts['table']}")
         except FileNotFoundError:
             return None
-        fits = stores.sha256(data) == facts["sha256"]
+        fits = sha256(data) == facts["sha256"]
         return pq.read_table(pa.BufferReader(data)) if fits else None
 
     def refuse(self, missing: Sequence[int]) -> None:
@@ -166,24 +171,24 @@ class Shards:
         buffer = io.BytesIO()
         pq.write_table(table, buffer, use_dictionary=not_floats(table.schema))
         data = buffer.getvalue()
-        digest = stores.sha256(data)
+        digest = sha256(data)
         name = f"{number:05d}.{digest[:12]}.parquet"
         if self.table({"table": name, "sha256": digest}) is None:  # else another wrote the same
             self.store.write(f"{self.folder}/{name}", data)
-        stores.reached("table written")
+        whole_files.reached("table written")
         own: Facts = {"rows": [rows.start, rows.stop], "key": self.key, "of": of}
         own |= {"table": name, "bytes": len(data), "sha256": digest}
         said = json.loads(json.dumps({**own, **facts}))
-        sidecar = stores.as_json({**said, "facts_sha256": _hash(said)})
+        sidecar = as_json({**said, "facts_sha256": _hash(said)})
         free = replace or not self.is_committed(number)
         if free and not replace and self.store.exists(self._sidecar(number)):
             self.set_aside(number)  # it is not whole
-        stores.reached("looked again")
+        whole_files.reached("looked again")
         if replace:
             self.store.write(self._sidecar(number), sidecar)
         elif free:  # so far: what another has committed meanwhile stays
             free = self.store.create(self._sidecar(number), sidecar)
-        stores.reached("shard committed")
+        whole_files.reached("shard committed")
         return free
 
     def set_aside(self, number: int) -> None:
@@ -200,7 +205,7 @@ class Shards:
 
     def _said(self, number: int, sidecar: bytes) -> Facts | None:
         """What a sidecar says, if it is as it was committed and of this shard."""
-        facts = stores.json_object(sidecar) or {}
+        facts = json_object(sidecar) or {}
         rows, of = self.parts[number]
         ours = {"rows": [rows.start, rows.stop], "key": self.key, "of": of}
         written = facts.pop("facts_sha256", None)
@@ -221,19 +226,20 @@ class Shards:
         return facts if self.table(pinned) is None else pinned
 
 
-def not_floats(schema: pa.Schema) -> list[str]:
-    """The columns for which parquet's dictionaries are of use: ratings hardly ever repeat."""
+def refuse_mixed(slug: str, made_with: Sequence[dict[str, str]]) -> None:
+    """Refuse shards of one model that other versions or another hardware rated.
 
-    def leaves(name: str, kind: pa.DataType) -> Iterator[str]:
-        if pa.types.is_struct(kind):
-            for inner in kind:
-                yield from leaves(f"{name}.{inner.name}", inner.type)
-        elif hasattr(kind, "value_type") and not pa.types.is_dictionary(kind):
-            yield from leaves(f"{name}.list.element", kind.value_type)
-        elif not pa.types.is_floating(kind):
-            yield name
-
-    return [leaf for field in schema for leaf in leaves(field.name, field.type)]
+    Raises:
+        RunError: it names what differs.
+    """
+    said = {name: {str(one.get(name)) for one in made_with} for name in [*made_with, {}][0]}
+    differ = [f"{name}: {' and '.join(sorted(s))}" for name, s in said.items() if len(s) > 1]
+    if differ:
+        raise RunError(
+            f"Shards by {slug!r} are rated with several versions of the libraries or on several "
+            f"kinds of hardware ({'; '.join(differ)}), so ratings differ in their last digits. "
+            "Rate on what the run began with, or add --allow-mixed; summary and card then say so."
+        )
 
 
 def rows_words(rows: range) -> str:
@@ -242,4 +248,4 @@ def rows_words(rows: range) -> str:
 
 
 def _hash(facts: Facts) -> str:
-    return stores.sha256(json.dumps(facts, sort_keys=True).encode())
+    return sha256(json.dumps(facts, sort_keys=True).encode())

@@ -21,40 +21,11 @@ from urllib.parse import urlsplit
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
-from huggingface_hub.constants import HF_HOME
 
+from selectit_hf import whole_files
 from selectit_hf.errors import RunError
 
-__all__ = [
-    "POINTS",
-    "Store",
-    "as_json",
-    "is_url",
-    "json_object",
-    "open_store",
-    "reached",
-    "sha256",
-]
-
-POINTS = (
-    "shard rated",
-    "partial created",
-    "partial written",
-    "partial synced",
-    "file placed",
-    "folder synced",
-    "table written",
-    "looked again",
-    "shard committed",
-)
-"""Where a shard can be interrupted, in order. The five of a file are passed for its table, then for
-its sidecar; object storage has none of them."""
-ABANDONED = 3600.0
-"""Seconds after which a partial file that nobody writes to is what a killed process left."""
-
-
-def reached(point: str) -> None:
-    """Called at each of `POINTS`; does nothing. Tests of kills put something in its place."""
+__all__ = ["Store", "as_json", "is_url", "json_object", "open_store", "sha256"]
 
 
 def is_url(text: object) -> bool:
@@ -102,9 +73,22 @@ class Store:
         return posixpath.basename(self._root)
 
     def path(self, name: str = "") -> Path:
-        """A file or the folder as one of this machine, where it is."""
+        """A file or the folder as one of this machine, where it is.
+
+        Raises:
+            RunError: it lies behind a link. A run folder holds none, so nothing beyond it is read
+                or written, whoever it was received from.
+        """
         assert self.is_local
-        return Path(self._root, name)
+        path = Path(self._root)
+        for part in Path(name).parts:
+            path = path / part
+            if part == ".." or path.is_symlink():
+                raise RunError(
+                    f"{name!r} of the run {self.name!r} is a link or leads out of the folder, and "
+                    "links are not followed. Put the files themselves there."
+                )
+        return path
 
     # Reading
 
@@ -169,12 +153,12 @@ class Store:
             RunError: it cannot be read, or is something else.
         """
         try:
-            facts = json.loads(self.read(name).decode())
-        except (OSError, ValueError, RecursionError) as error:
+            facts = json_object(self.read(name))
+        except OSError as error:
             raise RunError(
                 f"{name} of the run cannot be read ({error}); restore it, or start another run."
             ) from error
-        if not isinstance(facts, dict):
+        if facts is None:
             raise RunError(f"{name} of the run is no JSON object; restore it.")
         return facts
 
@@ -182,16 +166,10 @@ class Store:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, in place of one that is there."""
-        if not self.is_local:
+        if self.is_local:
+            whole_files.write(self.path(name), data)
+        else:
             self._put(name, lambda at: self._files.pipe_file(at, data))
-            return
-        with self._placing(name) as partial:
-            _write_durably(partial, data)
-            partial.replace(self.path(name))
-
-    def write_json(self, name: str, facts: dict[str, Any]) -> None:
-        """Write a JSON object, for people and programs."""
-        self.write(name, as_json(facts))
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a file unless there is one already; whether there was none.
@@ -200,26 +178,26 @@ class Store:
         """
         if self.exists(name):
             return False
-        if not self.is_local:
-            return self._create_there(name, data)
-        with self._placing(name) as partial:
-            _write_durably(partial, data)
-            try:
-                os.link(partial, self.path(name))
-            except FileExistsError:
-                return False
-            except OSError:  # a file system without hard links
-                partial.replace(self.path(name))
+        if self.is_local:
+            return whole_files.create(self.path(name), data)
+        try:
+            self._put(name, lambda at: self._files.pipe_file(at, data, mode="create"))
+        except FileExistsError:
+            return False
+        except (TypeError, NotImplementedError):
+            self.write(name, data)
         return True
+
+    def write_json(self, name: str, facts: dict[str, Any]) -> None:
+        """Write a JSON object, for people and programs."""
+        self.write(name, as_json(facts))
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
         """A file of this machine to write, which becomes ``name`` when the block ends well."""
         if self.is_local:
-            with self._placing(name) as partial:
+            with whole_files.replacing(self.path(name)) as partial:
                 yield partial
-                _sync(partial)
-                partial.replace(self.path(name))
             return
         with tempfile.TemporaryDirectory(prefix="selectit-") as folder:
             path = Path(folder) / posixpath.basename(name)
@@ -238,64 +216,22 @@ class Store:
             self.write(posixpath.join(folder, f".bad-{time.time_ns()}-{base}"), self.read(name))
             self.remove(name)
 
-    @contextmanager
-    def growing(self, name: str) -> Iterator[Path]:
-        """A file of lines to append to, as one of this machine, put back when the block ends."""
-        if self.is_local:
-            self.path(name).parent.mkdir(parents=True, exist_ok=True)
-            yield self.path(name)
-            return
-        kept = Path(HF_HOME).expanduser() / "selectit_hf" / sha256(self._at(name).encode())[:16]
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_bytes(_merged(kept, self.read_many([name]).get(name, b"")))
-        try:
-            yield kept
-        finally:
-            self.write(name, _merged(kept, self.read_many([name]).get(name, b"")))
-
     def sweep(self, folder: str = "") -> None:
-        """Remove partial files that a killed process left, an hour after it last wrote to them."""
-        for path in self.path(folder).glob(".*.partial") if self.is_local else ():
-            with suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > ABANDONED:
-                    path.unlink()
+        """Remove what killed processes left half written."""
+        if self.is_local:
+            whole_files.remove_partial(self.path(folder))
 
     # Inside
 
     def _at(self, name: str) -> str:
+        if self.is_local:
+            return str(self.path(name))
         return posixpath.join(self._root, name).rstrip("/")
 
     def _fresh(self) -> Any:
         """The client, without what it remembers of earlier listings."""
         self._files.invalidate_cache()
         return self._files
-
-    @contextmanager
-    def _placing(self, name: str) -> Iterator[Path]:
-        """A name beside ``name`` that no other process has, to be moved there in the block."""
-        path = self.path(name)
-        partial = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(6).hex()}.partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield partial
-            reached("file placed")
-            _sync(path.parent)
-            reached("folder synced")
-        except OSError as error:
-            error.add_note(f"This was while {path.name} was written.")
-            raise
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-
-    def _create_there(self, name: str, data: bytes) -> bool:
-        try:
-            self._put(name, lambda at: self._files.pipe_file(at, data, mode="create"))
-        except FileExistsError:
-            return False
-        except (TypeError, NotImplementedError):
-            self.write(name, data)
-        return True
 
     def _put(self, name: str, put: Callable[[str], Any]) -> None:
         with self._reaching(name):
@@ -351,30 +287,6 @@ def _client(url: str) -> tuple[Any, str]:
         ) from error
 
 
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        reached("partial created")
-        file.write(data)
-        reached("partial written")
-        file.flush()
-        os.fsync(file.fileno())
-        reached("partial synced")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _merged(path: Path, there: bytes) -> bytes:
-    """The lines of a file, and those that are only ``there``."""
-    here = path.read_bytes().splitlines() if path.exists() else []
-    return b"".join(line + b"\n" for line in dict.fromkeys([*here, *there.splitlines()]))
-
-
 def as_json(facts: dict[str, Any]) -> bytes:
     """A JSON object as the bytes of a file."""
     return (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
@@ -383,10 +295,14 @@ def as_json(facts: dict[str, Any]) -> bytes:
 def json_object(data: bytes) -> dict[str, Any] | None:
     """The JSON object that ``data`` is, if it is one."""
     try:
-        found = json.loads(data)
+        found = json.loads(data, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def sha256(data: bytes) -> str:

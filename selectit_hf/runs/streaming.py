@@ -9,10 +9,8 @@ Rows of another source lie beside them, so a stream that grew takes nothing from
 import json
 import os
 import re
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +18,14 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
 
-from selectit_hf.arrow_types import held
 from selectit_hf.content import file_sha256
-from selectit_hf.errors import InputError, RunError
-from selectit_hf.files import holdable_schema
+from selectit_hf.errors import RunError
 from selectit_hf.fingerprint import fingerprint
 from selectit_hf.runs.store import Store, json_object, open_store, sha256
-from selectit_hf.sources import Source, readable, without_rows
+from selectit_hf.sources import Source
+from selectit_hf.stream_files import write_stream
 
 __all__ = ["spool", "streamed"]
-
-ROWS = 1000
 
 
 def spool(
@@ -61,7 +56,7 @@ def spool(
     name = source.name if source is not None else "stream"
     file = f"rows/{os.urandom(8).hex()}.arrow"
     with store.replacing(file) as partial:
-        rows = _write(stream, partial, name)
+        rows = write_stream(stream, partial, name)
         if source is None:
             source = Source(name, None, "train", fingerprint(Dataset.from_file(str(partial))))
         digest = file_sha256(partial)
@@ -108,65 +103,3 @@ def _here(store: Store, facts: dict[str, Any]) -> Path:
 
 def _sidecar(source: Source) -> str:
     return f"rows/{sha256(json.dumps(asdict(source)).encode())[:16]}.json"
-
-
-def _write(stream: IterableDataset, path: Path, name: str) -> int:
-    """Write each stretch of rows of one schema to a file, then all under the schema of all."""
-    parts: list[Path] = []
-    schemas: list[pa.Schema] = []
-    try:
-        for schema, tables in groupby(_tables(stream, name), key=lambda table: table.schema):
-            parts.append(path.with_name(f"{path.name}-{len(parts)}.partial"))
-            schemas.append(schema)
-            _write_part(parts[-1], schema, tables)
-        if not parts:
-            raise without_rows(name)
-        if len(parts) == 1:
-            parts[0].replace(path)
-        else:
-            schema = _unified(schemas, name)
-            _write_part(path, schema, _promoted(parts, schema))
-    finally:
-        for part in parts:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
-    return len(Dataset.from_file(str(path)))
-
-
-def _tables(stream: IterableDataset, name: str) -> Iterator[pa.Table]:
-    with readable(name):
-        if stream.features is not None:
-            schema = stream.features.arrow_schema
-            wanted = holdable_schema(schema, name)
-            for table in stream.with_format("arrow").iter(ROWS):
-                yield held(table.cast(schema), wanted)
-        else:
-            for batch in stream.with_format(None).iter(ROWS):
-                yield Dataset.from_dict(batch).data.table
-
-
-def _write_part(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for table in tables:
-            writer.write_table(table)
-
-
-def _unified(schemas: list[pa.Schema], name: str) -> pa.Schema:
-    plain = [schema.remove_metadata() for schema in schemas]
-    try:
-        return pa.unify_schemas(plain, promote_options="permissive")
-    except pa.ArrowException as error:
-        detail = str(error).strip().split("\n", 1)[0]
-        raise InputError(
-            f"The rows of {name!r} have columns of types that do not go together: {detail} Give "
-            "the stream its features, as in stream.cast(features)."
-        ) from error
-
-
-def _promoted(parts: list[Path], schema: pa.Schema) -> Iterator[pa.Table]:
-    for part in parts:
-        with pa.memory_map(str(part)) as source, pa.ipc.open_stream(source) as batches:
-            for batch in batches:
-                both = [schema.empty_table(), pa.Table.from_batches([batch])]
-                table: Any = pa.concat_tables(both, promote_options="permissive")
-                yield table.replace_schema_metadata(None).cast(schema)

@@ -11,9 +11,9 @@ from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger
 
+from selectit_hf.reflection import Reflection
 from selectit_hf.runs import rating, results
 from selectit_hf.runs.reopen import inputs, rows_of
-from selectit_hf.runs.results import Reflection
 from selectit_hf.runs.run import open_run
 from selectit_hf.selection import Cut
 

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from selectit_hf.errors import RunError, SettingError
+from selectit_hf.reflection import Reflection
 from selectit_hf.runs import rating
 from selectit_hf.runs.engines import executor_options
 from selectit_hf.runs.reopen import inputs
-from selectit_hf.runs.results import Reflection, ranking_column
+from selectit_hf.runs.results import ranking_column
 from selectit_hf.runs.run import Run
 from selectit_hf.runs.store import Store, is_url, open_store
 from selectit_hf.selection import Cut

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features
 from numpy.typing import NDArray
 
+from selectit_hf.arrow_types import not_floats
 from selectit_hf.media import with_contents
-from selectit_hf.runs.shards import not_floats
 
 __all__ = ["write_selected"]
 

@@ -1,0 +1,91 @@
+"""Files of this machine that are whole or not there, whatever happens while they are written."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+__all__ = ["POINTS", "create", "reached", "remove_partial", "replacing", "write"]
+
+POINTS = (
+    "partial created",
+    "partial written",
+    "partial synced",
+    "file placed",
+    "folder synced",
+)
+"""Where writing a file can be interrupted, in order."""
+ABANDONED = 3600.0
+"""Seconds after which a partial file that nobody writes to is what a killed process left."""
+
+
+def reached(point: str) -> None:
+    """Called at each of `POINTS`; does nothing. Tests of kills put something in its place."""
+
+
+@contextmanager
+def replacing(path: Path, place: Callable[[Path, Path], object] = Path.replace) -> Iterator[Path]:
+    """A file beside ``path`` to write, which takes its place when the block ends well.
+
+    Raises:
+        OSError: the disk is full or failing. What was there is still there.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(6).hex()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        _sync(partial)
+        reached("partial synced")
+        place(partial, path)
+        reached("file placed")
+        _sync(path.parent)
+        reached("folder synced")
+    except OSError as error:
+        error.add_note(f"This was while {path.name} was written.")
+        raise
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write(path: Path, data: bytes, place: Callable[[Path, Path], object] = Path.replace) -> None:
+    """Write a file, in place of one that is there. Raises what `replacing` raises."""
+    with replacing(path, place) as partial, partial.open("xb") as file:
+        reached("partial created")
+        file.write(data)
+        reached("partial written")
+
+
+def create(path: Path, data: bytes) -> bool:
+    """Write a file unless there is one already; whether there was none."""
+
+    def place(partial: Path, path: Path) -> None:
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            partial.replace(path)
+
+    try:
+        write(path, data, place)
+    except FileExistsError:
+        return False
+    return True
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove partial files that a killed process left, an hour after it last wrote to them."""
+    for path in folder.glob(".*.partial"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
