@@ -403,7 +403,7 @@ def _count(rank: Rank, workers: int | None, scorers: Sequence[SentenceScore]) ->
             )
         return 1
     if scorers[0].spread:
-        return len(local.shares(workers or 1))
+        return len(mapping.shares(workers or 1))
     return workers or (1 if scorers[0].device else max(1, mapping.device_count()))
 
 

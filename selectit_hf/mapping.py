@@ -22,7 +22,7 @@ from datasets.fingerprint import Hasher
 from selectit_hf.errors import InputError, SettingError
 from selectit_hf.scorers import ModelScore, RatingScorer
 
-__all__ = ["device_count", "environment", "score"]
+__all__ = ["device_count", "environment", "score", "shares"]
 
 
 def device_count() -> int:
@@ -41,6 +41,27 @@ def _is_there(device: str) -> bool:
     except SettingError:
         return False
     return True
+
+
+def shares(count: int) -> list[str | None]:
+    """The GPUs of each of ``count`` workers that spread their model, for CUDA_VISIBLE_DEVICES.
+
+    Those that are visible here, in equal parts; ``None`` where there are none.
+
+    Raises:
+        SettingError: the parts are not equal.
+    """
+    gpus = device_count()
+    if gpus % count:
+        raise SettingError(
+            f"--workers {count} cannot each have the same number of {gpus} GPUs to spread a model "
+            f"over; take a number that divides {gpus}."
+        )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",")[:gpus] if visible else [str(number) for number in range(gpus)]
+    each = gpus // count
+    parts = [",".join(names[rank * each : (rank + 1) * each]) for rank in range(count)]
+    return [part or None for part in parts]
 
 
 def score(

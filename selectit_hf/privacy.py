@@ -1,22 +1,28 @@
-"""What must not leave this machine, looked for in every byte of a file.
+"""What must not leave this machine: looked for in every byte of a file, left out of what is shown.
 
 In parquet the decoded values are searched, and the metadata: compressed pages hide what they hold.
 """
 
+import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-__all__ = ["private_place", "private_words"]
+__all__ = ["private_place", "private_words", "redacted", "shown"]
 
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 SHARED = {"/", "/root", "/home", "/nonexistent", "/var/empty"}
 """Homes that texts of any origin name."""
 PIECE = 1 << 20
+HIDDEN = "***"
+SECRET = r"(?:\w*_)?(?:TOKEN|SECRETS?|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIALS?)"
+"""Names of what is secret."""
 
 
 def private_words(token: str | None = None) -> list[str]:
@@ -92,3 +98,30 @@ def _leaves(values: pa.Array) -> Iterator[pa.Array]:
 
 def _found(values: pa.Array, words: list[str]) -> bool:
     return any(pc.any(pc.match_substring(values, word)).as_py() for word in words)
+
+
+# What is shown
+
+
+def redacted(text: str) -> str:
+    """``text`` without tokens, passwords and the values of secrets in this environment."""
+    for name, value in os.environ.items():
+        if len(value) >= 6 and re.fullmatch(SECRET, name, re.IGNORECASE):
+            text = text.replace(value, HIDDEN)
+    text = re.sub(r"\bhf_[A-Za-z0-9]{6,}", HIDDEN, text)
+    text = re.sub(r"://[^/\s@\"']+@", f"://{HIDDEN}@", text)
+    return re.sub(rf"(?i)\b({SECRET})=(['\"]?)[^\s'\"]+", rf"\1=\2{HIDDEN}", text)
+
+
+def shown(facts: Any) -> str:
+    """Facts as JSON for people, what is not JSON as text, and the values of secrets left out."""
+    return redacted(json.dumps(_without_secrets("", facts), indent=2, default=str))
+
+
+def _without_secrets(name: str, value: Any) -> Any:
+    is_secret = re.fullmatch(SECRET, name, re.IGNORECASE)
+    if isinstance(value, dict):
+        return {n: HIDDEN if is_secret else _without_secrets(n, v) for n, v in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(name, one) for one in value]
+    return HIDDEN if is_secret and value is not None else value

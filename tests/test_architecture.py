@@ -71,7 +71,16 @@ FLOORS = {
         "tokens",
         "writing",
     },
-    3: {"baselines", "diversity", "judge", "mapping", "perplexity", "raters", "score_tables", "scorers"},
+    3: {
+        "baselines",
+        "diversity",
+        "judge",
+        "mapping",
+        "perplexity",
+        "raters",
+        "score_tables",
+        "scorers",
+    },
     4: {
         "ablation",
         "candidates",

@@ -218,9 +218,10 @@ class Pickling:
     Pipe = context.Pipe
 
     def Process(self, target: Any, args: Any) -> Any:
-        run, dataset, *rest = args
-        copied = pickle.loads(pickle.dumps((run, rest[0])))
-        return self.context.Process(target=target, args=(copied[0], dataset, copied[1], *rest[1:]))
+        work, *rest = args
+        copied = pickle.loads(pickle.dumps(replace(work, dataset=None)))
+        copied = replace(copied, dataset=work.dataset)
+        return self.context.Process(target=target, args=(copied, *rest))
 
 
 def test_workers_that_spread_a_model_see_their_own_gpus(

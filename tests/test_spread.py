@@ -37,7 +37,6 @@ from selectit_hf.errors import ModelError, SettingError
 from selectit_hf.loading import DEVICE_MAPS, budget_in, fitting_budget, load_model
 from selectit_hf.mapping import score
 from selectit_hf.perplexity import Perplexity
-from selectit_hf.runs.engines import local
 from selectit_hf.ways import WAYS
 
 PREFIX = [9, 8, 7, 6, 5]
@@ -467,12 +466,12 @@ def test_workers_share_the_gpus_out(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     else:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert local.shares(count) == expected
+    assert mapping.shares(count) == expected
 
 
 def test_shares_are_equal_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert local.shares(3) == [None] * 3
+    assert mapping.shares(3) == [None] * 3
     monkeypatch.setattr(mapping, "device_count", lambda: 4)
     for count in (3, 8):
         with pytest.raises(SettingError, match=f"--workers {count} .* that divides 4"):
-            local.shares(count)
+            mapping.shares(count)

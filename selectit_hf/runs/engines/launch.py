@@ -1,14 +1,12 @@
 """A planned run given to an engine that exists: datatrove's executors for Slurm, Ray, Jobs, here.
 
 Two executors are built. The first has a task for each part of the shards; the second has one task,
-which finishes, and begins when all of the first have ended well (a step behind the first would run
-in each task, too early). Their logging folder lies beside the run and is new for each launch:
-datatrove marks completed tasks there, and a marker of an earlier launch would pass over shards that
-are missing again, or new.
+which finishes, and begins when all of the first have ended well. Their logging folder lies beside
+the run and is new for each launch: datatrove marks completed tasks there, and a marker of an
+earlier launch would pass over shards that are missing again, or new.
 """
 
 import importlib
-import json
 import os
 import shlex
 import shutil
@@ -18,12 +16,13 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
+from selectit_hf import privacy
 from selectit_hf.errors import RunError, SettingError
 from selectit_hf.reflection import Reflection
 from selectit_hf.runs import rating
-from selectit_hf.runs.engines import executor_options
+from selectit_hf.runs.engines.executor_options import check_required, need, parse
 from selectit_hf.runs.reopen import inputs
 from selectit_hf.runs.results import ranking_column
 from selectit_hf.runs.run import Run
@@ -49,14 +48,10 @@ ARRAY_VARIABLES = {"slurm": "SLURM_ARRAY_TASK_ID", "jobs": "DATATROVE_JOB_ARRAY_
 def datatrove_steps(
     run: Run | str | Path,
     *,
-    data: str | None = None,
-    split: str | None = None,
-    models: tuple[str, ...] | list[str] = (),
-    device: str | None = None,
-    device_map: str | None = None,
     how: Reflection | None = None,
     cut: Cut | None = None,
     allow_mixed: bool = False,
+    **opened: Any,
 ) -> tuple[Any, Any]:
     """The two `datatrove` pipeline steps of a planned run, for pipelines of your own.
 
@@ -66,29 +61,26 @@ def datatrove_steps(
 
     Args:
         run: the run, its path or its URL; what the tasks see under this path.
-        data, split, models, device, device_map: see `selectit_hf.runs.inputs`.
         how, cut, allow_mixed: see `selectit_hf.runs.finish`.
+        opened: what `selectit_hf.runs.inputs` takes beside the run.
 
     Raises:
         SettingError: datatrove is not installed.
 
     Example:
         >>> rate, finish = datatrove_steps("s3://bucket/run")  # doctest: +SKIP
-        >>> first = SlurmPipelineExecutor(  # doctest: +SKIP
-        ...     [rate], tasks=16, time="4:00:00", partition="gpu", gpus_per_task=1,
-        ...     logging_dir="logs/rate", skip_completed=False)
-        >>> SlurmPipelineExecutor(  # doctest: +SKIP
-        ...     [finish], tasks=1, time="1:00:00", partition="cpu",
-        ...     logging_dir="logs/finish", skip_completed=False, depends=first).run()
+        >>> first = SlurmPipelineExecutor([rate], tasks=16, skip_completed=False, ...)
+        ... # doctest: +SKIP
+        >>> SlurmPipelineExecutor([finish], tasks=1, skip_completed=False, depends=first, ...).run()
+        ... # doctest: +SKIP
     """
-    executor_options.need("datatrove")
+    need("datatrove")
     from selectit_hf.runs.engines.datatrove import Finish, Rate
 
-    store = open_store(run.where if isinstance(run, Run) else run)
-    where = str(store.path()) if store.is_local else str(store)
-    rows = {"data": _absolute(data), "split": split}
-    given = {"models": [_absolute(one) for one in models], "device": device}
-    rate = Rate(where, {**rows, **given, "device_map": device_map}, allow_mixed)
+    where = _address(open_store(run.where if isinstance(run, Run) else run))
+    opened["models"] = [_absolute(one) for one in opened.get("models", ())]
+    rows = {"data": _absolute(opened.get("data")), "split": opened.get("split")}
+    rate = Rate(where, opened | rows, allow_mixed)
     return rate, Finish(where, rows, how or Reflection(), cut or Cut(), allow_mixed)
 
 
@@ -100,12 +92,14 @@ class Launch:
         on: which engine.
         logs: the folder of this launch, or its URL.
         rate, finish: the two executors.
+        options: what they were given, as JSON-able values.
     """
 
     on: Engine
     logs: str
     rate: Any
     finish: Any
+    options: dict[str, Any]
 
     @classmethod
     def of(
@@ -134,36 +128,30 @@ class Launch:
                 engine is not here; the engine cannot see the run.
             ModelError, RunError: see `inputs` and `prepare`; the run is not as planned.
         """
-        _check_engine(on, run.store, steps)
+        where = _fresh_logs(run.store, logs)
+        _check_engine(on, run.store, where, steps)
         opened = {name: steps[name] for name in ("data", "split", "models") if name in steps}
         rows, scorers = inputs(run, **opened)
         rating.prepare(run, scorers)
-        how = steps.get("how") or Reflection()
-        ranking_column(run.plan, how, rows.column_names)
-        kind = _executor(on)
-        parsed = executor_options.parse(kind, on, settings)
-        common = {name: value for name, value in parsed.common.items() if name not in FOR_MANY}
-        many = _defaults(on, parsed.common)
-        one = _defaults(on, common | parsed.finish, "-finish")
-        executor_options.check_required(kind, on, many)
-        where = _fresh_logs(run.store, logs)
-        if on == "jobs" and not is_url(where):
-            raise SettingError(f"Jobs cannot see --logs {logs}; name a bucket's URL.")
+        ranking_column(run.plan, steps.get("how") or Reflection(), rows.column_names)
+        kind = getattr(importlib.import_module("datatrove.executor"), ENGINES[on])
+        given = parse(kind, on, settings)
+        alone = {name: value for name, value in given.common.items() if name not in FOR_MANY}
+        many, one = _defaults(on, given.common), _defaults(on, alone | given.finish, "-finish")
+        check_required(kind, on, many)
+        many |= {"tasks": tasks, "logging_dir": f"{where}/rate", "skip_completed": False}
+        one |= {"tasks": 1, "logging_dir": f"{where}/finish", "skip_completed": False}
         first, last = datatrove_steps(run, **steps)
-        own = {"skip_completed": False}
-        rate = kind([first], tasks=tasks, logging_dir=f"{where}/rate", **own, **many)
-        finish = kind([last], tasks=1, logging_dir=f"{where}/finish", depends=rate, **own, **one)
-        return cls(on, where, rate, finish)
+        rate = kind([first], **many)
+        finish = kind([last], depends=rate, **one)
+        return cls(on, where, rate, finish, {"rate": many, "finish": one})
 
     def describe(self) -> str:
         """What would be submitted, for people: nothing is written, and secrets are left out."""
-        parts = []
-        for name, executor in (("rate", self.rate), ("finish", self.finish)):
-            parts.append(f"# {name}: {type(executor).__name__}, {executor.world_size} tasks")
-            parts.append(json.dumps(executor_options.facts(executor), indent=2))
-            if self.on == "slurm":
-                parts.append(_slurm_script(executor))
-        return executor_options.redacted("\n".join(parts))
+        parts = [privacy.shown({"executor": ENGINES[self.on], **self.options})]
+        if self.on == "slurm":
+            parts += map(_slurm_script, (self.rate, self.finish))
+        return privacy.redacted("\n".join(parts))
 
     def start(self) -> dict[str, Any]:
         """Submit to Slurm, or run to the end where the executor stays: here, on Ray, with Jobs.
@@ -175,9 +163,9 @@ class Launch:
             RunError: a task failed, or Slurm refused the job; whole shards stay.
             What a task raised, on this machine.
         """
-        _check_here(self.on)
+        done = {"on": self.on, "tasks": self.rate.world_size, "logs": self.logs}
         if self.on == "slurm":
-            return self._submit()
+            return done | {"jobs": self._submit()}
         if self.on == "ray":
             _join_ray()
         for name, executor in (("rate", self.rate), ("finish", self.finish)):
@@ -189,56 +177,47 @@ class Launch:
                     f"{len(failed)} of {executor.world_size} tasks to {name} failed; {self.logs} "
                     "has their logs. Whole shards stay: launch it again for the others."
                 )
-        return {"on": self.on, "tasks": self.rate.world_size, "logs": self.logs}
+        return done
 
-    def _submit(self) -> dict[str, Any]:
+    def _submit(self) -> list[str]:
+        if shutil.which("sbatch") is None:
+            raise SettingError("There is no sbatch here; launch from a login node of the cluster.")
         try:
             self.finish.run()  # submits what it depends on first
         except subprocess.CalledProcessError as error:
             job = self.rate.job_id
-            there = (
-                f" The tasks that rate are submitted as job {job}: scancel {job}." if job else ""
-            )
+            there = f" The tasks that rate are submitted: scancel {job}." if job else ""
             raise RunError(
                 f"sbatch refused a job (exit code {error.returncode}); its own words are above. "
                 f"Correct the options with --set; --dry-run shows the scripts.{there}"
             ) from error
-        jobs = [str(one.job_id) for one in (self.rate, self.finish)]
-        return {"on": "slurm", "tasks": self.rate.world_size, "logs": self.logs, "jobs": jobs}
+        return [str(one.job_id) for one in (self.rate, self.finish)]
 
 
 # Building
 
 
-def _executor(on: Engine) -> type:
-    executor_options.need("datatrove")
-    import datatrove.executor
-
-    return cast(type, getattr(datatrove.executor, ENGINES[on]))
-
-
 def _defaults(on: Engine, given: dict[str, Any], suffix: str = "") -> dict[str, Any]:
     """``given`` with what a user would set: a name, and for Slurm this Python and a clean end."""
+    given = dict(given)
     if on in ("slurm", "jobs"):
-        name = given.get("job_name") or "selectit"
-        given = {**given, "job_name": name + suffix}
+        given["job_name"] = (given.get("job_name") or "selectit") + suffix
     if on == "slurm":
         if not {"env_command", "condaenv", "venv_path"} & given.keys():
-            folder = shlex.quote(os.path.dirname(sys.executable))
-            given["env_command"] = f"export PATH={folder}:$PATH"
+            given["env_command"] = (
+                f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+            )
         # Where a task failed, the job that finishes would otherwise wait for ever.
-        sbatch = {"kill-on-invalid-dep": "yes", **(given.get("sbatch_args") or {})}
-        given["sbatch_args"] = sbatch
+        given["sbatch_args"] = {"kill-on-invalid-dep": "yes", **(given.get("sbatch_args") or {})}
     return given
 
 
 def _fresh_logs(store: Store, logs: str | None) -> str:
     """A folder for this launch alone, outside the run."""
-    at = str(store.path()) if store.is_local else str(store)
-    if logs is None and not store.is_local:
-        scheme, _, path = at.partition("://")
-        if path.count("/") < (3 if scheme == "hf" else 1):
-            raise SettingError(f"{at} has no room beside it for logs; name a folder with --logs.")
+    at = _address(store)
+    scheme, _, path = at.partition("://")
+    if logs is None and not store.is_local and path.count("/") < (3 if scheme == "hf" else 1):
+        raise SettingError(f"{at} has no room beside it for logs; name a folder with --logs.")
     inside = logs and (logs if is_url(logs) else os.path.abspath(logs))
     if inside and f"{inside}/".startswith(f"{at}/"):
         raise SettingError(f"--logs {logs} lies in the run; logs hold paths, so keep them apart.")
@@ -268,36 +247,25 @@ def _slurm_script(executor: Any) -> str:
 # Looking before leaping
 
 
-def _check_engine(on: Engine, store: Store, steps: dict[str, Any]) -> None:
+def _check_engine(on: Engine, store: Store, logs: str, steps: dict[str, Any]) -> None:
     if on not in ENGINES:
         raise SettingError(f"--on {on} is unknown; choose {', '.join(ENGINES)}.")
-    executor_options.need("datatrove")
-    if on == "ray":
-        executor_options.need("ray")
+    for package in ("datatrove", "ray") if on == "ray" else ("datatrove",):
+        need(package)
     variable = ARRAY_VARIABLES.get(on, "")
     if os.environ.get(variable):
         raise SettingError(
             f"{variable} is set: this is a task of a job already. Launch from a login node or your "
             "own machine; in a task, use 'selectit rate'."
         )
-    if on != "jobs":
-        return
-    if store.is_local:
+    given = (str(store), logs, steps.get("data"), *steps.get("models", ()))
+    here = [one for one in given if one and not is_url(one)]
+    if on == "jobs" and here:
         raise SettingError(
-            f"Jobs cannot see the folder {store.name!r}; plan the run in a bucket, as in --out "
-            "hf://buckets/user/name/run."
+            f"Jobs cannot see {here[0]!r} of this machine. Plan the run in a bucket, as in --out "
+            "hf://buckets/user/name/run, with --streaming, which puts the rows into it; name "
+            "models of the Hub."
         )
-    here = [one for one in (steps.get("data"), *steps.get("models", ())) if one and not is_url(one)]
-    if here:
-        raise SettingError(
-            f"Jobs cannot see {here[0]!r} of this machine. Rows: plan with --streaming, which puts "
-            "them into the run. Models: name one of the Hub."
-        )
-
-
-def _check_here(on: Engine) -> None:
-    if on == "slurm" and shutil.which("sbatch") is None:
-        raise SettingError("There is no sbatch here; launch from a login node of the cluster.")
 
 
 def _join_ray() -> None:
@@ -310,6 +278,10 @@ def _join_ray() -> None:
         raise SettingError(
             "No Ray cluster is running here; start one with 'ray start --head', or set RAY_ADDRESS."
         ) from error
+
+
+def _address(store: Store) -> str:
+    return str(store.path()) if store.is_local else str(store)
 
 
 def _absolute(path: str | None) -> str | None:

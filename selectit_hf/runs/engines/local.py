@@ -13,16 +13,15 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import connection
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from selectit_hf import mapping
-from selectit_hf.errors import RunError, SelectItError, SettingError
+from selectit_hf.errors import RunError, SelectItError
+from selectit_hf.mapping import environment, shares
 from selectit_hf.quiet import quiet_libraries
 from selectit_hf.runs.rating import Progress, prepare, rate_shard, shards_of, with_next
 from selectit_hf.runs.run import LOCK, Run
@@ -30,7 +29,7 @@ from selectit_hf.runs.shards import rows_words
 from selectit_hf.runs.store import Store
 from selectit_hf.scorers import SentenceScore
 
-__all__ = ["alone", "rate", "shares"]
+__all__ = ["alone", "rate"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +55,8 @@ def alone(store: Store) -> Iterator[None]:
     if not store.is_local:
         yield
         return
-    store.path().mkdir(parents=True, exist_ok=True)
+    folder = store.path()
+    folder.mkdir(parents=True, exist_ok=True)
     with store.path(LOCK).open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -69,15 +69,62 @@ def alone(store: Store) -> Iterator[None]:
         try:
             yield
         finally:
-            _tidy(store.path())
+            with suppress(OSError):
+                if os.listdir(folder) == [LOCK]:  # nothing was planned
+                    store.path(LOCK).unlink()
+                    folder.rmdir()
 
 
-def _tidy(folder: Path) -> None:
-    """Remove a folder in which nothing was planned."""
-    with suppress(OSError):
-        if [path.name for path in folder.iterdir()] == [LOCK]:
-            (folder / LOCK).unlink()
-            folder.rmdir()
+@dataclass(frozen=True)
+class _Work:
+    """What every worker is given. Where a scorer rates does not travel with it when it is pickled,
+    so ``places`` has device, device map and token budget of each.
+    """
+
+    run: Run
+    dataset: Dataset
+    scorers: dict[str, SentenceScore]
+    places: dict[str, dict[str, Any]]
+    count: int
+    spread: bool
+    allow_mixed: bool
+
+
+@dataclass
+class _Worker:
+    """A worker process, and the shard it is at."""
+
+    rank: int
+    process: Any
+    pipe: Connection
+    at: Shard | None = None
+    told: int = 0
+    """Prompts of this shard that the progress knows of."""
+    speaks: bool = True
+
+    def listen(self, progress: Progress | None) -> None:
+        """Take in what it said so far.
+
+        Raises:
+            Exception: what stopped it.
+        """
+        try:
+            while self.speaks and self.pipe.poll():
+                said = self.pipe.recv()
+                if isinstance(said, Exception):
+                    raise said
+                if isinstance(said, tuple):
+                    self.at, self.told = said, 0
+                else:
+                    self.tell(progress, said)
+        except EOFError:
+            self.speaks = False
+
+    def tell(self, progress: Progress | None, prompts: int) -> None:
+        """Tell the progress of so many more prompts."""
+        self.told += prompts
+        if progress is not None and self.at is not None:
+            progress(self.at[0], prompts)
 
 
 def rate(
@@ -99,96 +146,56 @@ def rate(
         count: processes.
 
     Raises:
-        SettingError: see `shares`.
+        SettingError: see `selectit_hf.mapping.shares`.
         RunError: workers died again and again at the same rows.
         SelectItError, OSError, RuntimeError: what stopped a worker, with the rows it was at.
     """
     of = prepare(run, scorers)
     shards_of(run, 0, 1, progress)  # tells the progress of those that are there
+    place = ("device", "device_map", "token_budget")
+    places = {slug: {name: getattr(one, name) for name in place} for slug, one in of.items()}
     spread = any(scorer.spread for scorer in scorers)
+    work = _Work(run, dataset, of, places, count, spread, allow_mixed)
     seen = shares(count) if spread else [None] * count
-    # Where a scorer rates does not travel with it when it is pickled.
-    places = {slug: (one.device, one.device_map, one.token_budget) for slug, one in of.items()}
     died: Counter[Shard | None] = Counter()
-
-    def start(rank: int) -> _Member:
-        listens, speaks = _CONTEXT.Pipe(duplex=False)
-        # Of the GPUs of its share, each worker begins with the first.
-        where = (rank, count, 0 if spread else rank)
-        given = (run, dataset, of, places, where, dict(died), allow_mixed, speaks)
-        process = _CONTEXT.Process(target=_serve, args=given)
-        with mapping.environment({"CUDA_VISIBLE_DEVICES": seen[rank]}):
-            process.start()
-        speaks.close()
-        return _Member(rank, process, listens, progress)
-
-    members: list[_Member] = []
+    workers: list[_Worker] = []
     try:
-        members.extend(map(start, range(count)))
-        while members:
-            waited = [one for m in members for one in (m.process.sentinel, *m.pipes)]
-            connection.wait(waited)
-            for member in list(members):
-                is_over = not member.process.is_alive()
-                member.listen()
+        workers += [_start(work, rank, seen[rank], died) for rank in range(count)]
+        while workers:
+            pipes = [worker.pipe for worker in workers if worker.speaks]
+            connection.wait([*pipes, *(worker.process.sentinel for worker in workers)])
+            for worker in list(workers):
+                is_over = not worker.process.is_alive()
+                worker.listen(progress)
                 if is_over:
-                    members.remove(member)
-                    if member.process.exitcode != 0:
-                        _bury(run, member, died)
-                        members.append(start(member.rank))
+                    workers.remove(worker)
+                if is_over and worker.process.exitcode != 0:
+                    worker.tell(progress, -worker.told)
+                    _bury(run, worker, died)
+                    workers.append(_start(work, worker.rank, seen[worker.rank], died))
     finally:
-        for member in members:
-            member.process.terminate()
-        for member in members:
-            member.process.join(PATIENCE)
-            member.process.kill()
+        for worker in workers:
+            worker.process.terminate()
+        for worker in workers:
+            worker.process.join(PATIENCE)
+            worker.process.kill()
 
 
-class _Member:
-    """A worker process and the shard it is at."""
-
-    def __init__(
-        self, rank: int, process: Any, pipe: Connection, progress: Progress | None
-    ) -> None:
-        self.rank, self.process, self.progress = rank, process, progress
-        self.pipes = [pipe]
-        """What it speaks through, until it is closed."""
-        self.at: Shard | None = None
-        self.told = 0
-        """Prompts of this shard that the progress knows of."""
-
-    def listen(self) -> None:
-        """Take in what it said so far.
-
-        Raises:
-            Exception: what stopped it.
-        """
-        try:
-            while self.pipes and self.pipes[0].poll():
-                said = self.pipes[0].recv()
-                if isinstance(said, Exception):
-                    raise said
-                if isinstance(said, tuple):
-                    self.at, self.told = said, 0
-                else:
-                    self.tell(said)
-        except EOFError:
-            self.pipes.clear()
-
-    def tell(self, prompts: int) -> None:
-        """Tell the progress of so many more prompts."""
-        self.told += prompts
-        if self.progress is not None and self.at is not None:
-            self.progress(self.at[0], prompts)
+def _start(work: _Work, rank: int, gpus: str | None, died: Counter[Shard | None]) -> _Worker:
+    listens, speaks = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(target=_serve, args=(work, rank, dict(died), speaks))
+    with environment({"CUDA_VISIBLE_DEVICES": gpus}):
+        process.start()
+    speaks.close()
+    return _Worker(rank, process, listens)
 
 
-def _bury(run: Run, member: _Member, died: Counter[Shard | None]) -> None:
+def _bury(run: Run, worker: _Worker, died: Counter[Shard | None]) -> None:
     """Count a death at the shard the worker was at."""
-    code, at = member.process.exitcode, member.at
+    code, at = worker.process.exitcode, worker.at
     where = f"{rows_words(run.parts[at[1]].rows)}, by {at[0]!r}" if at else "no shard yet"
     how = f"signal {-code}" if code < 0 else f"code {code}"
-    logger.warning("Worker %d died (%s) at %s.", member.rank, how, where)
-    member.tell(-member.told)
+    logger.warning("Worker %d died (%s) at %s.", worker.rank, how, where)
     died[at] += 1
     if died[at] >= DEATHS:
         raise RunError(
@@ -197,58 +204,25 @@ def _bury(run: Run, member: _Member, died: Counter[Shard | None]) -> None:
         )
 
 
-def shares(count: int) -> list[str | None]:
-    """The GPUs of each of ``count`` workers that spread their model, for CUDA_VISIBLE_DEVICES.
-
-    Those that are visible here, in equal parts; ``None`` where there are none.
-
-    Raises:
-        SettingError: the parts are not equal.
-    """
-    gpus = mapping.device_count()
-    if gpus % count:
-        raise SettingError(
-            f"--workers {count} cannot each have the same number of {gpus} GPUs to spread a model "
-            f"over; take a number that divides {gpus}."
-        )
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",")[:gpus] if visible else [str(number) for number in range(gpus)]
-    each = gpus // count
-    parts = [",".join(names[rank * each : (rank + 1) * each]) for rank in range(count)]
-    return [part or None for part in parts]
-
-
 # In the worker
 
 
-def _serve(
-    run: Run,
-    dataset: Dataset,
-    scorers: dict[str, SentenceScore],
-    places: dict[str, tuple[str | None, str | None, int | None]],
-    where: tuple[int, int, int],
-    died: dict[Shard | None, int],
-    allow_mixed: bool,
-    says: Connection,
-) -> None:
+def _serve(work: _Work, rank: int, died: dict[Shard | None, int], says: Connection) -> None:
     """What a worker process does; an error goes to the supervisor, which shows it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor's to handle
     signal.signal(signal.SIGTERM, _leave)
     quiet_libraries()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    rank, world, local_rank = where
     try:
-        for slug, number, then in with_next(shards_of(run, rank, world)):
-            device, device_map, budget = places[slug]
-            scorer = replace(
-                scorers[slug], device=device, device_map=device_map, token_budget=budget
-            )
+        for slug, number, then in with_next(shards_of(work.run, rank, work.count)):
             says.send((slug, number))
             # The first death at a shard may have had any cause; the second asks for less memory.
             halvings = max(0, died.get((slug, number), 0) - 1)
             rate_shard(
-                run, slug, number, dataset, scorer,
-                local_rank=local_rank, halvings=halvings, allow_mixed=allow_mixed, then=then,
+                work.run, slug, number, work.dataset,
+                replace(work.scorers[slug], **work.places[slug]),
+                local_rank=0 if work.spread else rank,  # of the GPUs of its share, the first
+                halvings=halvings, allow_mixed=work.allow_mixed, then=then,
                 progress=lambda slug, prompts: says.send(prompts),
             )  # fmt: skip
     except Exception as error:
