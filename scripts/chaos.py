@@ -53,10 +53,11 @@ from numpy.typing import NDArray
 
 from selectit_hf import engine, hardware, runs, whole_files
 from selectit_hf.errors import RunError
+from selectit_hf.json_files import json_object
 from selectit_hf.ratings import Ratings
 from selectit_hf.reflection import Reflection
 from selectit_hf.rows import Pair
-from selectit_hf.runs import RESULTS, Run, plans, rating, store
+from selectit_hf.runs import RESULTS, Run, plans, rating
 from selectit_hf.runs.run import PROGRESS
 from selectit_hf.runs.shards import POINTS, Shards
 from selectit_hf.scorers import SentenceScore
@@ -366,7 +367,7 @@ def without_sidecar_check() -> None:
     """Believe a sidecar and its table whatever they hold."""
 
     def said(self: Shards, number: int, sidecar: bytes) -> dict[str, Any] | None:
-        facts = store.json_object(sidecar)
+        facts = json_object(sidecar)
         return facts and {"table": "", "oom_splits": 0, "rater": rater(self.name), **facts}
 
     def table(self: Shards, facts: dict[str, Any]) -> Any:
@@ -594,7 +595,7 @@ class Struck:
         if table:  # also of other bytes, which the late writer and a split leave
             return hashlib.sha256(data).hexdigest().startswith(table[2])
         if name.startswith(PROGRESS) or (name.startswith("ratings/") and self.late):
-            return store.json_object(data) is not None
+            return json_object(data) is not None
         if name in RESULTS and self.late:
             return True  # of whatever ratings stay; looked at when all is done
         return essence(name, data) == self.alone.files.get(name)
@@ -662,7 +663,7 @@ def essence(name: str, data: bytes) -> bytes:
     """What must be the same in every run."""
     if not name.endswith(".json") or not name.startswith("ratings/"):
         return data
-    said = store.json_object(data)
+    said = json_object(data)
     if said is None:
         return data
     return json.dumps({key: said[key] for key in said if key not in NOT_REPEATED}).encode()

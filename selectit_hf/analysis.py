@@ -18,6 +18,7 @@ from selectit_hf.candidates import NAMES, Candidates
 from selectit_hf.compare import Comparison, compare
 from selectit_hf.endpoint import Endpoint
 from selectit_hf.errors import InputError, SettingError
+from selectit_hf.finished import from_run
 from selectit_hf.judge import Judge
 from selectit_hf.measures import Measures
 from selectit_hf.page import write_report
@@ -184,11 +185,10 @@ def report_run(
 
 
 def _as_selected(run: Run) -> tuple[Reflection, Cut]:
-    facts = run.store.read_json("selection.json")
-    reflection = dict(facts["reflection"])
-    weights = reflection.pop("weights")
-    how = Reflection(**reflection, weights=None if weights is None else tuple(weights))
-    return how, Cut(**facts["cut"])
+    facts = from_run(run).facts["selection"]
+    weights = facts["reflection"]["weights"]
+    how = {name: facts["reflection"][name] for name in ("alpha", "variant")}
+    return Reflection(**how, weights=weights and tuple(weights)), Cut(**facts["cut"])
 
 
 def _candidates(

@@ -24,6 +24,7 @@ from selectit_hf.errors import InputError, RatingsError, RunError, SettingError
 from selectit_hf.ratings import Ratings
 from selectit_hf.rows import READING, RowReader
 from selectit_hf.runs import RESULTS, Run, Store, is_url, open_run
+from selectit_hf.runs.shards import facts_hash
 from selectit_hf.scorers import ModelScore, RatingScorer, SentenceScore
 from selectit_hf.selection import Cut, Selection, decide
 from selectit_hf.sources import Source
@@ -36,6 +37,35 @@ COMBINED = ("model_score", "selectit_status")
 CHAT = "chat_template_kwargs"
 ASKING = ("k", "rating_prompts", "template", "chat", CHAT, "max_length", *READING)
 DTYPES = ("float32", "bfloat16", "float16")
+NUMBER = (float, None)
+CHOSEN = {
+    "by": str,
+    "cut": {"proportion": NUMBER, "n": (int, None), "threshold": NUMBER, "variant": str},
+    "reflection": {"alpha": float, "variant": str, "weights": ([float], None)},
+    "threshold": NUMBER,
+    "rows": int,
+    "selected": int,
+    "reasons": {str: int},
+}
+"""What ``selection.json`` holds beside hashes; see `selectit_hf.json_files.misfit`."""
+HASHES = {"sha256?": {str: str}, "tables?": {str: [str]}}
+EXAMPLE = {"row": int, "score": float, "instruction": str, "response": str}
+SUMMARY = {
+    "rows": int,
+    "score_quantiles": [NUMBER],
+    "contrast?": dict,
+    "models": {
+        str: {
+            "parameters": int,
+            "statuses": {str: int},
+            "rating_mass": NUMBER,
+            "made_with?": [{str: str}],
+        }
+    },
+    "best": [EXAMPLE],
+    "worst": [EXAMPLE],
+}
+"""What ``summary.json`` holds."""
 
 
 @dataclass(frozen=True)
@@ -100,15 +130,15 @@ def from_run(run: Run | str | Path) -> Finished:
     """
     run = run if isinstance(run, Run) else open_run(run)
     plan, store = run.plan, run.store
-    chosen, summary = (_read_facts(store, name) for name in ("selection.json", "summary.json"))
-    check_written(store, chosen)
-    for ours in ("sha256", "tables"):
-        chosen.pop(ours, None)
+    chosen = check_written(run)
+    summary = _facts(store, "summary.json", SUMMARY)
+    if summary["models"].keys() != {*run.slugs}:
+        raise _unfinished("summary.json is of other models than the plan")
     facts = {
         "input": plan["input"],
         "rating": {key: plan["rating"].get(key) for key in ASKING},
         "models": [model | _model_facts(summary, model["name"]) for model in plan["models"]],
-        "selection": chosen,
+        "selection": {key: _known(chosen[key], schema) for key, schema in CHOSEN.items()},
         "score_quantiles": summary["score_quantiles"],
         "contrast": summary.get("contrast", {}),
         "versions": plan["versions"],
@@ -120,23 +150,30 @@ def from_run(run: Run | str | Path) -> Finished:
     return finished
 
 
-def check_written(store: Store, chosen: dict[str, Any] | None = None) -> None:
-    """Compare the results with the hashes that were written down with them.
+def check_written(run: Run) -> dict[str, Any]:
+    """Compare results and ratings with the hashes that were written down with them.
 
-    Args:
-        store: the run folder.
-        chosen: ``selection.json``, where it has been read.
+    Returns:
+        ``selection.json``.
 
     Raises:
-        RunError: a file is not the one that was written; it is named. Runs of 0.1.0 hold no hashes.
+        RunError: a file is not the one that was written; it is named. Runs of 0.1.0 hold fewer
+            hashes, and what they hold is compared.
     """
-    chosen = _read_facts(store, "selection.json") if chosen is None else chosen
-    written = chosen.get("sha256", {})
-    if not isinstance(written, dict):
-        raise _unfinished("selection.json: sha256 is no object")
+    chosen = _facts(run.store, "selection.json", CHOSEN | HASHES)
+    written = chosen.pop("manifest_sha256", None)
+    if written is not None and written != facts_hash(chosen):
+        raise _unfinished("selection.json is not what was written; its hash differs")
     for name in RESULTS[:-1]:
-        if name in written and _hash(store, name) != written[name]:
+        said = chosen["sha256"].get(name)
+        if said is not None and _hash(run.store, name) != said:
             raise _unfinished(f"{name} is not what was written; its hash differs")
+    for slug in chosen["tables"]:
+        try:
+            run.shards(slug).check()
+        except RunError as error:
+            raise _unfinished(str(error).partition(";")[0]) from error
+    return chosen
 
 
 def _hash(store: Store, name: str) -> str:
@@ -152,11 +189,17 @@ def _hash(store: Store, name: str) -> str:
             raise _unfinished(f"{name} cannot be read") from error
 
 
-def _read_facts(store: Store, name: str) -> dict[str, Any]:
+def _facts(store: Store, name: str, schema: Any) -> dict[str, Any]:
     try:
-        return store.read_json(name)
+        return {"sha256": {}, "tables": {}, **store.read_json(name, schema)}
     except RunError as error:
-        raise _unfinished(f"{name} cannot be read") from error
+        raise _unfinished(str(error).partition(";")[0]) from error
+
+
+def _known(value: Any, schema: Any) -> Any:
+    """Of an object with named keys, these alone."""
+    names = isinstance(schema, dict) and str not in schema
+    return {name: value[name] for name in schema} if names else value
 
 
 def _unfinished(problem: str) -> RunError:

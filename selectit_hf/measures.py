@@ -36,6 +36,10 @@ class Cost(NamedTuple):
         )
 
 
+SAID = {"seconds": float, "sequences": int, "tokens": int, "unanswered?": int}
+"""What a sidecar says; see `selectit_hf.json_files.misfit`."""
+
+
 @dataclass(frozen=True)
 class Measures:
     """Measures the rows of a run and keeps what was measured.
@@ -120,4 +124,4 @@ class Measures:
 
     def _shards(self, one: Measurement) -> Shards:
         key = one.key()
-        return self.run.measures(f"{one.column}.{key[:8]}", key)
+        return self.run.measures(f"{one.column}.{key[:8]}", key, SAID)

@@ -67,7 +67,7 @@ def push_run(
         if not yes:
             tell("nothing pushed; add --yes")
             return plan
-        check_written(opened.store)  # nobody selected again while the files were made
+        check_written(opened)  # nobody selected again while the files were made
         done = push(api, plan)
     tell(_words(done))
     return done

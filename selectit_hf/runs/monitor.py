@@ -4,9 +4,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from selectit_hf.json_files import json_object
 from selectit_hf.runs.run import PROGRESS, RESULTS, Run, open_run
 from selectit_hf.runs.shards import rows_words
-from selectit_hf.runs.store import json_object
 
 __all__ = ["status"]
 

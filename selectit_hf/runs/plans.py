@@ -19,15 +19,17 @@ With the same plan, machine and versions the ratings are the same to the bit. A 
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from typing import Any
 
 from datasets import Dataset
 
 from selectit_hf.errors import InputError, RunError
+from selectit_hf.json_files import as_json, misfit
 from selectit_hf.media import check_media
-from selectit_hf.runs import segments, store
+from selectit_hf.runs import segments
+from selectit_hf.runs.shards import facts_hash
 from selectit_hf.runs.store import Store
 from selectit_hf.scorers import OF_THE_WEIGHTS, SentenceScore
 from selectit_hf.sources import Source
@@ -44,6 +46,34 @@ NOT_SHARED = (
 """What of a scorer's settings is one model's, or no part of the question."""
 GROWS = ("name", "config", "split", "revision", "rows", "fingerprint")
 """What of the input may change when there are more rows at its end."""
+OLD = {"token_budget": int, "shard_size": int}
+SCHEMA = {
+    "input": {
+        "name": str,
+        "config": (str, None),
+        "split": str,
+        "revision": str,
+        "rows": int,
+        "columns": [str],
+        "fingerprint": str,
+    },
+    "segments": [{"rows": [int], "fingerprint": str, "shards": [int]}],
+    "rating": {"k": int, "rating_prompts": [str], "template": str},
+    "models": [
+        {
+            "name": re.compile(r"[0-9a-z_]{1,200}"),  # of a folder, too
+            "model": str,
+            "revision": str,
+            "dtype": str,
+            "rating_key": str,
+            "token_budget": int,
+        }
+    ],
+    "shard_size": (int, None),
+    "threads": int,
+    "versions": {str: str},
+}
+"""Of format 3; see `selectit_hf.json_files.misfit`."""
 
 
 def make_plan(
@@ -154,25 +184,37 @@ def read_plan(folder: Store) -> dict[str, Any]:
     Raises:
         RunError: it cannot be read, is not what was written, or is of another format.
     """
-    plan = folder.read_json(PLAN)
-    written = plan.pop("plan_sha256", None)
-    if written != _hash(plan):
+    plan = folder.read_json(PLAN, {"format": int, "plan_sha256": str})
+    if plan.pop("plan_sha256") != facts_hash(plan):
         raise RunError(
             "plan.json is not what was written: its hash does not fit. Restore it, or start "
             "another run."
         )
-    if plan.get("format") not in (2, FORMAT):
+    if plan["format"] not in (2, FORMAT):
         raise RunError(
-            f"plan.json is of format {plan.get('format')!r}, and this version reads 2 and {FORMAT}."
+            f"plan.json is of format {plan['format']}, and this version reads 2 and {FORMAT}."
         )
-    for model in plan["models"]:  # it names a folder
-        if not re.fullmatch(r"[0-9a-z_]{1,200}", str(model["name"])):
-            raise RunError(f"plan.json names a model {model['name']!r}, which is not snake case.")
-    return plan if plan["format"] == FORMAT else _upgraded(plan)
+    plan = plan if plan["format"] == FORMAT else _upgraded(plan)
+    place = misfit(plan, SCHEMA) or segments.misfit(plan) or _unknown(plan["rating"])
+    if place is not None:
+        raise RunError(
+            f"plan.json does not hold what this version reads at {place!r}. Restore it, or rate "
+            "with the version that planned it."
+        )
+    return plan
+
+
+def _unknown(rating: dict[str, Any]) -> str | None:
+    """A setting that a scorer does not have."""
+    known = {field.name for field in fields(SentenceScore)}.difference(NOT_SHARED)
+    return next((f"rating.{name}" for name in rating if name not in known), None)
 
 
 def _upgraded(plan: dict[str, Any]) -> dict[str, Any]:
     """A plan of format 2 as format 3 says it. It is never written."""
+    place = misfit(plan, {"input": {"rows": int, "fingerprint": str}, "models": [dict], **OLD})
+    if place is not None:
+        raise RunError(f"plan.json of format 2 does not hold what it should at {place!r}.")
     rows, budget = plan["input"]["rows"], plan["token_budget"]
     cuts = segments.ends(0, rows, plan["shard_size"])
     segment = {"rows": [0, rows], "fingerprint": plan["input"]["fingerprint"], "shards": cuts}
@@ -183,8 +225,4 @@ def _upgraded(plan: dict[str, Any]) -> dict[str, Any]:
 
 def encoded(plan: dict[str, Any]) -> bytes:
     """The bytes of ``plan.json``: the plan and its hash."""
-    return store.as_json({**plan, "plan_sha256": _hash(plan)})
-
-
-def _hash(plan: dict[str, Any]) -> str:
-    return store.sha256(json.dumps(plan, sort_keys=True).encode())
+    return as_json({**plan, "plan_sha256": facts_hash(plan)})

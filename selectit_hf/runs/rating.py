@@ -16,9 +16,9 @@ from datasets import Dataset
 
 from selectit_hf import whole_files
 from selectit_hf.errors import RunError, SelectItError
+from selectit_hf.json_files import as_json
 from selectit_hf.runs.run import PROGRESS, Run
 from selectit_hf.runs.shards import refuse_mixed, rows_words
-from selectit_hf.runs.store import as_json
 from selectit_hf.scorers import SentenceScore
 
 __all__ = [

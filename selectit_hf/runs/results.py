@@ -28,14 +28,15 @@ from selectit_hf import reflection
 from selectit_hf.arrow_types import not_floats
 from selectit_hf.content import file_sha256
 from selectit_hf.errors import SettingError
+from selectit_hf.json_files import as_json
 from selectit_hf.kept_rows import write_selected
 from selectit_hf.ratings import Ratings
 from selectit_hf.reflection import Reflection
 from selectit_hf.report import ModelFacts, summarise
 from selectit_hf.rows import STATUSES
 from selectit_hf.runs.run import PROGRESS, RESULTS, Run
-from selectit_hf.runs.shards import Facts, Shards, refuse_mixed
-from selectit_hf.runs.store import as_json, open_store, sha256
+from selectit_hf.runs.shards import Facts, Shards, facts_hash, refuse_mixed
+from selectit_hf.runs.store import open_store, sha256
 from selectit_hf.score_tables import score_schema, score_table, scorers_of
 from selectit_hf.selection import (
     Cut,
@@ -203,7 +204,7 @@ def finish(
         run.check_plan()
         store.remove(MANIFEST)
     store.write(SUMMARY, said)
-    store.write_json(MANIFEST, manifest)
+    store.write_json(MANIFEST, manifest | {"manifest_sha256": facts_hash(manifest)})
     for name in run.store.sizes(PROGRESS) if out is None else ():
         run.store.remove(f"{PROGRESS}/{name}")
     return summary

@@ -20,11 +20,12 @@ from typing import Any
 from datasets import Dataset
 
 from selectit_hf.errors import InputError, RunError
+from selectit_hf.json_files import json_object, misfit
 from selectit_hf.rows import RowReader
 from selectit_hf.runs import plans, segments
 from selectit_hf.runs.plans import PLAN
-from selectit_hf.runs.shards import Part, Shards
-from selectit_hf.runs.store import Store, json_object, open_store
+from selectit_hf.runs.shards import HASH, RATINGS, Part, Shards
+from selectit_hf.runs.store import Store, open_store
 from selectit_hf.scorers import ModelScore, SentenceScore
 from selectit_hf.sources import Source
 
@@ -102,7 +103,7 @@ class Run:
         """The raw ratings of one model."""
         if slug not in self._shards:
             key, pinned = self.model(slug)["rating_key"], self._pinned.get(slug, [])
-            found = Shards(self.store, f"ratings/{slug}", self.parts, key, pinned)
+            found = Shards(self.store, f"ratings/{slug}", self.parts, key, pinned, RATINGS)
             self._shards[slug] = found
         return self._shards[slug]
 
@@ -110,8 +111,8 @@ class Run:
     def _pinned(self) -> dict[str, list[str]]:
         """The tables that the results are made of: what was committed later changes nothing."""
         said = self.store.read_many([RESULTS[-1]]).get(RESULTS[-1], b"")
-        tables = (json_object(said) or {}).get("tables")
-        return tables if isinstance(tables, dict) else {}
+        tables: Any = (json_object(said) or {}).get("tables")
+        return tables if misfit(tables, {str: [HASH]}) is None else {}
 
     def read(self, dataset: Dataset, rows: range) -> dict[str, list[Any]]:
         """The columns that raters read, of some rows of ``dataset``.
@@ -123,9 +124,9 @@ class Run:
             self._views[:] = [dataset, dataset.select_columns(list(columns))]
         return dict(self._views[1][rows.start : rows.stop])
 
-    def measures(self, folder: str, key: str) -> Shards:
-        """The shards of what another selector measures, cut as the ratings are."""
-        return Shards(self.store, f"measures/{folder}", self.parts, key)
+    def measures(self, folder: str, key: str, schema: Any) -> Shards:
+        """The shards of what another selector measures, cut as the ratings are; see `Shards`."""
+        return Shards(self.store, f"measures/{folder}", self.parts, key, schema=schema)
 
     def check_rows(self, dataset: Dataset) -> None:
         """Refuse rows that are not the run's; columns that others have added are not looked at.

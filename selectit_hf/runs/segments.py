@@ -12,12 +12,13 @@ from typing import Any
 from datasets import Dataset
 
 from selectit_hf.fingerprint import fingerprint, survey
+from selectit_hf.json_files import as_json
 from selectit_hf.rows import RowReader
 from selectit_hf.runs.shards import Part
-from selectit_hf.runs.store import as_json, sha256
+from selectit_hf.runs.store import sha256
 from selectit_hf.scorers import SentenceScore
 
-__all__ = ["ends", "grown", "holds", "minute_of_rows", "parts", "whole_fingerprint"]
+__all__ = ["ends", "grown", "holds", "minute_of_rows", "misfit", "parts", "whole_fingerprint"]
 
 SMALLEST, LARGEST = 32, 8192
 """Rows of a shard whose size is not given."""
@@ -86,6 +87,17 @@ def whole_fingerprint(segments: Sequence[Segment]) -> str:
     """Of all rows: that of the only segment, or a hash of those of all."""
     found = [str(one["fingerprint"]) for one in segments]
     return found[0] if len(found) == 1 else f"sha256:{sha256(as_json({'of': found}))}"
+
+
+def misfit(plan: dict[str, Any]) -> str | None:
+    """Where a plan's segments and shards do not follow on each other from its first to last row."""
+    at = 0
+    for i, one in enumerate(plan["segments"]):
+        cuts = [at, *one["shards"]]
+        if one["rows"] != [at, cuts[-1]] or any(a >= b for a, b in pairwise(cuts)) or len(cuts) < 2:
+            return f"segments[{i}]"
+        at = cuts[-1]
+    return None if at == plan["input"]["rows"] else "input.rows"
 
 
 def parts(segments: Sequence[Segment]) -> list[Part]:

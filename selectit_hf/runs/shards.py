@@ -23,9 +23,20 @@ import pyarrow.parquet as pq
 from selectit_hf import whole_files
 from selectit_hf.arrow_types import not_floats
 from selectit_hf.errors import RunError
-from selectit_hf.runs.store import Store, as_json, json_object, sha256
+from selectit_hf.json_files import as_json, json_object, misfit
+from selectit_hf.runs.store import Store, sha256
 
-__all__ = ["POINTS", "Facts", "Part", "Shards", "refuse_mixed", "rows_words"]
+__all__ = [
+    "HASH",
+    "POINTS",
+    "RATINGS",
+    "Facts",
+    "Part",
+    "Shards",
+    "facts_hash",
+    "refuse_mixed",
+    "rows_words",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +49,14 @@ NAMED = 8
 
 Facts = dict[str, Any]
 """What a sidecar says."""
+HASH = re.compile("[0-9a-f]{64}")
+RATINGS = {
+    "rater": {"model": str, "revision": str, "parameters": int, "rating_key": str},
+    "oom_splits": int,
+    "seconds": float,
+    "made_with?": {str: str},
+}
+"""What it says of ratings, beside the table; see `selectit_hf.json_files.misfit`."""
 
 
 class Part(NamedTuple):
@@ -56,6 +75,7 @@ class Shards:
         parts: the rows of each.
         key: a hash of all settings that can change a value; another key's shards are not taken.
         pinned: the hashes of the tables that the run's results are made of, by number.
+        schema: what the sidecars must say beside the table.
     """
 
     def __init__(
@@ -65,9 +85,10 @@ class Shards:
         parts: Sequence[Part],
         key: str,
         pinned: Sequence[str] = (),
+        schema: dict[str, Any] = {},  # noqa: B006  (not changed)
     ) -> None:
         self.store, self.folder, self.parts, self.key = store, folder, parts, key
-        self._pinned = pinned
+        self._pinned, self._schema = pinned, schema
         self._known: dict[int, Facts] = {}
 
     def __len__(self) -> int:
@@ -128,12 +149,17 @@ class Shards:
 
     def table(self, facts: Facts) -> pa.Table | None:
         """The table that a sidecar names, if it is there and whole: what is read is hashed."""
-        try:
-            data = self.store.read(f"{self.folder}/{facts['table']}")
-        except FileNotFoundError:
-            return None
-        fits = sha256(data) == facts["sha256"]
-        return pq.read_table(pa.BufferReader(data)) if fits else None
+        data = self._whole(facts)
+        return None if data is None else pq.read_table(pa.BufferReader(data))
+
+    def check(self) -> None:
+        """Read all tables and compare their hashes.
+
+        Raises:
+            RunError: shards are missing or damaged; they are named.
+        """
+        found = self.all_facts()
+        self.refuse([number for number, facts in enumerate(found) if self._whole(facts) is None])
 
     def refuse(self, missing: Sequence[int]) -> None:
         """Say which shards are missing.
@@ -179,7 +205,7 @@ class Shards:
         own: Facts = {"rows": [rows.start, rows.stop], "key": self.key, "of": of}
         own |= {"table": name, "bytes": len(data), "sha256": digest}
         said = json.loads(json.dumps({**own, **facts}))
-        sidecar = as_json({**said, "facts_sha256": _hash(said)})
+        sidecar = as_json({**said, "facts_sha256": facts_hash(said)})
         free = replace or not self.is_committed(number)
         if free and not replace and self.store.exists(self._sidecar(number)):
             self.set_aside(number)  # it is not whole
@@ -200,6 +226,13 @@ class Shards:
 
     # Inside
 
+    def _whole(self, facts: Facts) -> bytes | None:
+        try:
+            data = self.store.read(f"{self.folder}/{facts['table']}")
+        except FileNotFoundError:
+            return None
+        return data if sha256(data) == facts["sha256"] else None
+
     def _sidecar(self, number: int) -> str:
         return f"{self.folder}/{number:05d}.json"
 
@@ -209,7 +242,9 @@ class Shards:
         rows, of = self.parts[number]
         ours = {"rows": [rows.start, rows.stop], "key": self.key, "of": of}
         written = facts.pop("facts_sha256", None)
-        if written != _hash(facts) or any(facts.get(name) != ours[name] for name in ours):
+        if written != facts_hash(facts) or any(facts.get(name) != ours[name] for name in ours):
+            return None
+        if misfit(facts, {"sha256": HASH, "bytes?": int, **self._schema}) is not None:
             return None
         facts.setdefault("table", f"{number:05d}.parquet")  # as 0.1.0 named it
         if not re.fullmatch(rf"{number:05d}(\.[0-9a-f]{{12}})?\.parquet", str(facts["table"])):
@@ -247,5 +282,6 @@ def rows_words(rows: range) -> str:
     return f"the rows {rows.start} to {rows.stop - 1}"
 
 
-def _hash(facts: Facts) -> str:
+def facts_hash(facts: Facts) -> str:
+    """The hash of facts, whatever their order."""
     return sha256(json.dumps(facts, sort_keys=True).encode())

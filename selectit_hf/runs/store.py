@@ -6,7 +6,6 @@ and no copy of a remote folder is kept.
 """
 
 import hashlib
-import json
 import os
 import posixpath
 import re
@@ -24,8 +23,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from selectit_hf import whole_files
 from selectit_hf.errors import RunError
+from selectit_hf.json_files import as_json, json_object, misfit
 
-__all__ = ["Store", "as_json", "is_url", "json_object", "open_store", "sha256"]
+__all__ = ["Store", "is_url", "open_store", "sha256"]
 
 
 def is_url(text: object) -> bool:
@@ -146,8 +146,8 @@ class Store:
         with self._reaching(name):
             self._fresh().get_file(self._at(name), str(path))
 
-    def read_json(self, name: str) -> dict[str, Any]:
-        """A JSON object.
+    def read_json(self, name: str, schema: Any = dict) -> dict[str, Any]:
+        """A JSON object that is as `selectit_hf.json_files.misfit` wants it.
 
         Raises:
             RunError: it cannot be read, or is something else.
@@ -160,6 +160,12 @@ class Store:
             ) from error
         if facts is None:
             raise RunError(f"{name} of the run is no JSON object; restore it.")
+        place = misfit(facts, schema)
+        if place is not None:
+            raise RunError(
+                f"{name} of the run does not hold what it should at {place!r}; restore it, or "
+                "start another run."
+            )
         return facts
 
     # Writing
@@ -285,24 +291,6 @@ def _client(url: str) -> tuple[Any, str]:
             f"{url!r} cannot be reached from here: {str(error).rstrip('.')}. {remedy} and the "
             "login of its client, or mount the storage."
         ) from error
-
-
-def as_json(facts: dict[str, Any]) -> bytes:
-    """A JSON object as the bytes of a file."""
-    return (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def json_object(data: bytes) -> dict[str, Any] | None:
-    """The JSON object that ``data`` is, if it is one."""
-    try:
-        found = json.loads(data, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
 
 
 def sha256(data: bytes) -> str:
