@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from selectit_hf.errors import SelectItError
     from selectit_hf.mapping import score
+    from selectit_hf.model_level import ModelScore
     from selectit_hf.publishing import publish
     from selectit_hf.scorers import (
-        ModelScore,
         SentenceScore,
         TokenScore,
         model_score,
@@ -42,8 +42,8 @@ _HOMES = {
     "errors": ("SelectItError",),
     "mapping": ("score",),
     "publishing": ("publish",),
+    "model_level": ("ModelScore",),
     "scorers": (
-        "ModelScore",
         "SentenceScore",
         "TokenScore",
         "model_score",

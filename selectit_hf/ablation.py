@@ -72,7 +72,7 @@ def ablate(
     Args:
         ratings: the stored ratings of each model, by slug; of several the model level is ranked by.
         cut: how much is kept.
-        alpha, variant, weights: the default settings; see `selectit_hf.scorers.ModelScore`.
+        alpha, variant, weights: the default settings; see `selectit_hf.ModelScore`.
 
     Raises:
         RatingsError: no ratings, or models that rated different rows or on different scales.

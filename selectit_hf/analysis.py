@@ -22,10 +22,10 @@ from selectit_hf.finished import from_run
 from selectit_hf.judge import Judge
 from selectit_hf.measures import Measures
 from selectit_hf.page import write_report
+from selectit_hf.rating_scorer import RatingScorer
 from selectit_hf.reflection import Reflection
 from selectit_hf.runs import Run, ratings_of
 from selectit_hf.runs.store import sha256
-from selectit_hf.scorers import RatingScorer
 from selectit_hf.selection import Cut
 from selectit_hf.selectors import to_columns
 
@@ -71,7 +71,7 @@ class Reader:
         model: a Hub name or a folder; ``None`` for the run's first model.
         revision: of ``model``.
         device, device_map, base_model, quantization, attn_implementation: see
-            `selectit_hf.scorers.RatingScorer`.
+            `selectit_hf.TokenScore`.
     """
 
     model: str | None = None

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from selectit_hf import reflection
 from selectit_hf.checkpoints import Checkpoint
 from selectit_hf.errors import RatingsError, SettingError
+from selectit_hf.model_level import ModelScore
 from selectit_hf.ratings import Batch, Ratings, read_ratings
 from selectit_hf.rows import Pair, Turns, check_batch, worst
-from selectit_hf.scorers import ModelScore, TokenScore
+from selectit_hf.scorers import TokenScore
 from selectit_hf.selectors import (
     Measured,
     Measurement,
@@ -58,7 +59,7 @@ def expected_rating(logprobs: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 class Expected:
     """The expected rating from stored ratings; see `expected_rating`. Range 1 to k.
 
-    Of several models it is the mean, weighted as `selectit_hf.scorers.ModelScore` weighs them.
+    Of several models it is the mean, weighted as `selectit_hf.ModelScore` weighs them.
 
     Attributes:
         models, weights: see `ModelScore`.
@@ -181,7 +182,7 @@ class Length(ResolvedSelector):
     ``score__length_slug``, ``status__length_slug``.
 
     Attributes:
-        model, revision, base_model: whose tokenizer; see `selectit_hf.scorers.RatingScorer`.
+        model, revision, base_model: whose tokenizer; see `selectit_hf.TokenScore`.
         instruction_column, response_column, turns, translation, roles: see
             `selectit_hf.rows.RowReader`.
         slug: replaces the model's name in the column names.

@@ -38,7 +38,7 @@ from selectit_hf.ratings import Ratings
 from selectit_hf.reflection import Variant
 from selectit_hf.rows import READING, Pair, RowReader, worst
 from selectit_hf.runs import ratings_of
-from selectit_hf.scorers import OF_THE_WEIGHTS
+from selectit_hf.scorer_settings import OF_THE_WEIGHTS
 from selectit_hf.selection import Cut, decide, kept_rows
 from selectit_hf.selectors import Progress, Scores, Selector, numbers
 
@@ -72,11 +72,11 @@ class Candidates:
         model: who reads responses and counts tokens: a Hub name or a folder; ``None`` for the
             run's first model, which must be one of the Hub (a folder's path is not in a plan).
         revision: of ``model``.
-        device, device_map: where ``model`` reads; see `selectit_hf.scorers.RatingScorer`.
+        device, device_map: where ``model`` reads; see `selectit_hf.TokenScore`.
         base_model, quantization, attn_implementation: of ``model``, as there; of the run's first
             model the last two are the run's.
         cut: how much is kept, where one selector builds on what another keeps.
-        alpha, variant, weights: see `selectit_hf.scorers.ModelScore`.
+        alpha, variant, weights: see `selectit_hf.ModelScore`.
         seed: of ``random``.
         diverse: the settings of ``diverse``.
         judge: who judges, for ``judge``.

@@ -27,6 +27,7 @@ from selectit_hf.cli_runs import (
 from selectit_hf.errors import SettingError
 from selectit_hf.faults import explained
 from selectit_hf.hub import Pushed, PushSettings
+from selectit_hf.model_level import ModelScore
 from selectit_hf.options import (
     AllowUnrated,
     Data,
@@ -40,7 +41,7 @@ from selectit_hf.options import (
 )
 from selectit_hf.publishing import push_run
 from selectit_hf.reflection import Reflection
-from selectit_hf.scorers import ModelScore, SentenceScore
+from selectit_hf.scorers import SentenceScore
 from selectit_hf.selection import Cut, select
 from selectit_hf.terminal import forgiving_streams, visible, write_out
 from selectit_hf.writing import check_writable, writer

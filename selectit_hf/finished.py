@@ -21,11 +21,13 @@ from selectit_hf import reflection, report
 from selectit_hf.checkpoints import TINY_RATER
 from selectit_hf.content import file_sha256
 from selectit_hf.errors import InputError, RatingsError, RunError, SettingError
+from selectit_hf.model_level import ModelScore
+from selectit_hf.rating_scorer import RatingScorer
 from selectit_hf.ratings import Ratings
 from selectit_hf.rows import READING, RowReader
 from selectit_hf.runs import RESULTS, Run, Store, is_url, open_run
 from selectit_hf.runs.shards import facts_hash
-from selectit_hf.scorers import ModelScore, RatingScorer, SentenceScore
+from selectit_hf.scorers import SentenceScore
 from selectit_hf.selection import Cut, Selection, decide
 from selectit_hf.sources import Source
 

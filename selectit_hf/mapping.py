@@ -20,7 +20,8 @@ from datasets import (
 from datasets.fingerprint import Hasher
 
 from selectit_hf.errors import InputError, SettingError
-from selectit_hf.scorers import ModelScore, RatingScorer
+from selectit_hf.model_level import ModelScore
+from selectit_hf.rating_scorer import RatingScorer
 
 __all__ = ["device_count", "environment", "score", "shares"]
 

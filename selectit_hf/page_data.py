@@ -16,12 +16,13 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset
 from numpy.typing import NDArray
 
+from selectit_hf import reflection
 from selectit_hf.errors import InputError
 from selectit_hf.finished import Finished, is_score
 from selectit_hf.page_map import RowMap, embedding_column, map_rows, word_embeddings
 from selectit_hf.page_rows import STEPS, Ranking, pairs_of, sample, texts, worth_reading
 from selectit_hf.plots import rank_correlations
-from selectit_hf.reflection import Variant, model_weights, token_score
+from selectit_hf.reflection import Variant, model_weights
 from selectit_hf.rows import Pair, RowReader
 from selectit_hf.selection import Cut
 
@@ -243,7 +244,7 @@ def _token_scores(finished: Finished, name: str, variant: Variant) -> NDArray[np
     count = len(prompts) // max(int(valid.sum()), 1)
     scores = np.full((len(lists), max(count, 1)), np.nan)
     if len(prompts):
-        scores[valid] = token_score(values.reshape(int(valid.sum()), count, -1), variant)
+        scores[valid] = reflection.token_score(values.reshape(int(valid.sum()), count, -1), variant)
     return scores
 
 

@@ -30,7 +30,8 @@ from selectit_hf.raters import Question, Rater
 from selectit_hf.ratings import RATED, Batch
 from selectit_hf.responses import ResponseEncoder
 from selectit_hf.rows import Pair, Turns
-from selectit_hf.scorers import OF_A_PLACE, TokenScore
+from selectit_hf.scorer_settings import OF_A_PLACE
+from selectit_hf.scorers import TokenScore
 from selectit_hf.selectors import (
     Measured,
     Measurement,
@@ -64,7 +65,7 @@ class ResponseScorer(ResolvedSelector):
 
     Attributes:
         model, revision, base_model, dtype, quantization, attn_implementation, device, device_map,
-            token_budget: see `selectit_hf.scorers.RatingScorer`; a model that rates and reads is
+            token_budget: see `selectit_hf.TokenScore`; a model that rates and reads is
             loaded once.
         context: what stands before a response given its instruction; see `CONTEXT`.
         instruction_column, response_column, turns, translation, roles: see

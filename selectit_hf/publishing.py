@@ -17,9 +17,10 @@ from selectit_hf.card import CardSettings, as_dict, inherited, make_card
 from selectit_hf.errors import InputError
 from selectit_hf.finished import Finished, check_written, from_run, from_selection
 from selectit_hf.hub import Pushed, PushPlan, PushSettings, check_repo, plan_push, push
+from selectit_hf.model_level import ModelScore
+from selectit_hf.rating_scorer import RatingScorer
 from selectit_hf.remote import FAILURES, failure, patiently
 from selectit_hf.runs import open_run
-from selectit_hf.scorers import ModelScore, RatingScorer
 from selectit_hf.selection import Selection
 from selectit_hf.sources import Source
 from selectit_hf.staging import stage

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Question:
-    """What a model is asked about each pair; see `selectit_hf.scorers.RatingScorer`."""
+    """What a model is asked about each pair; see `selectit_hf.TokenScore`."""
 
     template: Template
     rating_prompts: tuple[str, ...]
@@ -43,7 +43,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how a model runs; see `selectit_hf.scorers.RatingScorer`."""
+    """Where and how a model runs; see `selectit_hf.TokenScore`."""
 
     dtype: str
     device: str

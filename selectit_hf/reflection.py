@@ -20,6 +20,7 @@ __all__ = [
     "FORMULA_VERSION",
     "Reflection",
     "Variant",
+    "check_alpha",
     "check_variant",
     "model_score",
     "model_weights",
@@ -44,8 +45,8 @@ class Reflection:
     """What is made of the ratings; changing it costs no forward pass.
 
     Attributes:
-        alpha, variant: see `selectit_hf.scorers.RatingScorer`.
-        weights: one for each model; see `selectit_hf.scorers.ModelScore`.
+        alpha, variant: see `selectit_hf.TokenScore`.
+        weights: one for each model; see `selectit_hf.ModelScore`.
         by: a level or a column; see `selectit_hf.selection.select`.
     """
 
@@ -53,6 +54,12 @@ class Reflection:
     variant: Variant = "paper"
     weights: tuple[float, ...] | None = None
     by: str | None = None
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise `SettingError` unless ``alpha`` is a finite number of at least 0."""
+    if not (np.isfinite(alpha) and alpha >= 0):
+        raise SettingError(f"alpha={alpha} must be a finite number of at least 0 (paper: 0.2).")
 
 
 def check_variant(variant: str, k: int) -> None:

@@ -8,9 +8,10 @@ import pyarrow as pa
 from datasets import Features, Value
 
 from selectit_hf import reflection
+from selectit_hf.model_level import ModelScore
 from selectit_hf.ratings import Ratings, nested_lists
 from selectit_hf.reflection import Reflection
-from selectit_hf.scorers import ModelScore, SentenceScore
+from selectit_hf.scorers import SentenceScore
 
 __all__ = ["score_schema", "score_table", "scorers_of"]
 

@@ -18,7 +18,8 @@ from selectit_hf.forward import Forward
 from selectit_hf.perplexity import IFD, Perplexity
 from selectit_hf.responses import ResponseEncoder
 from selectit_hf.rows import Pair
-from selectit_hf.scorers import OF_A_PLACE, SentenceScore
+from selectit_hf.scorer_settings import OF_A_PLACE
+from selectit_hf.scorers import SentenceScore
 
 ROWS = Dataset.from_list(
     [

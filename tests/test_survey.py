@@ -14,7 +14,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 import selectit_hf
-from selectit_hf import SentenceScore, cli, scorers, screen
+from selectit_hf import SentenceScore, cli, rating_scorer, screen
 from selectit_hf.errors import InputError, RatingsError
 from selectit_hf.faults import explained
 from selectit_hf.rows import RowReader, pair_hash
@@ -66,7 +66,9 @@ def test_rows_in_vain_are_refused_before_a_model_is_looked_for(
 ):
     rows, words = BAD[name]
     out = "out" if command == "run" else "out.jsonl"
-    monkeypatch.setattr(scorers.RatingScorer, "rate", lambda *_: pytest.fail("a model was asked"))
+    monkeypatch.setattr(
+        rating_scorer.RatingScorer, "rate", lambda *_: pytest.fail("a model was asked")
+    )
     code, said = selectit(command, file(rows), "--model", "tiny-rater", "--out", out)
     assert (code, words in said) == (1, True), said
 
@@ -103,7 +105,9 @@ RANKINGS = {
 
 @pytest.mark.parametrize("flags", RANKINGS)
 def test_a_ranking_that_would_fail_is_refused_before_rating(selectit, flags, monkeypatch):
-    monkeypatch.setattr(scorers.RatingScorer, "rate", lambda *_: pytest.fail("a model was asked"))
+    monkeypatch.setattr(
+        rating_scorer.RatingScorer, "rate", lambda *_: pytest.fail("a model was asked")
+    )
     code, said = selectit("run", file(GOOD), "--model", "tiny-rater", "--out", "o", *flags.split())
     assert (code, RANKINGS[flags] in said) == (1, True), said
 
@@ -141,7 +145,7 @@ def test_columns_that_could_not_be_written_again(type_):
 
 
 def test_a_map_over_such_rows_warns_once_with_the_remedy(caplog, monkeypatch):
-    monkeypatch.setattr(scorers, "_WARNED", set())
+    monkeypatch.setattr(rating_scorer, "_WARNED", set())
     talk = [{"role": r, "content": "x"} for r in ("user", "assistant") * 2]
     with caplog.at_level(logging.WARNING, "selectit_hf"):
         for _ in range(2):

@@ -31,7 +31,8 @@ from selectit_hf.media import check_media
 from selectit_hf.runs import segments
 from selectit_hf.runs.shards import facts_hash
 from selectit_hf.runs.store import Store
-from selectit_hf.scorers import OF_THE_WEIGHTS, SentenceScore
+from selectit_hf.scorer_settings import OF_THE_WEIGHTS
+from selectit_hf.scorers import SentenceScore
 from selectit_hf.sources import Source
 
 __all__ = ["PLAN", "compare", "encoded", "make_plan", "read_plan"]

@@ -15,7 +15,8 @@ from selectit_hf.checkpoints import TINY_RATER, resolve
 from selectit_hf.errors import RunError
 from selectit_hf.runs.run import Run
 from selectit_hf.runs.streaming import streamed
-from selectit_hf.scorers import OF_THE_WEIGHTS, SentenceScore
+from selectit_hf.scorer_settings import OF_THE_WEIGHTS
+from selectit_hf.scorers import SentenceScore
 from selectit_hf.sources import Source
 
 __all__ = ["inputs", "rows_of"]
@@ -34,7 +35,7 @@ def inputs(
         run: the run.
         data, split: see `rows_of`.
         models: checkpoint folders of this machine, for those models of the plan that were folders.
-        place: ``device`` and ``device_map`` of `selectit_hf.scorers.RatingScorer`.
+        place: ``device`` and ``device_map`` of `selectit_hf.TokenScore`.
 
     Raises:
         RunError: what the plan names is not here and was not given, or has changed.
