@@ -8,11 +8,9 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -26,18 +24,19 @@ from selectit_hf.loading import (
     tame_fork,
 )
 from selectit_hf.shared_prefix import SharedPrefix, Unshareable, last_mlp
+from selectit_hf.tally import Read, Tally, Told
 from selectit_hf.ways import (
     WAYS,
     Batch,
-    Reading,
     Way,
     agree,
     batches_of,
+    gap_of,
     members_of,
     witnesses,
 )
 
-__all__ = ["Engine", "Read", "set_threads", "thread_count"]
+__all__ = ["Engine", "set_threads", "thread_count"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,23 +44,6 @@ T = TypeVar("T")
 
 SPAN_LOGITS = 2**28
 """Logits that reading spans may hold at once: 1 GiB in float32."""
-
-
-class Read(NamedTuple):
-    """What was read: ``values`` (n, m) float32, NaN where ``oom`` (n,) is true.
-
-    Attributes:
-        values: log-probabilities.
-        oom: the sequences that did not fit in memory even alone and without padding.
-        splits: how often memory ran out and the work was done in another way: a batch halved, a
-            sequence without its padding or its shared prefix, a comparison left out.
-        reading: how the sequences were computed together.
-    """
-
-    values: NDArray[np.float32]
-    oom: NDArray[np.bool_]
-    splits: int
-    reading: Reading
 
 
 class _Disagrees(ModelError):
@@ -154,7 +136,7 @@ class Engine:
             ids, prefixes, self.token_budget, partial(self._next_token, chosen), plain,
             len(token_ids), last_only=True,
         )  # fmt: skip
-        return self._vouched(task, _Told(progress))
+        return self._vouched(task, Told(progress))
 
     def span_logprobs(
         self,
@@ -187,11 +169,11 @@ class Engine:
             return found, _spread(logprobs[0]) * len(logprobs) if len(logprobs) else 0.0
 
         task = _Task(ids, (), budget, partial(self._spans, starts), plain, 1, last_only=False)
-        return self._vouched(task, _Told(progress))
+        return self._vouched(task, Told(progress))
 
     # Ways
 
-    def _vouched(self, task: _Task, told: "_Told") -> Read:
+    def _vouched(self, task: _Task, told: Told) -> Read:
         """What is read by the first way that agrees with plain forward passes."""
         tame_fork()
         ways = [way for way in self._ways if task.last_only or not way.reads_last]
@@ -212,7 +194,7 @@ class Engine:
                 return read
         raise AssertionError("the plainest way raises or reads")
 
-    def _by(self, way: Way, task: _Task, told: "_Told") -> Read:
+    def _by(self, way: Way, task: _Task, told: Told) -> Read:
         """What is read by one way.
 
         Raises:
@@ -222,7 +204,7 @@ class Engine:
         mlp = last_mlp(self.model) if way.last_mlp else None
         if way.last_mlp and mlp is None:
             raise Unshareable("its last MLP is not found")
-        tally = _Tally(len(task.ids))
+        tally = Tally(len(task.ids))
         shared = self._shared(task, told) if way.shares else {}
         if way.shares and not (shared or way.last_mlp):
             raise Unshareable("no two sequences begin alike")
@@ -250,7 +232,7 @@ class Engine:
         tally.splits += told.unshared
         return tally.read(task.width, way)
 
-    def _compare(self, numbers: Sequence[int], task: _Task, tally: "_Tally") -> None:
+    def _compare(self, numbers: Sequence[int], task: _Task, tally: Tally) -> None:
         """Compare what was read of some sequences with a plain forward pass of each."""
         for i in numbers:
             found = tally.of(i)
@@ -263,7 +245,7 @@ class Engine:
                 continue
             plain, spread = computed
             ours, theirs = found.float().cpu().numpy(), plain.float().cpu().numpy()
-            gap = _gap(ours, theirs)
+            gap = gap_of(ours, theirs)
             if not agree(ours, theirs, spread, str(self.model.dtype).removeprefix("torch.")):
                 raise _Disagrees(
                     f"{type(self.model).__name__} gives a sequence of {len(task.ids[i])} tokens "
@@ -273,7 +255,7 @@ class Engine:
             tally.compared += 1
             tally.gap = max(tally.gap, gap)
 
-    def _shared(self, task: _Task, told: "_Told") -> dict[SharedPrefix, list[int]]:
+    def _shared(self, task: _Task, told: Told) -> dict[SharedPrefix, list[int]]:
         """The sequences that go on from each prefix, which is recorded."""
         shared = {}
         for ids, rows in members_of(task.ids, task.prefixes, self._forward.rope_limit).items():
@@ -319,7 +301,7 @@ class Engine:
 
     # Memory
 
-    def _read(self, batch: Batch, read: Callable[[Batch], Tensor], tally: "_Tally") -> None:
+    def _read(self, batch: Batch, read: Callable[[Batch], Tensor], tally: Tally) -> None:
         """One batch; halved, at the same padded length, for as long as it is out of memory.
 
         A sequence alone is tried once more without padding before it is given up.
@@ -364,61 +346,3 @@ def _spread(logprobs: Tensor) -> float:
     possible = logprobs[logprobs != -torch.inf]
     quarters = torch.quantile(possible, torch.tensor([0.25, 0.75], device=logprobs.device))
     return float((quarters[1] - quarters[0]) / 1.35)
-
-
-def _gap(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
-    """The largest difference of two log-probabilities; infinite where one alone is not finite."""
-    same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
-    apart = np.abs(np.where(same, 0, ours) - np.where(same, 0, theirs))
-    return float(np.nan_to_num(apart, nan=np.inf, posinf=np.inf).max(initial=0))
-
-
-class _Told:
-    """Says how many sequences are done, each once, whatever is done again.
-
-    Attributes:
-        unshared: how often memory was too short to keep a prefix, in whichever way.
-    """
-
-    def __init__(self, progress: Callable[[int], None] | None) -> None:
-        self.unshared = 0
-        self._progress = progress
-        self._said = 0
-
-    def reach(self, done: int) -> None:
-        """``done`` sequences are done."""
-        if self._progress is not None and done > self._said:
-            self._progress(done - self._said)
-        self._said = max(done, self._said)
-
-
-class _Tally:
-    """What has been read so far; it stays on the device until all is asked for."""
-
-    def __init__(self, count: int) -> None:
-        self.splits = 0
-        self.compared = 0
-        self.gap = 0.0
-        self.done = 0
-        self._count = count
-        self._parts: list[tuple[list[int], Tensor | None]] = []
-
-    def add(self, batch: Batch, values: Tensor | None) -> None:
-        """The values (b, m) of a batch, or ``None`` where it does not fit in memory."""
-        self._parts.append((list(batch.ids), values))
-        self.done += len(batch.ids)
-
-    def of(self, number: int) -> Tensor | None:
-        """The values (m) of one sequence that was read, if it did fit in memory."""
-        numbers, values = next(part for part in self._parts if number in part[0])
-        return None if values is None else values[numbers.index(number)]
-
-    def read(self, width: int, way: Way) -> Read:
-        """All of it, in the sequences' order."""
-        values = np.full((self._count, width), np.nan, dtype=np.float32)
-        oom = np.ones(self._count, dtype=np.bool_)
-        for numbers, part in self._parts:
-            if part is not None:
-                values[numbers] = part.cpu().numpy()
-                oom[numbers] = False
-        return Read(values, oom, self.splits, Reading(way.name, self.compared, self.gap))

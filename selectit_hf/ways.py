@@ -29,6 +29,7 @@ __all__ = [
     "agree",
     "batches_of",
     "changing_rope",
+    "gap_of",
     "members_of",
     "together",
     "witnesses",
@@ -200,3 +201,10 @@ def changing_rope(config: "PreTrainedConfig") -> int | None:
         if "dynamic" in str(part.get("rope_type")):
             found.append(getattr(text, "max_position_embeddings", None))
     return min((int(n) for n in found if n), default=None)
+
+
+def gap_of(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
+    """The largest difference of two log-probabilities; infinite where one alone is not finite."""
+    same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
+    apart = np.abs(np.where(same, 0, ours) - np.where(same, 0, theirs))
+    return float(np.nan_to_num(apart, nan=np.inf, posinf=np.inf).max(initial=0))

@@ -431,7 +431,8 @@ def test_the_environments_model_changes_the_hash(
 
 
 @pytest.mark.parametrize(
-    ("module", "constant"), [("scorer_settings", "RATING_VERSION"), ("reflection", "FORMULA_VERSION")]
+    ("module", "constant"),
+    [("scorer_settings", "RATING_VERSION"), ("reflection", "FORMULA_VERSION")],
 )
 def test_a_new_version_changes_the_hash(
     scorer: SentenceScore, monkeypatch: pytest.MonkeyPatch, module: str, constant: str
