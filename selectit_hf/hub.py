@@ -7,7 +7,6 @@ person, `push` does it and reads all of it back. Only this module writes to the 
 import difflib
 import os
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,22 +18,18 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from selectit_hf.card import Card, merged
 from selectit_hf.errors import HubError, SettingError
+from selectit_hf.patience import FAILURES, WAITS, is_transient, patiently, pause, sleep
 from selectit_hf.privacy import private_place, private_words
+from selectit_hf.redaction import holds_token, redacted
 from selectit_hf.remote import (
-    FAILURES,
     KIND,
-    WAITS,
     Remote,
     downloaded,
     exists,
     failure,
     is_ours,
     is_same,
-    is_transient,
-    patiently,
-    pause,
     read_remote,
-    redacted,
     tree,
 )
 from selectit_hf.staging import CARD, MANIFEST, File, Staged, describe_file
@@ -44,8 +39,6 @@ __all__ = ["PushPlan", "PushSettings", "Pushed", "check_repo", "plan_push", "pus
 T = TypeVar("T")
 
 EMPTY = {".gitattributes"}
-ODD = (AttributeError, LookupError, TypeError)
-"""What the client raises where a reply of 200 lacks what it should hold."""
 
 
 @dataclass(frozen=True)
@@ -279,7 +272,7 @@ def _check_allowed(plan: PushPlan) -> None:
 def _check_private(text: str) -> None:
     """Stop before a token or a path of this machine leaves it."""
     home = f"{Path.home()}{os.sep}"
-    if redacted(text) != text or (len(home) > 2 and home in text):
+    if holds_token(text) or (len(home) > 2 and home in text):
         raise HubError(
             "The card or the manifest would hold an access token or a path of this machine; "
             "nothing was pushed. Look for it in the names of the dataset and the models, in the "
@@ -357,7 +350,7 @@ def _create(api: HfApi, plan: PushPlan) -> None:
                 raise failure(
                     error, f"{plan.repo} could not be created; nothing was pushed."
                 ) from None
-            time.sleep(pause(error, wait))
+            sleep(pause(error, wait))
 
 
 def _commit(api: HfApi, plan: PushPlan, head: str) -> tuple[str, str | None]:
@@ -375,7 +368,7 @@ def _commit(api: HfApi, plan: PushPlan, head: str) -> tuple[str, str | None]:
                 **KIND,
             )
             return str(made.oid), made.pr_revision
-        except (*FAILURES, *ODD) as error:
+        except FAILURES as error:
             landed = _find(api, plan, head)
             if landed:
                 return landed
@@ -385,7 +378,7 @@ def _commit(api: HfApi, plan: PushPlan, head: str) -> tuple[str, str | None]:
                     f"Nothing was committed: {plan.repo} is still at {head}. Run the same command "
                     "again.",
                 ) from None
-            time.sleep(pause(error, wait))
+            sleep(pause(error, wait))
     raise AssertionError("the last attempt returns or raises")
 
 

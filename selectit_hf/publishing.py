@@ -17,7 +17,8 @@ from selectit_hf.card import CardSettings, as_dict, inherited, make_card
 from selectit_hf.errors import InputError
 from selectit_hf.finished import Finished, check_written, from_run, from_selection
 from selectit_hf.hub import Pushed, PushPlan, PushSettings, check_repo, plan_push, push
-from selectit_hf.remote import FAILURES, failure, patiently
+from selectit_hf.patience import FAILURES, patiently
+from selectit_hf.remote import failure
 from selectit_hf.runs import open_run
 from selectit_hf.scorers import ModelScore, RatingScorer
 from selectit_hf.selection import Selection

@@ -1,0 +1,44 @@
+"""Text without access tokens, of any form in which they come."""
+
+import os
+import re
+
+__all__ = ["holds_token", "redacted"]
+
+KNOWN = re.compile(
+    r"(?<![A-Za-z0-9])(?:(hf_|api_org_)[A-Za-z0-9_]{8,}"
+    r"|(gh[opsu]_|github_pat_|glpat-|xox[abp]-|sk-)[A-Za-z0-9_-]{20,})"
+)
+"""Tokens that their beginning gives away."""
+HEADER = re.compile(r"\b(Bearer|Basic)(\s+|%20|\+)(?=\S{8})[^\s\"',;)\]}>]+", re.IGNORECASE)
+USER = re.compile(r"([a-z][a-z0-9+.-]*://)[^\s/?#@\"'<>]+@", re.IGNORECASE)
+"""Name and password in a URL."""
+NAMED = re.compile(
+    r"(?<![A-Za-z0-9])((?:[a-z0-9]+[-_])*(?:token|api[-_]?key|signature|secret|password|credential)"
+    r"[\"']?(?:=|%3D|:\s*)[\"']?)(?!\*)[^\s&\"'<>,;)\]}#]{4,}",
+    re.IGNORECASE,
+)
+"""A parameter of a URL or a field of JSON that is called as one."""
+VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "SELECTIT_JUDGE_TOKEN")
+
+
+def holds_token(text: str) -> bool:
+    """Whether a text holds what is an access token beyond doubt."""
+    return _without_known(text) != text
+
+
+def redacted(text: str) -> str:
+    """``text`` without access tokens, and without what a URL or a header calls a secret.
+
+    >>> redacted("GET https://me:pass@host/a?token=abcd1234 with Bearer abcdefgh")
+    'GET https://***@host/a?token=*** with Bearer ***'
+    """
+    text = HEADER.sub(r"\1\2***", _without_known(text))
+    return NAMED.sub(r"\1***", USER.sub(r"\1***@", text))
+
+
+def _without_known(text: str) -> str:
+    for name in VARIABLES:
+        token = os.environ.get(name, "").strip()
+        text = text.replace(token, "***") if len(token) >= 8 else text
+    return KNOWN.sub(lambda found: f"{found[1] or found[2]}***", text)
