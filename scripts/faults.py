@@ -1,7 +1,7 @@
 """Every request of a load, a run and a push goes wrong once and for good: is what we say still so?
 
-A local Hub (``tests/hub_server.py``) holds two versions of a model and of datasets, and a cache that
-has seen the older version. Each case runs the command itself in a forked process, with one fault:
+A local Hub (``tests/hub_server.py``) holds two versions of a model and of datasets, and a cache
+has seen the older one. Each case runs the command itself in a forked process, with one fault:
 at the n-th request, or from the n-th on, the server answers 403, 404, 429, 500 or 503, cuts the
 connection, drips a byte at a time, redirects to a page, answers with an empty list or an object
 that holds nothing, or answers as it did at the older version.
@@ -24,6 +24,8 @@ The last line of stdout is JSON. Exit: 0 without violations, else 1.
 """
 
 import argparse
+import hashlib
+import itertools
 import json
 import os
 import re
@@ -48,7 +50,7 @@ TOO_LONG = 20.0
 """Seconds after which a case did not end."""
 DRIP = 0.05
 """Seconds between two bytes of a dripping answer."""
-PATIENCE = 0.4
+PATIENCE = 1.5
 """Seconds that a request may take in these cases, whose clock is fast."""
 CODES = (403, 404, 429, 500, 503)
 SECRET = "hf_test_token_of_user"
@@ -63,7 +65,9 @@ def serve() -> None:
     import transformers  # noqa: F401
     from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401
 
-    from selectit_hf import cli, engine, loading, publishing  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
+
+    from selectit_hf import cli, engine, loading, plots, publishing  # noqa: F401
 
     torch.set_num_threads(1)
     sleep = time.sleep
@@ -107,12 +111,20 @@ def _hurry(mutant: bool) -> None:
     """Shorten what the package waits for; the mutant believes whatever was loaded."""
     import huggingface_hub.constants as hub
 
+    from selectit_hf import patience, sources
+
     hub.HF_HUB_ETAG_TIMEOUT = hub.HF_HUB_DOWNLOAD_TIMEOUT = 5
-    try:
-        from selectit_hf import hub_files, patience
-    except ImportError:
-        return
     patience.PATIENCE = PATIENCE
+    if mutant:
+        sources._data_files = _believed  # type: ignore[assignment]
+
+
+def _believed(builder: Any, name: str, sha: str, listed: Any) -> dict[str, list[str]]:
+    """What the builder says, whatever it was made of."""
+    files = (builder.config.data_files or {}).items()
+    return {
+        str(split): [str(url).partition(f"@{sha}/")[2] for url in urls] for split, urls in files
+    }
 
 
 class Commands:
@@ -127,12 +139,14 @@ class Commands:
             stdout=subprocess.PIPE,
             text=True,
         )
-        assert self.process.stdout and self.process.stdin
+        assert self.process.stdout
+        assert self.process.stdin
         assert self.process.stdout.readline().strip() == "ready"
 
     def run(self, folder: Path, *arguments: str) -> tuple[int | None, str, str]:
         """Exit code (``None`` where it did not end), stdout and stderr."""
-        assert self.process.stdout and self.process.stdin
+        assert self.process.stdout
+        assert self.process.stdin
         out, err = folder / "out.txt", folder / "err.txt"
         wanted = {"arguments": arguments, "out": str(out), "err": str(err)}
         self.process.stdin.write(json.dumps(wanted) + "\n")
@@ -141,7 +155,9 @@ class Commands:
         return code, out.read_text("utf-8", "replace"), err.read_text("utf-8", "replace")
 
     def close(self) -> None:
-        assert self.process.stdin and self.process.stdout
+        """End the process."""
+        assert self.process.stdin
+        assert self.process.stdout
         self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait()
@@ -181,7 +197,9 @@ def odd(body: bytes) -> Any:
 
 
 def stale(server: Any, work: Any) -> Any:
-    """As at the older version, which knows nothing of the newer commit."""
+    """As at the older version, which knows nothing of the newer commit; writes are let alone."""
+    if work.args[0].method not in ("GET", "HEAD"):
+        return work()
     with server.lock:
         newer = {key: (dict(repo.refs), dict(repo.objects)) for key, repo in server.repos.items()}
         for repo in server.repos.values():
@@ -224,13 +242,17 @@ class Stage:
     folder: Path
     home: Path
     truths: dict[tuple[str, str, str], Any]
+    stale: bool = False
+    before: frozenset[str] | set[str] = frozenset()
 
     def restore(self, warm: bool) -> None:
+        """The cache as before the newer versions, or none."""
         shutil.rmtree(self.home, ignore_errors=True)
         if warm:
             shutil.copytree(self.folder / "warm", self.home, symlinks=True)
 
     def run(self, name: str, out: Path, model: str = "user/tiny") -> tuple[int | None, str, str]:
+        """The command, whose results hold all rows."""
         arguments = ["run", name, "--split", "train", "--model", model, "--out", str(out)]
         return self.commands.run(self.folder, *arguments, "--proportion", "1", "--json")
 
@@ -437,8 +459,118 @@ def attack_runs(
                         file=sys.stderr,
                     )
                 if wrong:
+                    part = f"{kind} warm" if warm else kind
                     word = "for good" if good else "once"
-                    yield f"{kind}{' warm' if warm else ''}: {name} {word} at {at} ({asked[at]}): {wrong}"
+                    yield f"{part}: {name} {word} at {at} ({asked[at]}): {wrong}"
+
+
+# Pushes
+
+KEPT = "user/kept"
+NOT_THERE = re.compile("nothing was (committed|pushed|uploaded)", re.IGNORECASE)
+THERE = re.compile("the commit [0-9a-f]{40} is in", re.IGNORECASE)
+LIMIT = 8
+"""Seconds that a push may take."""
+
+
+def whole(repo: Any, revision: str) -> dict[str, str]:
+    """What a revision holds, as hashes; nothing where the manifest does not fit it."""
+    files = repo.files(revision)
+    manifest = json.loads(files.get("selectit.json", b"{}")).get("files", {})
+    for path, said in manifest.items():
+        if hashlib.sha256(files.get(path, b"")).hexdigest() != said["sha256"]:
+            return {}
+    return {path: hashlib.sha256(data).hexdigest() for path, data in files.items()}
+
+
+def check_push(found: Stage, before: str | None, wanted: dict[str, str], ended: Any) -> str | None:
+    code, said, err = ended
+    words = " ".join((said + err).split())
+    if SECRET in words:
+        return "a token was printed"
+    if code not in (0, 1):
+        return "it did not end" if code is None else f"exit {code}: {err[-300:]}"
+    if code and ("Traceback" in err or not err.strip()):
+        return f"no clear error: {err[-300:]}"
+    repo = found.server.repos.get(("dataset", KEPT))
+    if repo is not None and not repo.private:
+        return "it is public"
+    made = [c for c in repo.history() if before is None or c.sha != before] if repo else []
+    made = [c for c in made if c.parent and (before is None or c.sha not in found.before)]
+    if len(made) > 1:
+        return f"{len(made)} commits"
+    if made and whole(repo, made[0].sha) != wanted:
+        return "a part of the push"
+    if not code:
+        return None if made else "success without a commit"
+    if made and NOT_THERE.search(words):
+        return f"there is a commit, and it says: {err[-300:]}"
+    if not made and THERE.search(words):
+        return f"there is no commit, and it says: {err[-300:]}"
+    return None
+
+
+def attack_pushes(
+    found: Stage, update: bool, step: int, counts: Counter[str], names: list[str]
+) -> Iterator[str]:
+    """Every fault at every ``step``-th request of a push."""
+    server, every = found.server, faults()
+    key, flags = ("dataset", KEPT), ["--update"] if update else []
+    part = "update" if update else "push"
+
+    def restart() -> str | None:
+        server.repos.pop(key, None)
+        server.faults.clear()
+        if not update:
+            return None
+        repo = server.add_repo("dataset", KEPT, private=True)
+        server.old[KEPT] = repo.head
+        server.known.add(repo.head)
+        repo.commit(earlier, "Earlier")
+        return str(repo.head)
+
+    def push(run: str, *more: str) -> Any:
+        arguments = ["push", str(found.folder / run), KEPT, "--yes", "--timeout", str(LIMIT)]
+        return found.commands.run(found.folder, *arguments, *more)
+
+    earlier: dict[str, bytes] = {}
+    if update:
+        server.repos.pop(key, None)
+        ended = push("parquet")
+        assert ended[0] == 0, ended[2]
+        earlier = server.repos[key].files()
+    before = restart()
+    found.before = set(server.repos[key].objects) if update else set()
+    start = len(server.requests)
+    ended = push("jsonl", *flags)
+    asked = [str(r) for r in server.requests[start:]]
+    assert ended[0] == 0, ended[2]
+    wanted = whole(server.repos[key], "main")
+    if wrong := check_push(found, before, wanted, ended):
+        yield f"{part} without a fault: {wrong}"
+        return
+    number = 0
+    for at, name, good in itertools.product(range(len(asked)), names or every, (False, True)):
+        number += 1
+        if number % step:
+            continue
+        before = restart()
+        found.before = set(server.repos[key].objects) if update else set()
+        arranged(server, at, every[name], good)
+        begun = time.monotonic()
+        ended = push("jsonl", *flags)
+        counts["cases"] += 1
+        counts["pushed" if ended[0] == 0 else "refused"] += 1
+        if os.environ.get("FAULTS_VERBOSE"):
+            took = time.monotonic() - begun
+            words = ended[2].strip()[-300:]
+            print(
+                f"{took:.1f}s {part} {at} {name} {good} {asked[at]} -> {ended[0]} {words}",
+                file=sys.stderr,
+            )
+        if wrong := check_push(found, before, wanted, ended):
+            yield f"{part}: {name} {'for good' if good else 'once'} at {at} ({asked[at]}): {wrong}"
+    restart()
 
 
 def main() -> int:
@@ -464,6 +596,11 @@ def main() -> int:
                 if given.only not in part:
                     continue
                 for wrong in attack_runs(found, kind, warm, step, counts, given.fault):
+                    print(wrong, file=sys.stderr)
+                    violations.append(wrong)
+        for update in (False, True):
+            if given.only in ("update" if update else "push"):
+                for wrong in attack_pushes(found, update, step, counts, given.fault):
                     print(wrong, file=sys.stderr)
                     violations.append(wrong)
     print(json.dumps({**counts, "violations": len(violations), "first": violations[:3]}))

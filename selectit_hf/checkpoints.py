@@ -94,7 +94,7 @@ class Checkpoint:
 
     @property
     def load_arguments(self) -> dict[str, object]:
-        """Keyword arguments for every ``from_pretrained``: of the `folder`, and nothing executed."""
+        """Keyword arguments for every ``from_pretrained`` of the `folder`; nothing is executed."""
         file = {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
         return {"trust_remote_code": False, "local_files_only": True, **file}
 

@@ -51,7 +51,7 @@ def listing(kind: str, name: str, sha: str, known: Collection[str] = ()) -> Mapp
     ``known`` are paths that the Hub named elsewhere.
 
     Raises:
-        Unverified: it was not seen before and the Hub cannot be reached, or the Hub says two things.
+        Unverified: it is not known and the Hub cannot be reached, or says two things.
         GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError: as the Hub says.
     """
     where: dict[str, Any] = {"repo_type": kind, "revision": sha}

@@ -158,9 +158,8 @@ def _weights(folder: Path, listed: set[str]) -> set[str]:
         if not first.endswith(".index.json"):
             return {first}
         shards = _json(folder / first).get("weight_map")
-        return {first} | {
-            str(name) for name in (shards.values() if isinstance(shards, dict) else ())
-        }
+        named_there = shards.values() if isinstance(shards, dict) else ()
+        return {first, *map(str, named_there)}
     return set()
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "is_transient",
     "patiently",
     "pause",
+    "seconds_left",
     "sleep",
     "time_limit",
 ]
@@ -222,7 +223,7 @@ class _Left:
     def stop(self, error: Exception | None = None) -> None:
         left = seconds_left()
         if left is not None and left <= 0.001:
-            raise Overdue("the time limit is over") from error
+            raise Overdue("the time is over; --timeout gives more") from error
         raise Overdue(
             f"the server moved less than {SLOWEST:.0f} bytes a second for {PATIENCE:.0f} seconds"
         ) from error

@@ -1,6 +1,7 @@
 """Reading the Hub, patiently: what is there, and what to make of requests that fail."""
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from selectit_hf.redaction import redacted
 from selectit_hf.staging import CARD, MANIFEST, File
 
 __all__ = [
+    "COMMIT",
     "KIND",
     "Remote",
     "downloaded",
@@ -24,11 +26,13 @@ __all__ = [
     "is_ours",
     "is_same",
     "read_remote",
+    "state",
     "tree",
 ]
 
 T = TypeVar("T")
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
 KIND: dict[str, Any] = {"repo_type": "dataset"}
 
 
@@ -58,9 +62,10 @@ def read_remote(api: HfApi, repo: str) -> Remote:
         HubError: it cannot be read.
     """
     try:
-        info = patiently(lambda: api.dataset_info(repo))
-        head = str(info.sha)
+        head, private, names = state(api, repo)
         files = tree(api, repo, head)
+        if not names <= set(files):
+            raise LookupError(f"it lists {len(files)} files, and names {len(names)} elsewhere")
         texts = {
             path: _download(api, repo, head, path).decode("utf-8", "replace")
             for path in (CARD, MANIFEST)
@@ -73,7 +78,21 @@ def read_remote(api: HfApi, repo: str) -> Remote:
     except FAILURES as error:
         raise failure(error, f"{repo} cannot be read on the Hub; nothing was pushed.") from None
     manifest = _manifest(texts.get(MANIFEST, ""))
-    return Remote(head, bool(info.private), files, manifest, texts.get(CARD, ""))
+    return Remote(head, private, files, manifest, texts.get(CARD, ""))
+
+
+def state(api: HfApi, repo: str, revision: str | None = None) -> tuple[str, bool, set[str]]:
+    """The commit, whether it is private, and the paths that are there.
+
+    Raises:
+        LookupError: the Hub answered without one of them.
+        HTTPError, OSError, ...: see `FAILURES`.
+    """
+    info = patiently(lambda: api.dataset_info(repo, revision=revision))
+    names = {file.rfilename for file in info.siblings or ()}
+    if not COMMIT.fullmatch(str(info.sha)) or not isinstance(info.private, bool) or not names:
+        raise LookupError("its answer does not say the commit, the files, or who may see them")
+    return str(info.sha), info.private, names
 
 
 def tree(api: HfApi, repo: str, revision: str) -> dict[str, RepoFile]:

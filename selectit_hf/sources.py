@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -296,9 +297,7 @@ def _load_hub(dataset: str, split: str | None, streaming: bool) -> tuple[Any, So
                 raise InputError(f"--streaming reads a whole split, not {part}; omit one of both.")
             loaded = builder.as_streaming_dataset(split=chosen)
         else:
-            hub_files.fetch(
-                "dataset", name, sha, {file for ones in files.values() for file in ones}
-            )
+            hub_files.fetch("dataset", name, sha, set(chain(*files.values())))
             builder.download_and_prepare()
             loaded = builder.as_dataset(split=chosen)
         several = isinstance(loaded, (DatasetDict, IterableDatasetDict))
@@ -317,15 +316,16 @@ def _data_files(builder: Any, name: str, sha: str, listed: Collection[str]) -> d
     if builder.hash != sha:
         raise hub_files.Unverified(
             f"datasets fell back to its cache ({builder.hash}), which is not the commit {sha}; "
-            "repeat the command when the Hub answers."
+            "repeat the command when the Hub answers"
         )
     start = f"hf://datasets/{name}@{sha}/"
-    found = {
-        str(s): [str(u) for u in urls] for s, urls in (builder.config.data_files or {}).items()
-    }
-    for url in (one for ones in found.values() for one in ones):
+    given = (builder.config.data_files or {}).items()
+    found = {str(part): [str(url) for url in urls] for part, urls in given}
+    for url in chain(*found.values()):
         if not url.startswith(start) or url.removeprefix(start) not in listed:
-            raise hub_files.Unverified(f"{url} is no file of {name} at the commit {sha}.")
+            raise hub_files.Unverified(
+                f"{url} is no file of {name} at the commit {sha}; repeat the command"
+            )
     return {split: [url.removeprefix(start) for url in urls] for split, urls in found.items()}
 
 
@@ -432,6 +432,8 @@ def readable(name: str) -> Iterator[None]:
         raise _gated(name) from error
     except SelectItError:
         raise
+    except hub_files.Unverified as error:
+        raise InputError(f"The dataset {name!r} is not loaded: {error}.") from error
     except FOREIGN as error:
         cause = error.__cause__ or error
         detail = str(cause).strip().split("\n", 1)[0]
