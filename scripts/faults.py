@@ -61,11 +61,10 @@ SECRET = "hf_test_token_of_user"
 
 def serve() -> None:
     """Run each command that a line of stdin names in a fork, and answer with its exit code."""
+    import matplotlib.pyplot  # noqa: F401
     import torch
     import transformers  # noqa: F401
     from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401
-
-    import matplotlib.pyplot  # noqa: F401
 
     from selectit_hf import cli, engine, loading, plots, publishing  # noqa: F401
 

@@ -10,11 +10,11 @@ KNOWN = re.compile(
     r"|(gh[opsu]_|github_pat_|glpat-|xox[abp]-|sk-)[A-Za-z0-9_-]{20,})"
 )
 """Tokens that their beginning gives away."""
-HEADER = re.compile(r"\b(Bearer|Basic)(\s+|%20|\+)(?=\S{8})[^\s\"',;)\]}>]+", re.IGNORECASE)
+HEADER = re.compile(r"\b(Bearer|Basic)(\s+|%20|\+)(?=\S{16})[^\s\"',;)\]}>]+", re.IGNORECASE)
 USER = re.compile(r"([a-z][a-z0-9+.-]*://)[^\s/?#@\"'<>]+@", re.IGNORECASE)
 """Name and password in a URL."""
 NAMED = re.compile(
-    r"(?<![A-Za-z0-9])((?:[a-z0-9]+[-_])*(?:token|api[-_]?key|signature|secret|password|credential)"
+    r"(?:(?<![A-Za-z0-9])|(?<=%3F)|(?<=%26))((?:[a-z0-9]+[-_])*(?:token|api[-_]?key|signature|secret|password|credential)"
     r"[\"']?(?:=|%3D|:\s*)[\"']?)(?!\*)[^\s&\"'<>,;)\]}#]{4,}",
     re.IGNORECASE,
 )
@@ -30,7 +30,7 @@ def holds_token(text: str) -> bool:
 def redacted(text: str) -> str:
     """``text`` without access tokens, and without what a URL or a header calls a secret.
 
-    >>> redacted("GET https://me:pass@host/a?token=abcd1234 with Bearer abcdefgh")
+    >>> redacted("GET https://me:pass@host/a?token=abcd1234 with Bearer abcdefgh12345678")
     'GET https://***@host/a?token=*** with Bearer ***'
     """
     text = HEADER.sub(r"\1\2***", _without_known(text))
