@@ -18,6 +18,7 @@ from selectit_hf.card import CardSettings
 from selectit_hf.errors import SelectItError, SettingError
 from selectit_hf.hub import Pushed, PushSettings
 from selectit_hf.publishing import push_run
+from selectit_hf.redaction import redacted
 from selectit_hf.terminal import visible, write_out
 
 
@@ -32,6 +33,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--update", action="store_true", help="replace an earlier push")
     flags.add_argument("--overwrite", action="store_true", help="replace whatever is there")
     flags.add_argument("--create-pr", action="store_true", help="as one pull request")
+    flags.add_argument(
+        "--timeout", type=float, default=PushSettings.timeout, help="seconds for the whole push"
+    )
     flags.add_argument("--license", help="instead of the source's, as in cc-by-nc-4.0")
     flags.add_argument("--language", action="append", default=[], help="code, as in en; repeatable")
     flags.add_argument("--pretty-name", help="title of the card")
@@ -50,10 +54,12 @@ def main() -> int:
                 given.license, tuple(given.language), given.pretty_name, given.examples
             ),
             tell=write_out,
-            settings=PushSettings(given.public, given.update, given.overwrite, given.create_pr),
+            settings=PushSettings(
+                given.public, given.update, given.overwrite, given.create_pr, given.timeout
+            ),
         )
     except SelectItError as error:
-        print(visible(f"Error: {error}"), file=sys.stderr)
+        print(visible(redacted(f"Error: {error}")), file=sys.stderr)
         return 2 if isinstance(error, SettingError) else 1
     pushed = isinstance(done, Pushed)
     facts = {"repo": done.repo, "pushed": pushed and done.new}

@@ -12,13 +12,12 @@ import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import GatedRepoError
 
 from selectit_hf import adapters, hub_models
@@ -66,12 +65,13 @@ class Checkpoint:
     Attributes:
         name: what to call it: the Hub name, ``tiny-rater``, or a local folder's base name; a GGUF
             file follows a colon.
-        path: what ``from_pretrained`` takes: the Hub name or a folder.
+        path: the Hub name or a folder.
         revision: the commit sha, or ``sha256:`` and the hash of a folder's contents; for an adapter
             its own and its base's, joined by `OF_BASE`.
         gguf_file: the file in ``path`` that holds the model.
         base: the model that an adapter changes.
         has_tokenizer: whether an adapter brings its own tokenizer.
+        offline: whether the local cache said which commit it is, since HF_HUB_OFFLINE is set.
     """
 
     name: str
@@ -80,6 +80,7 @@ class Checkpoint:
     gguf_file: str | None = None
     base: "Checkpoint | None" = None
     has_tokenizer: bool = True
+    offline: bool = field(default=False, compare=False)
 
     @property
     def is_local(self) -> bool:
@@ -93,29 +94,28 @@ class Checkpoint:
 
     @property
     def load_arguments(self) -> dict[str, object]:
-        """Keyword arguments for every ``from_pretrained``: pinned, and nothing executed."""
-        pinned = {} if self.is_local else {"revision": self._own_revision}
+        """Keyword arguments for every ``from_pretrained`` of the `folder`; nothing is executed."""
         file = {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
-        return {"trust_remote_code": False, **pinned, **file}
+        return {"trust_remote_code": False, "local_files_only": True, **file}
 
     @property
     def _own_revision(self) -> str:
         return self.revision.partition(OF_BASE)[0]
 
-    def adapter_folder(self) -> str | None:
-        """The folder of an adapter's files, downloaded from the Hub if need be; else ``None``.
+    def folder(self, weights: bool = False) -> str:
+        """Where its files lie; those of the Hub are downloaded if need be, and compared.
 
         Raises:
-            ModelError: the files are not there, or the Hub cannot be reached.
+            ModelError: they cannot be had as the Hub lists them.
         """
-        if self.base is None:
-            return None
         if self.is_local:
             return self.path
-        with _readable(self, "adapter"):
-            for name in (adapters.CONFIG, adapters.WEIGHTS):
-                path = hf_hub_download(self.path, name, revision=self._own_revision)
-        return str(Path(path).parent)
+        found = hub_models.folder(self.path, self._own_revision, self.gguf_file, weights)
+        return str(found)
+
+    def adapter_folder(self) -> str | None:
+        """The folder of an adapter's files; else ``None``. See `folder` for the errors."""
+        return None if self.base is None else self.folder(weights=True)
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """Load the tokenizer: an adapter's own, else its base's.
@@ -128,7 +128,7 @@ class Checkpoint:
         owner = self if self.has_tokenizer else self.weights
         with _readable(owner, "tokenizer"):
             loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                owner.path, **owner.load_arguments
+                owner.folder(), **owner.load_arguments
             )
         return loaded
 
@@ -148,7 +148,7 @@ def _config(checkpoint: Checkpoint) -> "PretrainedConfig":
 
     with _readable(checkpoint, "configuration"):
         loaded: PretrainedConfig = AutoConfig.from_pretrained(
-            checkpoint.path, **checkpoint.load_arguments
+            checkpoint.folder(), **checkpoint.load_arguments
         )
     return loaded
 
@@ -193,8 +193,8 @@ def resolve(model: str, revision: str | None = None, base_model: str | None = No
 
     A GGUF file is named by its path, or as ``FOLDER:FILE.gguf`` or ``HUB_NAME:FILE.gguf``. The base
     of an adapter is ``base_model``, else the one that its configuration names. A revision that
-    starts with ``sha256:`` is compared with the folder's contents. Without a network, a Hub model
-    that was used before is pinned to the commit in the local cache.
+    starts with ``sha256:`` is compared with the folder's contents. Where HF_HUB_OFFLINE is set, a
+    Hub model that was used before is pinned to the commit in the local cache, which the plan says.
 
     Raises:
         ModelError: no such model, revision, file or base, no access, no network, or changed
@@ -208,9 +208,13 @@ def resolve(model: str, revision: str | None = None, base_model: str | None = No
         config = config if config is not None and config.is_file() else None
     else:
         hub = hub_models.find(place.name, own or None, place.gguf_file)
-        has_tokenizer = hub.adapter is None or hub.has_tokenizer
         found = Checkpoint(
-            model, place.name, hub.revision, place.gguf_file, has_tokenizer=has_tokenizer
+            model,
+            place.name,
+            hub.revision,
+            place.gguf_file,
+            has_tokenizer=hub.has_tokenizer,
+            offline=hub.offline,
         )
         config = hub.adapter
     if config is not None:
@@ -303,9 +307,7 @@ def _adapter(
             f"adapter {found.name!r}, and one adapter on another is not loaded."
         )
     revision = f"{found.revision}{OF_BASE}{base.revision}"
-    return Checkpoint(
-        found.name, found.path, revision, base=base, has_tokenizer=found.has_tokenizer
-    )
+    return replace(found, revision=revision, base=base, offline=found.offline or base.offline)
 
 
 @functools.lru_cache(maxsize=64)

@@ -40,6 +40,7 @@ from selectit_hf.options import (
     with_flags,
 )
 from selectit_hf.publishing import push_run
+from selectit_hf.redaction import redacted
 from selectit_hf.reflection import Reflection
 from selectit_hf.scorers import SentenceScore
 from selectit_hf.selection import Cut, select
@@ -297,7 +298,7 @@ def main() -> None:
     except Exception as error:
         words, code = explained(error)
         if "--debug" in sys.argv:
-            print(visible(traceback.format_exc()), file=sys.stderr)
+            print(visible(redacted(traceback.format_exc())), file=sys.stderr)
             sys.exit(code)
         screen.complain(words)
         sys.exit(code)

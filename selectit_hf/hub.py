@@ -7,7 +7,6 @@ person, `push` does it and reads all of it back. Only this module writes to the 
 import difflib
 import os
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,22 +18,29 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from selectit_hf.card import Card, merged
 from selectit_hf.errors import HubError, SettingError
-from selectit_hf.privacy import private_place, private_words
-from selectit_hf.remote import (
+from selectit_hf.patience import (
     FAILURES,
-    KIND,
     WAITS,
+    is_transient,
+    patiently,
+    pause,
+    seconds_left,
+    sleep,
+    time_limit,
+)
+from selectit_hf.privacy import private_place, private_words
+from selectit_hf.redaction import holds_token, redacted
+from selectit_hf.remote import (
+    COMMIT,
+    KIND,
     Remote,
     downloaded,
     exists,
     failure,
     is_ours,
     is_same,
-    is_transient,
-    patiently,
-    pause,
     read_remote,
-    redacted,
+    state,
     tree,
 )
 from selectit_hf.staging import CARD, MANIFEST, File, Staged, describe_file
@@ -44,8 +50,8 @@ __all__ = ["PushPlan", "PushSettings", "Pushed", "check_repo", "plan_push", "pus
 T = TypeVar("T")
 
 EMPTY = {".gitattributes"}
-ODD = (AttributeError, LookupError, TypeError)
-"""What the client raises where a reply of 200 lacks what it should hold."""
+GRACE = 15.0
+"""Seconds to look up whether a commit was made, where the time is over."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +64,23 @@ class PushSettings:
             card stays.
         overwrite: replace whatever is there; other files are deleted.
         create_pr: as one pull request.
+        timeout: seconds that all of it may take, planning and reading back included.
 
     Raises:
-        SettingError: both ``update`` and ``overwrite``.
+        SettingError: both ``update`` and ``overwrite``, or no time at all.
     """
 
     public: bool = False
     update: bool = False
     overwrite: bool = False
     create_pr: bool = False
+    timeout: float = 3600.0
 
     def __post_init__(self) -> None:
         if self.update and self.overwrite:
             raise SettingError("update and overwrite contradict each other; give one of them.")
+        if not 0 < self.timeout < float("inf"):
+            raise SettingError(f"A timeout of {self.timeout} seconds is none; give 60 or more.")
 
 
 @dataclass(frozen=True)
@@ -279,7 +289,7 @@ def _check_allowed(plan: PushPlan) -> None:
 def _check_private(text: str) -> None:
     """Stop before a token or a path of this machine leaves it."""
     home = f"{Path.home()}{os.sep}"
-    if redacted(text) != text or (len(home) > 2 and home in text):
+    if holds_token(text) or (len(home) > 2 and home in text):
         raise HubError(
             "The card or the manifest would hold an access token or a path of this machine; "
             "nothing was pushed. Look for it in the names of the dataset and the models, in the "
@@ -310,9 +320,7 @@ def push(api: HfApi, plan: PushPlan) -> Pushed:
     if plan.is_done:
         commit, new, reference = plan.remote.head or "", False, plan.proposed
         if plan.proposed:
-            commit = _reading(
-                plan, lambda: str(api.dataset_info(plan.repo, revision=plan.proposed).sha)
-            )
+            commit = _reading(plan, lambda: state(api, plan.repo, plan.proposed)[0])
     else:
         head = _ready(api, plan)
         (commit, reference), new = _commit(api, plan, head), True
@@ -328,16 +336,15 @@ def _ready(api: HfApi, plan: PushPlan) -> str:
     """The commit to build on, in a repository that is as planned and seen by whom it should."""
     if plan.remote.head is None:
         _create(api, plan)
-    info = _reading(plan, lambda: patiently(lambda: api.dataset_info(plan.repo)))
-    if bool(info.private) == plan.settings.public:
-        is_now = "private" if info.private else "public"
+    head, private, names = _reading(plan, lambda: state(api, plan.repo))
+    if private == plan.settings.public:
+        is_now = "private" if private else "public"
         raise HubError(
             f"{plan.repo} is {is_now}, which is not what was asked for; nothing was uploaded. "
             "Change it in its settings on the Hub and push again."
         )
-    head = str(info.sha)
     if plan.remote.head is None:
-        if not set(_reading(plan, lambda: tree(api, plan.repo, head))) <= EMPTY:
+        if not names | set(_reading(plan, lambda: tree(api, plan.repo, head))) <= EMPTY:
             _stop_for_another(plan, head)
     elif head != plan.remote.head:
         _stop_for_another(plan, head)
@@ -357,7 +364,7 @@ def _create(api: HfApi, plan: PushPlan) -> None:
                 raise failure(
                     error, f"{plan.repo} could not be created; nothing was pushed."
                 ) from None
-            time.sleep(pause(error, wait))
+            sleep(pause(error, wait))
 
 
 def _commit(api: HfApi, plan: PushPlan, head: str) -> tuple[str, str | None]:
@@ -374,9 +381,11 @@ def _commit(api: HfApi, plan: PushPlan, head: str) -> tuple[str, str | None]:
                 create_pr=plan.settings.create_pr,
                 **KIND,
             )
+            if not COMMIT.fullmatch(str(made.oid)) or plan.settings.create_pr > bool(made.pr_url):
+                raise LookupError("the answer does not say what was made")
             return str(made.oid), made.pr_revision
-        except (*FAILURES, *ODD) as error:
-            landed = _find(api, plan, head)
+        except FAILURES as error:
+            landed = _find_late(api, plan, head)
             if landed:
                 return landed
             if wait is None or not is_transient(error):
@@ -385,8 +394,17 @@ def _commit(api: HfApi, plan: PushPlan, head: str) -> tuple[str, str | None]:
                     f"Nothing was committed: {plan.repo} is still at {head}. Run the same command "
                     "again.",
                 ) from None
-            time.sleep(pause(error, wait))
+            sleep(pause(error, wait))
     raise AssertionError("the last attempt returns or raises")
+
+
+def _find_late(api: HfApi, plan: PushPlan, head: str) -> tuple[str, str | None] | None:
+    """As `_find`, with a little more time where there is none left."""
+    left = seconds_left()
+    if left is None or left > GRACE:
+        return _find(api, plan, head)
+    with time_limit(GRACE):
+        return _find(api, plan, head)
 
 
 def _find(api: HfApi, plan: PushPlan, head: str) -> tuple[str, str | None] | None:
@@ -395,9 +413,9 @@ def _find(api: HfApi, plan: PushPlan, head: str) -> tuple[str, str | None] | Non
         reference = _reading(plan, lambda: _find_proposal(api, plan), unsure=True)
         if reference is None:
             return None
-        where = _reading(plan, lambda: api.dataset_info(plan.repo, revision=reference), unsure=True)
-        return str(where.sha), reference
-    now = str(_reading(plan, lambda: patiently(lambda: api.dataset_info(plan.repo)), True).sha)
+        where = _reading(plan, lambda: state(api, plan.repo, reference)[0], unsure=True)
+        return where, reference
+    now = _reading(plan, lambda: state(api, plan.repo)[0], unsure=True)
     if now == head:
         return None
     if _reading(plan, lambda: _holds_manifest(api, plan, now), unsure=True):
@@ -433,6 +451,8 @@ def _verify(api: HfApi, plan: PushPlan, commit: str) -> None:
     """Compare listing and contents at a commit with what was to be pushed."""
     try:
         there = tree(api, plan.repo, commit)
+        if not there:
+            raise LookupError("it lists no file there")
         missing = [path for path in plan.files if path not in there]
         wrong = [p for p, file in plan.files.items() if p in there and not is_same(file, there[p])]
         wrong += [path for path in plan.delete if path in there]

@@ -296,9 +296,12 @@ def push(
         bool, typer.Option("--overwrite", help="Replace whatever is there.")
     ] = False,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="As one pull request.")] = False,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that the whole push may take.", min=1)
+    ] = PushSettings.timeout,
 ) -> PushSettings:
     """Where and how a push goes."""
-    return PushSettings(public, update, overwrite, create_pr)
+    return PushSettings(public, update, overwrite, create_pr, timeout)
 
 
 def judge(

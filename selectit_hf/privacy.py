@@ -14,15 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-__all__ = ["private_place", "private_words", "redacted", "shown"]
+from selectit_hf.redaction import HIDDEN, SECRET, redacted
+
+__all__ = ["private_place", "private_words", "shown"]
 
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 SHARED = {"/", "/root", "/home", "/nonexistent", "/var/empty"}
 """Homes that texts of any origin name."""
 PIECE = 1 << 20
-HIDDEN = "***"
-SECRET = r"(?:\w*_)?(?:TOKEN|SECRETS?|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIALS?)"
-"""Names of what is secret."""
 
 
 def private_words(token: str | None = None) -> list[str]:
@@ -101,16 +100,6 @@ def _found(values: pa.Array, words: list[str]) -> bool:
 
 
 # What is shown
-
-
-def redacted(text: str) -> str:
-    """``text`` without tokens, passwords and the values of secrets in this environment."""
-    for name, value in os.environ.items():
-        if len(value) >= 6 and re.fullmatch(SECRET, name, re.IGNORECASE):
-            text = text.replace(value, HIDDEN)
-    text = re.sub(r"\bhf_[A-Za-z0-9]{6,}", HIDDEN, text)
-    text = re.sub(r"://[^/\s@\"']+@", f"://{HIDDEN}@", text)
-    return re.sub(rf"(?i)\b({SECRET})=(['\"]?)[^\s'\"]+", rf"\1=\2{HIDDEN}", text)
 
 
 def shown(facts: Any) -> str:

@@ -18,8 +18,9 @@ from selectit_hf.errors import InputError
 from selectit_hf.finished import Finished, check_written, from_run, from_selection
 from selectit_hf.hub import Pushed, PushPlan, PushSettings, check_repo, plan_push, push
 from selectit_hf.model_level import ModelScore
+from selectit_hf.patience import FAILURES, patiently, time_limit
 from selectit_hf.rating_scorer import RatingScorer
-from selectit_hf.remote import FAILURES, failure, patiently
+from selectit_hf.remote import COMMIT, failure
 from selectit_hf.runs import open_run
 from selectit_hf.selection import Selection
 from selectit_hf.sources import Source
@@ -63,7 +64,10 @@ def push_run(
     check_repo(repo)
     api, settings = api or _client(), settings or PushSettings()
     opened = open_run(run)
-    with _planned(api, from_run(opened), repo, card or CardSettings(), settings) as plan:
+    with (
+        time_limit(settings.timeout),
+        _planned(api, from_run(opened), repo, card or CardSettings(), settings) as plan,
+    ):
         tell(plan.describe())
         if not yes:
             tell("nothing pushed; add --yes")
@@ -89,6 +93,7 @@ def publish(
     update: bool = False,
     overwrite: bool = False,
     create_pr: bool = False,
+    timeout: float = PushSettings.timeout,
     dry_run: bool = False,
     api: HfApi | None = None,
 ) -> Pushed | PushPlan:
@@ -105,7 +110,7 @@ def publish(
         scorers: the scorers that were mapped, where their settings are not the defaults.
         split: of the source.
         license, language, pretty_name, examples: see `selectit_hf.card.CardSettings`.
-        public, update, overwrite, create_pr: see `selectit_hf.hub.PushSettings`.
+        public, update, overwrite, create_pr, timeout: see `selectit_hf.hub.PushSettings`.
         dry_run: plan only, and write nothing to the Hub.
         api: the client, with a token; by default that of the login.
 
@@ -118,10 +123,10 @@ def publish(
     """
     check_repo(repo)
     card = CardSettings(license, tuple(language), pretty_name, examples)
-    settings = PushSettings(public, update, overwrite, create_pr)
+    settings = PushSettings(public, update, overwrite, create_pr, timeout)
     api = api or _client()
     finished = from_selection(selection, _pinned(api, source, split), scorers)
-    with _planned(api, finished, repo, card, settings) as plan:
+    with time_limit(timeout), _planned(api, finished, repo, card, settings) as plan:
         for note in plan.notes:
             logger.warning("%s", note)
         return plan if dry_run else push(api, plan)
@@ -158,6 +163,8 @@ def _source_card(api: HfApi, source: dict[str, Any]) -> dict[str, Any]:
         return {}
     try:
         info = patiently(lambda: api.dataset_info(source["name"], revision=source["revision"]))
+        if info.sha != source["revision"]:
+            raise LookupError(f"the answer is about the commit {info.sha}")
     except (RepositoryNotFoundError, RevisionNotFoundError):
         return {}
     except FAILURES as error:
@@ -179,10 +186,12 @@ def _pinned(api: HfApi, source: str, split: str) -> Source:
         )
     name, config, revision = match.groups()
     try:
-        sha = patiently(lambda: api.dataset_info(name, revision=revision)).sha
+        sha = str(patiently(lambda: api.dataset_info(name, revision=revision)).sha)
+        if not COMMIT.fullmatch(sha):
+            raise LookupError("the answer names no commit")
     except FAILURES as error:
         raise failure(error, f"The source {source} cannot be found; nothing was pushed.") from None
-    return Source(name, config, split, str(sha))
+    return Source(name, config, split, sha)
 
 
 def _client() -> HfApi:

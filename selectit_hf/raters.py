@@ -191,7 +191,7 @@ class Rater:
         logger.info("Loading %s on %s in %s.", self.checkpoint.name, where, place.dtype)
         weights = self.checkpoint.weights
         model = load_model(
-            weights.path,
+            weights.folder(weights=True),
             place.dtype,
             place.device,
             place.device_map,

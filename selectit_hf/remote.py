@@ -1,55 +1,38 @@
 """Reading the Hub, patiently: what is there, and what to make of requests that fail."""
 
 import json
-import os
 import re
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from httpx2 import HTTPError, TransportError
 from huggingface_hub import HfApi, RepoFile
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from selectit_hf.errors import HubError
+from selectit_hf.patience import FAILURES, patiently
+from selectit_hf.redaction import redacted
 from selectit_hf.staging import CARD, MANIFEST, File
 
 __all__ = [
-    "FAILURES",
+    "COMMIT",
     "KIND",
-    "WAITS",
     "Remote",
     "downloaded",
     "exists",
     "failure",
     "is_ours",
     "is_same",
-    "is_transient",
-    "patiently",
-    "pause",
     "read_remote",
-    "redacted",
+    "state",
     "tree",
 ]
 
 T = TypeVar("T")
 
-FAILURES = (HTTPError, OSError, RuntimeError, ValueError)
-"""What the client raises when a request fails; an upload that fails is a bare RuntimeError."""
-
-WAITS = (1.0, 2.0, 4.0)
-"""Seconds between attempts; a 429 may ask for more, up to `LONGEST_WAIT`."""
-
-LONGEST_WAIT = 60.0
-TRANSIENT = (429, 500, 502, 503, 504)
+COMMIT = re.compile(r"[0-9a-f]{40}")
 KIND: dict[str, Any] = {"repo_type": "dataset"}
 
 
@@ -79,9 +62,10 @@ def read_remote(api: HfApi, repo: str) -> Remote:
         HubError: it cannot be read.
     """
     try:
-        info = patiently(lambda: api.dataset_info(repo))
-        head = str(info.sha)
+        head, private, names = state(api, repo)
         files = tree(api, repo, head)
+        if not names <= set(files):
+            raise LookupError(f"it lists {len(files)} files, and names {len(names)} elsewhere")
         texts = {
             path: _download(api, repo, head, path).decode("utf-8", "replace")
             for path in (CARD, MANIFEST)
@@ -94,7 +78,21 @@ def read_remote(api: HfApi, repo: str) -> Remote:
     except FAILURES as error:
         raise failure(error, f"{repo} cannot be read on the Hub; nothing was pushed.") from None
     manifest = _manifest(texts.get(MANIFEST, ""))
-    return Remote(head, bool(info.private), files, manifest, texts.get(CARD, ""))
+    return Remote(head, private, files, manifest, texts.get(CARD, ""))
+
+
+def state(api: HfApi, repo: str, revision: str | None = None) -> tuple[str, bool, set[str]]:
+    """The commit, whether it is private, and the paths that are there.
+
+    Raises:
+        LookupError: the Hub answered without one of them.
+        HTTPError, OSError, ...: see `FAILURES`.
+    """
+    info = patiently(lambda: api.dataset_info(repo, revision=revision))
+    names = {file.rfilename for file in info.siblings or ()}
+    if not COMMIT.fullmatch(str(info.sha)) or not isinstance(info.private, bool) or not names:
+        raise LookupError("its answer does not say the commit, the files, or who may see them")
+    return str(info.sha), info.private, names
 
 
 def tree(api: HfApi, repo: str, revision: str) -> dict[str, RepoFile]:
@@ -152,33 +150,6 @@ def downloaded(api: HfApi, repo: str, commit: str, path: str, folder: str) -> Pa
     return Path(patiently(lambda: api.hf_hub_download(repo, path, **where)))
 
 
-def patiently(work: Callable[[], T]) -> T:
-    """Do what can be repeated without harm, and repeat it while the Hub is out of sorts."""
-    for wait in WAITS:
-        try:
-            return work()
-        except FAILURES as error:
-            if not is_transient(error):
-                raise
-            time.sleep(pause(error, wait))
-    return work()
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same request may well succeed a little later."""
-    if isinstance(error, HfHubHTTPError):
-        return error.response is not None and error.response.status_code in TRANSIENT
-    return isinstance(error, (TransportError, LocalEntryNotFoundError, json.JSONDecodeError))
-
-
-def pause(error: BaseException, wait: float) -> float:
-    """Seconds to wait after a failure: what the Hub asked for, else ``wait``."""
-    asked = ""
-    if isinstance(error, HfHubHTTPError) and error.response is not None:
-        asked = error.response.headers.get("Retry-After", "")
-    return min(float(asked), LONGEST_WAIT) if asked.isdecimal() else wait
-
-
 def failure(error: BaseException, words: str) -> HubError:
     """What to raise for a failed request: ``words`` and its reason, redacted.
 
@@ -187,12 +158,3 @@ def failure(error: BaseException, words: str) -> HubError:
     root = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
     detail = redacted(" ".join(str(root).split()))[:300]
     return HubError(f"{words} ({type(root).__name__}: {detail})")
-
-
-def redacted(text: str) -> str:
-    """``text`` without access tokens."""
-    text = re.sub(r"\bhf_[A-Za-z0-9_]{8,}", "hf_***", text)
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        token = os.environ.get(name, "").strip()
-        text = text.replace(token, "***") if len(token) >= 8 else text
-    return text

@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from selectit_hf.quiet import quiet_libraries
+from selectit_hf.redaction import redacted
 from selectit_hf.report import LOW_RATING_MASS
 from selectit_hf.runs import Progress, Run
 from selectit_hf.terminal import SafeConsole, as_line
@@ -52,10 +53,16 @@ def quieten(debug: bool) -> None:
     """Show our own log lines; the libraries' only for ``debug``."""
     _words.quiet = False
     handler = RichHandler(console=_log, show_time=False, show_path=False, show_level=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    handler.setFormatter(_Redacting("%(message)s"))
     logging.getLogger("selectit_hf").setLevel(logging.DEBUG if debug else logging.INFO)
     if not debug:
         quiet_libraries()
+
+
+class _Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
 
 
 def hush() -> None:
@@ -71,7 +78,7 @@ def tell(words: str | Text) -> None:
 
 def complain(words: str) -> None:
     """An error, in red."""
-    _log.print(Text(words, style="red"))
+    _log.print(Text(redacted(words), style="red"))
 
 
 def say(facts: dict[str, Any], as_json: bool, words: str) -> None:

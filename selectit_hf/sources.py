@@ -4,9 +4,10 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +19,25 @@ from datasets import (
     IterableDatasetDict,
     ReadInstruction,
     get_dataset_config_names,
-    load_dataset,
     load_dataset_builder,
     load_from_disk,
 )
 from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.exceptions import DatasetsError
 from httpx2 import HTTPError
-from huggingface_hub import HfApi, HfFileSystem, hf_hub_download
+from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
+from selectit_hf import hub_files
 from selectit_hf.content import file_sha256
 from selectit_hf.errors import InputError, SelectItError
 from selectit_hf.files import KINDS, as_held, kind_of, read_files
+from selectit_hf.patience import FAILURES, bounded, patiently
 
 __all__ = ["Source", "load", "readable", "stream", "without_rows"]
 
@@ -46,6 +47,10 @@ NO_ROWS = ("corresponds to no data", "No columns to parse", "BatchSize must be g
 READ_HERE = ("json", "csv")
 """Builders of `datasets` whose files are read as local ones are, since they guess types."""
 
+SETTINGS = ("README.md", ".huggingface.yaml", "dataset_infos.json")
+"""What `datasets` reads before it knows the data files."""
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_NAME = re.compile(r"(?P<name>[^:@]+)(:(?P<config>[^@]+))?(@(?P<revision>.+))?")
 
 
@@ -275,23 +280,53 @@ def _load_hub(dataset: str, split: str | None, streaming: bool) -> tuple[Any, So
             f"{dataset!r} is no dataset name; write name, name:config or name:config@revision."
         )
     name, config, revision = match["name"], match["config"], match["revision"]
-    sha = _commit(name, revision)
+    sha, known = _commit(name, revision)
     base, part = _cut(split)
     with readable(name):
+        listed = hub_files.listing("dataset", name, sha, known)
+        hub_files.fetch("dataset", name, sha, [one for one in SETTINGS if one in listed])
         builder = _builder(name, config, sha)
-        known = list(builder.info.splits or {}) or list(builder.config.data_files or {})
-        chosen = _choose_split(known, base, name) if known else base
+        files = _data_files(builder, name, sha, listed)
+        splits = list(builder.info.splits or {}) or list(files)
+        chosen = _choose_split(splits, base, name) if splits else base
         source = Source(name, config, split or str(chosen), sha)
         if _is_read_here(builder):
-            return _part(_read_hub(builder, name, str(chosen), sha), part, name), source
-        if streaming and part:
-            raise InputError(f"--streaming reads a whole split, not {part}; omit one of both.")
-        loaded = load_dataset(name, config, split=chosen, revision=sha, streaming=streaming)
+            return _part(_read_hub(builder, name, files[str(chosen)], sha), part, name), source
+        if streaming:
+            if part:
+                raise InputError(f"--streaming reads a whole split, not {part}; omit one of both.")
+            loaded = builder.as_streaming_dataset(split=chosen)
+        else:
+            hub_files.fetch("dataset", name, sha, set(chain(*files.values())))
+            builder.download_and_prepare()
+            loaded = builder.as_dataset(split=chosen)
         several = isinstance(loaded, (DatasetDict, IterableDatasetDict))
         rows, chosen = _one_split(loaded, base, name) if several else (loaded, str(chosen))
         if not streaming:
             rows = _part(as_held(rows, name), part, name)
     return rows, Source(name, config, split or chosen, sha)
+
+
+def _data_files(builder: Any, name: str, sha: str, listed: Collection[str]) -> dict[str, list[str]]:
+    """The paths in the repository of each split's files, if they are those of the commit.
+
+    Where the Hub fails, `datasets` takes what it has in its cache of another commit, and a file
+    that it cannot reach for none.
+    """
+    if builder.hash != sha:
+        raise hub_files.Unverified(
+            f"datasets fell back to its cache ({builder.hash}), which is not the commit {sha}; "
+            "repeat the command when the Hub answers"
+        )
+    start = f"hf://datasets/{name}@{sha}/"
+    given = (builder.config.data_files or {}).items()
+    found = {str(part): [str(url) for url in urls] for part, urls in given}
+    for url in chain(*found.values()):
+        if not url.startswith(start) or url.removeprefix(start) not in listed:
+            raise hub_files.Unverified(
+                f"{url} is no file of {name} at the commit {sha}; repeat the command"
+            )
+    return {split: [url.removeprefix(start) for url in urls] for split, urls in found.items()}
 
 
 def _builder(name: str, config: str | None, sha: str) -> Any:
@@ -325,14 +360,13 @@ def _is_read_here(builder: Any) -> bool:
     )
 
 
-def _read_hub(builder: Any, name: str, split: str, sha: str) -> Dataset:
+def _read_hub(builder: Any, name: str, found: Sequence[str], sha: str) -> Dataset:
     """The text files of a split, downloaded, and read as local ones."""
-    urls, hub = builder.config.data_files[split], HfFileSystem()
-    found = [str(getattr(hub.resolve_path(url), "path_in_repo", "")) for url in urls]
     files = [file for file in found if kind_of(Path(file))]
     if not files:
         raise without_rows(name)
-    paths = [Path(hf_hub_download(name, file, repo_type="dataset", revision=sha)) for file in files]
+    folder = hub_files.fetch("dataset", name, sha, files)
+    paths = [folder / file for file in files]
     return _read(
         paths,
         files,
@@ -342,9 +376,12 @@ def _read_hub(builder: Any, name: str, split: str, sha: str) -> Dataset:
     )
 
 
-def _commit(name: str, revision: str | None) -> str:
+def _commit(name: str, revision: str | None) -> tuple[str, set[str]]:
+    """The sha of a revision, and the paths that the Hub names there."""
+    bounded()
     try:
-        sha = HfApi().dataset_info(name, revision=revision).sha
+        info = patiently(lambda: HfApi().dataset_info(name, revision=revision))
+        sha, known = str(info.sha), {file.rfilename for file in info.siblings or ()}
     except GatedRepoError as error:
         raise _gated(name) from error
     except RevisionNotFoundError as error:
@@ -355,13 +392,16 @@ def _commit(name: str, revision: str | None) -> str:
             "this login can see. Check the spelling; for a private dataset, log in with "
             "'hf auth login' or set HF_TOKEN."
         ) from error
-    except (HTTPError, OfflineModeIsEnabled) as error:
+    except FAILURES as error:
         raise InputError(
-            f"The Hub cannot be reached to look up the dataset {name!r} ({type(error).__name__}). "
+            f"The Hub cannot be reached to look up the dataset {name!r} ({hub_files.said(error)}). "
             "Connect, or name a local file."
         ) from error
-    assert sha is not None
-    return sha
+    if not COMMIT.fullmatch(sha):
+        raise InputError(
+            f"The Hub names no commit of the dataset {name!r} ({sha!r}). Repeat the command later."
+        )
+    return sha, known
 
 
 def _gated(name: str) -> InputError:
@@ -392,6 +432,8 @@ def readable(name: str) -> Iterator[None]:
         raise _gated(name) from error
     except SelectItError:
         raise
+    except hub_files.Unverified as error:
+        raise InputError(f"The dataset {name!r} is not loaded: {error}.") from error
     except FOREIGN as error:
         cause = error.__cause__ or error
         detail = str(cause).strip().split("\n", 1)[0]

@@ -29,7 +29,7 @@ from selectit_hf.card import Card, CardSettings, inherited, make_card
 from selectit_hf.errors import HubError, SettingError
 from selectit_hf.finished import from_run
 from selectit_hf.hub import Pushed, PushPlan, PushSettings, plan_push, push
-from selectit_hf.remote import redacted
+from selectit_hf.redaction import redacted
 from selectit_hf.staging import Staged, stage
 
 # the client uploads its large files through a deprecated argument of its HTTP library

@@ -10,6 +10,7 @@
     shard_size   rows of every shard; null where shards grow to a minute of work
     threads      the same for every worker, whoever starts it
     versions     of the libraries it was planned with; each shard says those that rated it
+    offline      models whose commit the local cache said, since HF_HUB_OFFLINE was set; if any
     plan_sha256  the hash of all that: a plan that does not fit it is not read
 
 With the same plan, machine and versions the ratings are the same to the bit. A run of format 2
@@ -107,6 +108,7 @@ def make_plan(
     minute = 0 if size else segments.minute_of_rows(scorers)
     cut = segments.grown(dataset, scorers[0].reader, old.get("segments", []), size, minute)
     budgets = {model["name"]: model["token_budget"] for model in old.get("models", [])}
+    offline = [scorer.slug for scorer in scorers if scorer.checkpoint.offline]
     asked = {name: value for name, value in settings[0].items() if name not in NOT_SHARED}
     return {
         "format": FORMAT,
@@ -136,6 +138,7 @@ def make_plan(
         "shard_size": size,
         "threads": old.get("threads") or engine.thread_count(),
         "versions": {name: version(name) for name in LIBRARIES},
+        **({"offline": offline} if offline else {}),
     }
 
 
@@ -148,7 +151,7 @@ def compare(old: dict[str, Any], new: dict[str, Any], name: str) -> None:
     Raises:
         RunError: it names every key that differs, with both values.
     """
-    aside = ("format", "method", "segments", "versions")
+    aside = ("format", "method", "offline", "segments", "versions")
     before, after = (
         _flattened({key: plan[key] for key in plan if key not in aside}) for plan in (old, new)
     )

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from selectit_hf import privacy
 from selectit_hf.errors import RunError, SettingError
+from selectit_hf.privacy import shown
+from selectit_hf.redaction import redacted
 from selectit_hf.reflection import Reflection
 from selectit_hf.runs import rating
 from selectit_hf.runs.engines.executor_options import check_required, need, parse
@@ -148,10 +149,10 @@ class Launch:
 
     def describe(self) -> str:
         """What would be submitted, for people: nothing is written, and secrets are left out."""
-        parts = [privacy.shown({"executor": ENGINES[self.on], **self.options})]
+        parts = [shown({"executor": ENGINES[self.on], **self.options})]
         if self.on == "slurm":
             parts += map(_slurm_script, (self.rate, self.finish))
-        return privacy.redacted("\n".join(parts))
+        return redacted("\n".join(parts))
 
     def start(self) -> dict[str, Any]:
         """Submit to Slurm, or run to the end where the executor stays: here, on Ray, with Jobs.

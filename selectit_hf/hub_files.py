@@ -1,0 +1,170 @@
+"""Files of a repository at a commit: all that are wanted, each as the Hub lists it, or an error.
+
+The libraries take a file that cannot be reached for one that is not there, and an older commit of
+their cache for the one asked for. So files are fetched here first, by commit, and compared with
+the listing; whoever loads them finds them on the disk and asks nobody.
+"""
+
+import functools
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import (
+    RepoFile,
+    constants,
+    get_cached_repo_tree,
+    hf_hub_download,
+    snapshot_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from selectit_hf.content import file_sha256
+from selectit_hf.errors import in_short
+from selectit_hf.patience import FAILURES, bounded, patiently
+from selectit_hf.redaction import redacted
+
+__all__ = ["Unverified", "fetch", "listing", "place", "said"]
+
+SAID = (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError)
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize {}\n"
+AT_ONCE = 8
+
+
+class Unverified(OSError):
+    """What was loaded cannot be shown to be what the Hub lists."""
+
+
+def listing(kind: str, name: str, sha: str, known: Collection[str] = ()) -> Mapping[str, RepoFile]:
+    """Every file of a repository at a commit, by its path; it is kept, since it never changes.
+
+    ``known`` are paths that the Hub named elsewhere.
+
+    Raises:
+        Unverified: it is not known and the Hub cannot be reached, or says two things.
+        GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError: as the Hub says.
+    """
+    where: dict[str, Any] = {"repo_type": kind, "revision": sha}
+    try:
+        found = get_cached_repo_tree(name, **where)
+    except CachedRepoTreeNotFoundError:
+        found = _listed_now(name, where)
+    paths = {file.path: file for file in found}
+    if not paths or not set(known) <= set(paths):
+        _kept_listing(kind, name, sha).unlink(missing_ok=True)
+        raise Unverified(
+            f"the Hub lists {len(paths)} files of {name} at the commit {sha}, and {len(known)} "
+            "elsewhere; repeat the command later"
+        )
+    return paths
+
+
+def _listed_now(name: str, where: dict[str, Any]) -> list[RepoFile]:
+    bounded()
+    try:
+        patiently(lambda: snapshot_download(name, allow_patterns=[], **where))
+        return get_cached_repo_tree(name, **where)
+    except SAID:
+        raise
+    except FAILURES as error:
+        raise Unverified(
+            f"the files of {name} at the commit {where['revision']} cannot be listed, so what the "
+            f"cache has of it cannot be compared ({said(error)}); repeat the command when the Hub "
+            "answers"
+        ) from error
+
+
+def fetch(kind: str, name: str, sha: str, paths: Iterable[str]) -> Path:
+    """The folder that holds these files, downloaded where need be, and each as listed.
+
+    Raises:
+        Unverified: a file is not listed, cannot be downloaded, or has other contents.
+        GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError: as the Hub says.
+    """
+    listed, wanted = listing(kind, name, sha), list(paths)
+    if strange := [path for path in wanted if path not in listed]:
+        raise Unverified(f"{name} has no {strange[0]} at the commit {sha}")
+    bounded()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for _ in pool.map(functools.partial(_fetch_one, kind, name, sha), map(listed.get, wanted)):
+            pass
+    return _folder(kind, name, sha)
+
+
+def said(error: BaseException) -> str:
+    """A failure in a few words, without tokens."""
+    while isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {redacted(in_short(error))[:200]}"
+
+
+def place(kind: str, name: str) -> Path:
+    """Where the local cache has a repository."""
+    repo = "--".join([f"{kind}s", *name.split("/")])
+    return Path(constants.HF_HUB_CACHE).expanduser().resolve() / repo
+
+
+def _folder(kind: str, name: str, sha: str) -> Path:
+    return place(kind, name) / "snapshots" / sha
+
+
+def _kept_listing(kind: str, name: str, sha: str) -> Path:
+    return place(kind, name) / "trees" / f"{sha}.json"
+
+
+def _fetch_one(kind: str, name: str, sha: str, file: RepoFile) -> None:
+    where: dict[str, Any] = {"repo_type": kind, "revision": sha}
+    path = try_to_load_from_cache(name, file.path, **where)
+    if not isinstance(path, str):
+        try:
+            path = patiently(lambda: hf_hub_download(name, file.path, **where))
+        except SAID:
+            raise
+        except FAILURES as error:
+            raise Unverified(
+                f"{file.path} of {name} at the commit {sha} cannot be downloaded ({said(error)}); "
+                "repeat the command when the Hub answers"
+            ) from error
+    there = _folder(kind, name, sha) / file.path
+    if not (there.exists() and Path(path).exists() and there.samefile(path)):
+        raise Unverified(f"{file.path} of {name} came from another commit than {sha}")
+    if not _is_as_listed(there, file):
+        raise Unverified(
+            f"{file.path} of {name} in the cache is not what the Hub lists at the commit {sha}; "
+            f"delete it with 'hf cache rm {kind}/{name}' and repeat the command"
+        )
+
+
+def _is_as_listed(path: Path, file: RepoFile) -> bool:
+    stat = path.stat()
+    if stat.st_size != file.size:
+        return False
+    return _is_called(str(path.resolve()), stat.st_size, stat.st_mtime_ns, file.blob_id)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_called(path: str, size: int, modified: int, wanted: str) -> bool:
+    """Whether the bytes have their hash in git, or the one that stands there for a large file."""
+    file = Path(path)
+    if size < SMALL and _git_id(file.read_bytes()) == wanted:
+        return True
+    digest = file_sha256(file)
+    return digest == file.name or _git_id(POINTER.format(digest, size).encode()) == wanted
+
+
+SMALL = 64 << 20
+"""Bytes up to which a file may lie in git itself; the Hub takes 10 MB."""
+
+
+def _git_id(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
