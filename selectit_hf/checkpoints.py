@@ -22,6 +22,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import GatedRepoError
 
 from selectit_hf import adapters, hub_models
+from selectit_hf.complete import check_config
 from selectit_hf.content import content_hash
 from selectit_hf.errors import ModelError, in_short
 
@@ -54,6 +55,7 @@ UNREADABLE = (
     TypeError,
     AttributeError,
     ImportError,
+    RecursionError,
     struct.error,
 )
 """What transformers raises about files that are not there, cut off, or hold something else."""
@@ -150,6 +152,7 @@ def _config(checkpoint: Checkpoint) -> "PretrainedConfig":
         loaded: PretrainedConfig = AutoConfig.from_pretrained(
             checkpoint.path, **checkpoint.load_arguments
         )
+    check_config(loaded)
     return loaded
 
 
@@ -261,7 +264,7 @@ def _local(model: str, path: Path, gguf_file: str | None, revision: str | None) 
             f"The folder {path.name!r} has no config.json, so it is no checkpoint; "
             f"{_gguf_files(path, names)}"
         )
-    content = content_hash(path, gguf_file)
+    content = content_hash(path, gguf_file, links=model == TINY_RATER)
     if revision is not None and revision != content:
         raise ModelError(
             f"The checkpoint folder {name!r} holds {content}, not revision {revision!r}. Leave "
