@@ -34,6 +34,7 @@ FLOORS = {
     },
     1: {
         "chat",
+        "chat_probe",
         "media",
         "ways",
         "hub_models",
