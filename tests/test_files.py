@@ -4,6 +4,7 @@ import bz2
 import csv
 import datetime
 import gzip
+import io
 import json
 import lzma
 import sys
@@ -416,3 +417,26 @@ def test_json_within_lists_comes_out_and_in_again(tmp_path):
         selectit("score", tmp_path / source, "--model", "tiny-rater", "--out", tmp_path / out)
         found = load(str(tmp_path / out))[0].select_columns(list(rows[0]))
         assert found.to_list() == rows
+
+
+@pytest.mark.parametrize("ending", ["jsonl.gz", "json.xz", "csv.zst"])
+def test_a_file_that_unpacks_without_end_is_refused(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its ratio, before a line of it is whole."""
+    monkeypatch.setattr(records, "UNPACKED", 4 << 20)
+    path = tmp_path / f"rows.{ending}"
+    openers: dict[str, Any] = {"gz": gzip.open, "xz": lzma.open}
+    open_it = openers.get(path.suffix[1:], lambda path, _: pa.output_stream(path, "zstd"))
+    with open_it(str(path), "wb") as file:
+        file.write(b'["' + bytes([48]) * (8 << 20))
+    with pytest.raises(InputError, match="unpacks to more than 100 times its size"):
+        load(str(path))
+
+
+def test_lines_are_split_wherever_the_blocks_end() -> None:
+    text = b"ab\n\ncde\nf\n"
+    for end in (text, text + b"g"):
+        for size in range(1, len(end) + 1):
+            blocks = [end[i : i + size] for i in range(0, len(end), size)]
+            assert list(records._split(iter(blocks))) == io.BytesIO(end).readlines()
