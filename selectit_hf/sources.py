@@ -38,7 +38,7 @@ from selectit_hf.content import file_sha256, leading_out
 from selectit_hf.errors import InputError, SelectItError
 from selectit_hf.files import KINDS, as_held, kind_of, read_files
 
-__all__ = ["Source", "load", "readable", "stream", "without_rows"]
+__all__ = ["Source", "load", "local_files", "readable", "stream", "without_rows"]
 
 NO_ROWS = ("corresponds to no data", "No columns to parse", "BatchSize must be greater than 0")
 """How the readers say that a file has no rows."""
@@ -98,6 +98,14 @@ def stream(dataset: str, split: str | None = None) -> tuple[IterableDataset, Sou
     """
     rows, source = _open(dataset, split, streaming=True)
     return rows if isinstance(rows, IterableDataset) else rows.to_iterable_dataset(), source
+
+
+def local_files(dataset: str) -> list[Path]:
+    """The files of this machine that `load` may read; none for a dataset of the Hub."""
+    path = Path(dataset).expanduser()
+    if path.is_dir():
+        return [file for file in path.rglob("*") if file.is_file()]
+    return [path] if path.is_file() else _several(dataset)
 
 
 def _open(dataset: str, split: str | None, streaming: bool) -> tuple[Any, Source]:
