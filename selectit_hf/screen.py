@@ -53,6 +53,7 @@ def quieten(debug: bool) -> None:
     _words.quiet = False
     handler = RichHandler(console=_log, show_time=False, show_path=False, show_level=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.captureWarnings(True)  # they may quote a row, and would be written as it stands
     logging.getLogger("selectit_hf").setLevel(logging.DEBUG if debug else logging.INFO)
     if not debug:
         quiet_libraries()
