@@ -79,7 +79,7 @@ def forgiving_streams() -> None:
         if isinstance(raw, io.FileIO):
             stream.flush()
             forgiving = io.TextIOWrapper(
-                io.BufferedWriter(_Unread(raw)),
+                io.BufferedWriter(_Unread(raw, stream)),
                 encoding=stream.encoding,
                 errors="backslashreplace",
                 line_buffering=True,
@@ -90,8 +90,9 @@ def forgiving_streams() -> None:
 class _Unread(io.RawIOBase):
     """A file that takes what is written though nobody may read it."""
 
-    def __init__(self, file: io.FileIO) -> None:
+    def __init__(self, file: io.FileIO, owner: Any) -> None:
         self._file = file
+        self._owner = owner  # which closes the file when it is gone
 
     def write(self, data: Any) -> int:
         try:
