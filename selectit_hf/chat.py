@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import Environment
+
+from selectit_hf.chat_probe import check_ends
 from selectit_hf.errors import SettingError, TokenizerError, in_short
 
 if TYPE_CHECKING:
@@ -26,7 +29,10 @@ CLOCKS = (
 """Two times that differ in all that can be written of them, the day of the week included."""
 TIMES = 8
 """Renderings under each clock: one chance of two shows in all but one of 2**15 templates."""
-QUESTIONS = ("Name a colour:\n\n  - {red} & <blue>", 'Add 1 and 2. "Why?"')
+LONG = " ".join(map(str, range(5000)))
+QUESTIONS = ("Name a colour:\n\n  - {red} & <blue>", 'Add 1 and 2. "Why?"', LONG)
+CHANCE = ("random", "lipsum")
+"""What Jinja has that gives other text each time, however seldom it is asked."""
 TIME_NAME = re.compile(r"\b\w*(?:date|today|time|now)\w*\b", re.IGNORECASE)
 FIXED_DATE = "26 Jul 2024"
 
@@ -84,8 +90,8 @@ def check_chat_template(
     """Refuse a chat template that does not ask the same question every time, or not the whole.
 
     Raises:
-        TokenizerError: there is none, its text changes with the time or by chance, or it does not
-            hold what the user says.
+        TokenizerError: there is none, it does not end, its text changes with the time or by chance,
+            or it does not hold what the user says.
         SettingError: a keyword argument that the template does not read.
     """
     if not tokenizer.chat_template:
@@ -95,11 +101,13 @@ def check_chat_template(
         )
     values = json.loads(kwargs) if isinstance(kwargs, str) else dict(kwargs or {})
     _check_names(tokenizer, values)
+    shown = {**tokenizer.special_tokens_map, **values}
+    check_ends(_template(tokenizer), shown, QUESTIONS)
     for question in QUESTIONS:
         if question not in render_chat(tokenizer, question, values):
             raise TokenizerError(
                 "Leave chat unset, or use another model: the chat template drops or changes what "
-                f"the user says (tried with {question!r})."
+                f"the user says (tried with {in_short(ValueError(question))!r})."
             )
     if _is_by_chance(tokenizer, values):
         raise TokenizerError(
@@ -151,6 +159,10 @@ def _texts(
 
 
 def _is_by_chance(tokenizer: "PreTrainedTokenizerBase", values: Mapping[str, Any]) -> bool:
+    asked = Environment().lex(_template(tokenizer))
+    named = {text.strip("'\"") for _, kind, text in asked if kind in ("name", "string")}
+    if named & set(CHANCE):
+        return True
     return any(len(_texts(tokenizer, values, now)) > 1 for now in CLOCKS)
 
 

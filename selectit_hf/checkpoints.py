@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from huggingface_hub.errors import GatedRepoError
 
 from selectit_hf import adapters, hub_models
+from selectit_hf.complete import check_config
 from selectit_hf.content import content_hash
 from selectit_hf.errors import ModelError, in_short
 
@@ -45,6 +46,7 @@ PAPER_MODEL = "meta-llama/Llama-2-7b-hf"
 TINY_RATER = "tiny-rater"
 OF_BASE = "~"
 """Stands between the revisions of an adapter and of its base; no git revision holds one."""
+OWN_FOLDER = Path(str(files("selectit_hf").joinpath("data", TINY_RATER)))
 GGUF = ".gguf"
 UNREADABLE = (
     OSError,
@@ -53,6 +55,7 @@ UNREADABLE = (
     TypeError,
     AttributeError,
     ImportError,
+    RecursionError,
     struct.error,
 )
 """What transformers raises about files that are not there, cut off, or hold something else."""
@@ -150,6 +153,7 @@ def _config(checkpoint: Checkpoint) -> "PretrainedConfig":
         loaded: PretrainedConfig = AutoConfig.from_pretrained(
             checkpoint.folder(), **checkpoint.load_arguments
         )
+    check_config(loaded)
     return loaded
 
 
@@ -236,7 +240,9 @@ class _Place(NamedTuple):
 
 def _place(model: str) -> _Place:
     if model == TINY_RATER:
-        return _Place(model, Path(str(files("selectit_hf").joinpath("data", TINY_RATER))))
+        if Path(model).is_dir():
+            _say_which_tiny_rater()
+        return _Place(model, OWN_FOLDER)
     path = Path(model).expanduser()
     if path.is_dir():
         return _Place(model, path.resolve())
@@ -249,11 +255,25 @@ def _place(model: str) -> _Place:
     return _Place(model)
 
 
+@functools.cache
+def _say_which_tiny_rater() -> None:
+    logger.warning(
+        "%s is the model of this package, not the folder of that name here; to use the folder, "
+        "rename it.",
+        TINY_RATER,
+    )
+
+
 # Local folders
 
 
 def _local(model: str, path: Path, gguf_file: str | None, revision: str | None) -> Checkpoint:
     name = TINY_RATER if model == TINY_RATER else path.name + (f":{gguf_file}" if gguf_file else "")
+    if name == TINY_RATER != model and path != OWN_FOLDER.resolve():
+        raise ModelError(
+            f"Rename the folder {name!r}: the model of this package has that name, and the two "
+            "could not be told apart in what is written."
+        )
     names = {file.name for file in path.iterdir()}
     adapter = gguf_file is None and adapters.is_adapter(name, names)
     if gguf_file is not None and not (path / gguf_file).is_file():
@@ -265,7 +285,7 @@ def _local(model: str, path: Path, gguf_file: str | None, revision: str | None) 
             f"The folder {path.name!r} has no config.json, so it is no checkpoint; "
             f"{_gguf_files(path, names)}"
         )
-    content = content_hash(path, gguf_file)
+    content = content_hash(path, gguf_file, links=model == TINY_RATER)
     if revision is not None and revision != content:
         raise ModelError(
             f"The checkpoint folder {name!r} holds {content}, not revision {revision!r}. Leave "

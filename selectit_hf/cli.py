@@ -88,7 +88,7 @@ def score(
     Rows that carry ratings by the same model and settings are not rated again. For long jobs prefer
     'selectit run', which loses nothing when it is stopped.
     """
-    write = writer(out)
+    write = writer(out, sources.local_files(dataset))
     rows, source = sources.load(dataset, split)
     check_writable(out, rows)
     tell_survey(rows, source.name, scorers, allow_unrated)
@@ -161,7 +161,7 @@ def select_command(
         )
     if runs.is_url(out):
         raise SettingError(f"{out} can take what is selected from a run; give a file.")
-    write = writer(Path(out))
+    write = writer(Path(out), sources.local_files(scored))
     rows, _ = sources.load(scored, split)
     check_writable(Path(out), rows)
     selection = select(

@@ -8,15 +8,37 @@ from typing import TYPE_CHECKING
 from selectit_hf.errors import ModelError, TokenizerError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-__all__ = ["check_tokenizer", "check_weights"]
+__all__ = ["check_config", "check_tokenizer", "check_weights"]
 
 logger = logging.getLogger(__name__)
 
 LAYER = re.compile(r"^(.+)\.(\d+)\.")
 HARMLESS = re.compile(r"inv_freq|masked_bias|\.attn\.bias$|_scale$|rotary_emb|rope\.")
 """Buffers that older versions stored and newer ones compute, and scales of quantized caches."""
+
+MOST_LAYERS = 10_000
+"""More than any model has; a number beyond would take all time and memory."""
+
+
+def check_config(config: "PreTrainedConfig") -> None:
+    """Refuse a configuration that would run code, or build layers without end.
+
+    Raises:
+        ModelError: it asks for a kernel of the Hub, or for more than `MOST_LAYERS` layers.
+    """
+    attention = str(getattr(config, "_attn_implementation", ""))
+    if "/" in attention:
+        raise ModelError(
+            f"Remove attn_implementation from config.json: it asks for {attention!r}, a kernel of "
+            "the Hub. Kernels are code, which is never run here."
+        )
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise ModelError(
+            f"Correct num_hidden_layers in config.json: no model has {layers:,} layers."
+        )
 
 
 def check_weights(

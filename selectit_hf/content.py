@@ -4,11 +4,12 @@ import functools
 import hashlib
 import json
 import posixpath
+from collections.abc import Iterable
 from pathlib import Path
 
 from selectit_hf.errors import ModelError
 
-__all__ = ["content_hash", "file_sha256"]
+__all__ = ["content_hash", "file_sha256", "leading_out"]
 
 LOADED = (
     ".bpe",
@@ -27,13 +28,14 @@ TEMPLATES = "additional_chat_templates"
 INDEX = ".safetensors.index.json"
 
 
-def content_hash(folder: Path, gguf_file: str | None = None) -> str:
+def content_hash(folder: Path, gguf_file: str | None = None, *, links: bool = False) -> str:
     """``sha256:`` and the hash of a folder's files with their names, wherever the weights lie.
 
-    With a ``gguf_file`` that file is hashed in place of the folder's safetensors weights.
+    With a ``gguf_file`` that file is hashed in place of the folder's safetensors weights; with
+    ``links`` files may be links that lead out of the folder.
 
     Raises:
-        ModelError: the index of the weights names a file that is not there, or is outside.
+        ModelError: a file that is named is not there, or a file is outside.
     """
     names = {path.name for path in folder.iterdir() if path.suffix in LOADED and path.is_file()}
     names |= {f"{TEMPLATES}/{path.name}" for path in (folder / TEMPLATES).glob("*.jinja")}
@@ -41,6 +43,7 @@ def content_hash(folder: Path, gguf_file: str | None = None) -> str:
         names = {name for name in names if not name.endswith(".safetensors")} | {gguf_file}
     else:
         names |= _weight_files(folder, names)
+    _refuse_outside(folder, names, links)
     total = hashlib.sha256()
     for name in sorted(names):
         path = folder / name
@@ -48,6 +51,36 @@ def content_hash(folder: Path, gguf_file: str | None = None) -> str:
         digest = _file_hash(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         total.update(f"{name}\0{digest}\n".encode())
     return f"sha256:{total.hexdigest()}"
+
+
+def _refuse_outside(folder: Path, names: Iterable[str], links: bool) -> None:
+    """Refuse what is loaded from elsewhere, and so does not belong to what is hashed or moved."""
+    tokenizers = _json(folder / "tokenizer_config.json").get("fast_tokenizer_files") or []
+    named = [str(name) for name in tokenizers] if isinstance(tokenizers, list) else []
+    outside = next((name for name in named if Path(name).name != name), None)
+    outside = outside or (None if links else leading_out(folder, names))
+    if outside is not None:
+        raise ModelError(
+            f"Put {outside!r} into the checkpoint folder {folder.name!r} itself, as a file and no "
+            "link: it leads to another place."
+        )
+
+
+def leading_out(folder: Path, names: Iterable[str]) -> str | None:
+    """The first of the names that lead out of ``folder``, by themselves or as links.
+
+    The files of a Hub cache's snapshot are links to its blobs, which belong to it.
+    """
+    root = folder.resolve()
+    roots = [root]
+    for one in (root, *root.parents):
+        if one.parent.name == "snapshots":
+            roots.append(one.parent.parent / "blobs")
+    for name in sorted(names):
+        target = (root / name).resolve()
+        if not any(target.is_relative_to(one) for one in roots):
+            return name
+    return None
 
 
 def _weight_files(folder: Path, names: set[str]) -> set[str]:
@@ -78,7 +111,7 @@ def _json(path: Path) -> dict[str, object]:
     """A JSON object; empty where it is none, which whoever loads it explains."""
     try:
         value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from selectit_hf.adapters import apply_adapter
 from selectit_hf.attention import check_attention, check_taken
-from selectit_hf.complete import check_weights
+from selectit_hf.complete import check_config, check_weights
 from selectit_hf.errors import ModelError, SettingError, in_short
 from selectit_hf.quantization import bits, check_device, check_stored, quantizing, stored_method
 from selectit_hf.spread import devices, places, weight_bytes, without_weights
@@ -175,6 +175,7 @@ def load_model(
     torch.cuda.empty_cache()
     with _room(device, device_map):
         config = _config(path, **arguments) if config is None else config
+        check_config(config)
         stored = check_stored(config, quantization, device, "gguf_file" in arguments)
         plain = stored is None and quantization is None
         settings = _settings(config, dtype, device, device_map, quantization, attn_implementation)

@@ -4,6 +4,7 @@ A path without bytes is refused rather than followed: it may come from rows that
 wrote, and name any file of this machine.
 """
 
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -14,9 +15,14 @@ from datasets.table import embed_table_storage
 
 from selectit_hf.errors import InputError
 
-__all__ = ["check_media", "with_contents"]
+__all__ = ["check_media", "embedded", "with_contents"]
 
 ROWS = 1000
+REMEDY = (
+    "dataset.with_format('arrow').map(datasets.table.embed_table_storage, batched=True)"
+    ".to_parquet('rows.parquet')"
+)
+"""`datasets` writes paths into a parquet file unless it is asked for the contents."""
 
 
 def check_media(dataset: Dataset) -> None:
@@ -31,6 +37,20 @@ def check_media(dataset: Dataset) -> None:
         stored = dataset.select_columns(names).with_format("arrow")
         for table in stored.iter(ROWS):
             _check(table, features)
+
+
+def embedded(dataset: Dataset) -> Dataset:
+    """``dataset`` with media as their bytes and base names; itself where it has none.
+
+    Raises:
+        InputError: a medium has a path and no bytes.
+    """
+    features = dataset.features or Features()
+    if not any(map(require_storage_embed, features.values())):
+        return dataset
+    change = partial(with_contents, features=features)
+    stored = dataset.with_format("arrow").map(change, batched=True, features=features)
+    return stored.with_format(None)
 
 
 def with_contents(table: pa.Table, features: Features) -> pa.Table:
@@ -52,8 +72,8 @@ def _check(table: pa.Table, features: Features) -> None:
         if require_storage_embed(feature) and _has_reference(table[name], feature):
             raise InputError(
                 f"The column {name!r} holds paths of media without their contents, which would "
-                "be worth nothing elsewhere. Write the rows with the contents, as in "
-                "dataset.to_parquet('rows.parquet'), and give that file, or remove the column."
+                f"be worth nothing elsewhere. Write the rows with the contents, as in {REMEDY}, "
+                "and give that file, or remove the column."
             )
 
 

@@ -44,6 +44,8 @@ PACKED = {
     b"PAR1": "parquet (.parquet)",
 }
 """What is no text, by its first bytes."""
+UNPACKED, RATIO = 256 * 2**20, 100
+"""A compressed file may unpack to so many bytes, or to so many times its own size."""
 BROKEN = (EOFError, lzma.LZMAError, gzip.BadGzipFile, pa.ArrowException)
 
 
@@ -64,15 +66,17 @@ def opened(path: Path) -> IO[bytes]:
 def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
     """The lines of a file as text, each with its number from 1."""
     number = 0
+    is_packed = path.suffix.lower() in COMPRESSIONS
+    most = max(UNPACKED, RATIO * path.stat().st_size) if is_packed else None
     try:
         with opened(path) as file:
-            for number, line in enumerate(_split(file), 1):
+            for number, line in enumerate(_split(_bounded(file, most, name)), 1):
                 if number == 1:
                     _refuse_other(line, name)
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 yield number, _decoded(line, name, number)
     except (*BROKEN, OSError) as error:
-        if path.suffix.lower() not in COMPRESSIONS:
+        if not is_packed:
             raise
         raise InputError(
             f"{name!r} cannot be unpacked behind line {number}: {error or 'it ends too early'}. "
@@ -80,14 +84,31 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
         ) from error
 
 
-def _split(file: IO[bytes]) -> Iterator[bytes]:
-    """Lines that end with a newline; what PyArrow opens has no such loop of its own."""
-    rest = b""
+def _bounded(file: IO[bytes], most: int | None, name: str) -> Iterator[bytes]:
+    """The blocks of a file, which are ``most`` bytes together."""
+    total = 0
     while block := file.read(1 << 20):
-        *whole, rest = (rest + block).split(b"\n")
-        yield from (line + b"\n" for line in whole)
-    if rest:
-        yield rest
+        total += len(block)
+        if most is not None and total > most:
+            raise InputError(
+                f"{name!r} unpacks to more than {RATIO} times its size, as text does not. If you "
+                "trust it, unpack it yourself and name the unpacked file."
+            )
+        yield block
+
+
+def _split(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Lines that end with a newline; what PyArrow opens has no such loop of its own."""
+    parts: list[bytes] = []
+    for block in blocks:
+        first, *lines = block.split(b"\n")
+        parts.append(first)
+        if lines:
+            yield b"".join(parts) + b"\n"
+            yield from (line + b"\n" for line in lines[:-1])
+            parts = lines[-1:]
+    if any(parts):
+        yield b"".join(parts)
 
 
 def _refuse_other(line: bytes, name: str) -> None:

@@ -55,6 +55,7 @@ def quieten(debug: bool) -> None:
     handler = RichHandler(console=_log, show_time=False, show_path=False, show_level=False)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     handler.setFormatter(_Redacting("%(message)s"))
+    logging.captureWarnings(True)  # they may quote a row, and would be written as it stands
     logging.getLogger("selectit_hf").setLevel(logging.DEBUG if debug else logging.INFO)
     if not debug:
         quiet_libraries()

@@ -4,7 +4,7 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import chain
@@ -34,12 +34,12 @@ from huggingface_hub.errors import (
 )
 
 from selectit_hf import hub_files
-from selectit_hf.content import file_sha256
+from selectit_hf.content import file_sha256, leading_out
 from selectit_hf.errors import InputError, SelectItError
 from selectit_hf.files import KINDS, as_held, kind_of, read_files
 from selectit_hf.patience import FAILURES, bounded, patiently
 
-__all__ = ["Source", "load", "readable", "stream", "without_rows"]
+__all__ = ["Source", "load", "local_files", "readable", "stream", "without_rows"]
 
 NO_ROWS = ("corresponds to no data", "No columns to parse", "BatchSize must be greater than 0")
 """How the readers say that a file has no rows."""
@@ -103,6 +103,14 @@ def stream(dataset: str, split: str | None = None) -> tuple[IterableDataset, Sou
     """
     rows, source = _open(dataset, split, streaming=True)
     return rows if isinstance(rows, IterableDataset) else rows.to_iterable_dataset(), source
+
+
+def local_files(dataset: str) -> list[Path]:
+    """The files of this machine that `load` may read; none for a dataset of the Hub."""
+    path = Path(dataset).expanduser()
+    if path.is_dir():
+        return [file for file in path.rglob("*") if file.is_file()]
+    return [path] if path.is_file() else _several(dataset)
 
 
 def _open(dataset: str, split: str | None, streaming: bool) -> tuple[Any, Source]:
@@ -173,6 +181,7 @@ def _load_folder(path: Path, split: str | None) -> tuple[Dataset, Source]:
             f"The folder {path.name!r} is no saved dataset and has no file of rows "
             f"({', '.join(KINDS)}); name another."
         )
+    _refuse_outside(path, files)
     with readable(path.name):
         found = DataFilesDict.from_patterns(get_data_patterns(str(path)), base_path=str(path))
     splits = {str(s): [f for f in files if str(f) in set(ones)] for s, ones in found.items()}
@@ -197,18 +206,32 @@ def _is_seen(path: Path, root: Path) -> bool:
 
 def _load_saved(path: Path, split: str | None) -> tuple[Dataset, Source]:
     base, part = _cut(split)
+    root = path.resolve()
     with readable(path.name):
         try:
-            loaded = load_from_disk(str(path))
+            loaded = load_from_disk(str(root), keep_in_memory=False)
         except IndexError as error:  # what it says of a dataset saved without rows
             raise without_rows(path.name) from error
+    every = loaded.values() if isinstance(loaded, DatasetDict) else [loaded]
+    used = {Path(one["filename"]) for rows in every for one in rows.cache_files}
+    _refuse_outside(root, used)
     single = not isinstance(loaded, DatasetDict) and part and base == "train"
     rows, chosen = _one_split(loaded, None if single else base, path.name)
     with readable(path.name):
         rows = as_held(rows, path.name)
-    files = sorted(p for p in path.rglob("*") if p.is_file() and not _is_cache(p))
-    source = Source(path.name, None, split or chosen, _content_hash(files, path))
+    files = {p for p in root.rglob("*") if p.is_file() and not _is_cache(p)} | used
+    _refuse_outside(root, files)
+    source = Source(path.name, None, split or chosen, _content_hash(sorted(files), root))
     return _part(rows, part, path.name), source
+
+
+def _refuse_outside(folder: Path, files: Iterable[Path]) -> None:
+    outside = leading_out(folder, {os.path.relpath(file, folder) for file in files})
+    if outside is not None:
+        raise InputError(
+            f"The folder {folder.name!r} leads to a file outside it, {outside!r}, which may be any "
+            "file of this machine. Copy that file into the folder, or name the file itself."
+        )
 
 
 def _is_cache(path: Path) -> bool:
@@ -417,6 +440,7 @@ FOREIGN = (
     OSError,
     ValueError,
     TypeError,
+    AttributeError,
     KeyError,
     RuntimeError,
     pa.ArrowException,

@@ -108,7 +108,7 @@ def take_in(dataset: Dataset, reader: RowReader) -> Survey:
     statuses: Counter[str] = Counter()
     roles: Counter[str] = Counter()
     read = dataset.with_format(None).select_columns(list(columns))
-    for batch in _batches(read):
+    for batch in _decoded(read):
         found = [pair for pair in reader.pairs(batch) if isinstance(pair, str)]
         statuses.update(found)
         if "type" in found:
@@ -122,6 +122,23 @@ def take_in(dataset: Dataset, reader: RowReader) -> Survey:
         dict(statuses.most_common()),
         dict(roles.most_common(2 * SHOWN)),
     )
+
+
+def _decoded(rows: Dataset) -> Iterator[dict[str, list[Any]]]:
+    """Batches, or an error that names the text which is none."""
+    try:
+        yield from _batches(rows)
+    except UnicodeDecodeError as error:
+        for name in rows.column_names:
+            for i in range(len(rows)):
+                try:
+                    rows.select_columns([name])[i]
+                except UnicodeDecodeError:
+                    raise InputError(
+                        f"The text in column {name!r} of row {i} is not UTF-8 ({error.reason}); "
+                        "write the rows again from their source, or remove that row."
+                    ) from error
+        raise
 
 
 def look(dataset: Dataset, reader: RowReader, allow_unrated: bool = False) -> Survey:

@@ -5,7 +5,9 @@ of it. Control characters, the C1 set, and marks that change the direction of wr
 pictures or as their code points.
 """
 
+import io
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -65,8 +67,47 @@ def write_out(words: str) -> None:
 
 
 def forgiving_streams() -> None:
-    """Characters that the terminal's encoding lacks are written as escapes, and stop nothing."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
+    """Nothing that is shown stops what is done.
+
+    Characters that the terminal's encoding lacks are written as escapes; where nobody reads any
+    more, as behind ``| head``, the rest goes nowhere.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        buffer = getattr(stream, "buffer", None)
+        raw = getattr(buffer, "raw", buffer)  # the same under PYTHONUNBUFFERED
+        if isinstance(raw, io.FileIO):
+            stream.flush()
+            forgiving = io.TextIOWrapper(
+                io.BufferedWriter(_Unread(raw, stream)),
+                encoding=stream.encoding,
+                errors="backslashreplace",
+                line_buffering=True,
+            )
+            setattr(sys, name, forgiving)
+
+
+class _Unread(io.RawIOBase):
+    """A file that takes what is written though nobody may read it."""
+
+    def __init__(self, file: io.FileIO, owner: Any) -> None:
+        self._file = file
+        self._owner = owner  # which closes the file when it is gone
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._file.fileno())
+            os.close(nowhere)
+            return len(data)
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def isatty(self) -> bool:
+        return self._file.isatty()

@@ -213,11 +213,10 @@ class PromptEncoder:
         template = self.tokenizer.get_chat_template()
         ids: Any = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": text}],
-            chat_template=LAST_NEWLINE.sub("", template) + "{{ selectit_rating }}",
+            chat_template=LAST_NEWLINE.sub("", template) + rating,
             add_generation_prompt=True,
             sanitize_control_tokens=True,
             return_dict=False,
-            selectit_rating=rating,
             **self._chat_kwargs,
         )
         return list(ids)

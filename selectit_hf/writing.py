@@ -1,10 +1,13 @@
-"""A dataset written to a file or folder, every value as it was read."""
+"""A dataset written to a file or folder, every value as it was read; whole, or not at all."""
 
 import base64
 import datetime
 import json
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from selectit_hf.errors import InputError, SettingError
+from selectit_hf.media import check_media, embedded
 from selectit_hf.rows import SURROGATE
 
 __all__ = ["check_writable", "writer"]
@@ -19,29 +23,50 @@ __all__ = ["check_writable", "writer"]
 ROWS = 1000
 
 
-def writer(out: Path) -> Callable[[Dataset], Any]:
+def writer(out: Path, inputs: Iterable[Path] = ()) -> Callable[[Dataset], Any]:
     """How a dataset is written to ``out``.
 
+    A file that is there already is replaced once the new one is whole; a link is replaced itself.
+
     Raises:
-        SettingError: it cannot be, before any work is done.
+        SettingError: it cannot be, or it is one of the ``inputs``, before any work is done.
     """
+    is_there = out.exists()  # which fails for a name that is too long
+    if is_there and any(out.samefile(one) for one in inputs):
+        raise SettingError(
+            f"--out {out.name} is the input itself, which is never written over; name another file."
+        )
+    if out.suffix and out.is_dir():
+        raise SettingError(f"--out {out.name} is a folder; name a file, or a folder without a dot.")
     if out.suffix == ".parquet":
-        return lambda rows: rows.to_parquet(out)
+        return lambda rows: _whole(out, embedded(rows).to_parquet)
     if out.suffix == ".jsonl":
-        return lambda rows: _to_jsonl(rows, out)
+        return lambda rows: _whole(out, partial(_to_jsonl, rows))
     if out.suffix:
         raise SettingError(f"--out {out.name} must end in .parquet or .jsonl, or be a folder.")
-    if out.exists():
+    if is_there:
         raise SettingError(f"The folder {out.name!r} is there already; name another with --out.")
-    return lambda rows: rows.save_to_disk(out)
+    return lambda rows: _whole(out, embedded(rows).save_to_disk)
+
+
+def _whole(out: Path, write: Callable[[Path], Any]) -> None:
+    """Write beside ``out``, then rename."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".selectit-", dir=out.parent))
+    try:
+        write(beside / "rows")
+        (beside / "rows").replace(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def check_writable(out: Path, rows: Dataset) -> None:
     """Refuse, before anything is rated, columns that the file cannot hold.
 
     Raises:
-        InputError: bytes for a jsonl file.
+        InputError: bytes for a jsonl file, or media that are paths only.
     """
+    check_media(rows)
     for field in rows.features.arrow_schema if out.suffix == ".jsonl" else ():
         if _has_bytes(field.type):
             raise InputError(

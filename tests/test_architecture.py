@@ -38,6 +38,7 @@ FLOORS = {
     },
     1: {
         "chat",
+        "chat_probe",
         "media",
         "ways",
         "hub_files",

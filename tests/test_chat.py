@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from selectit_hf import SentenceScore
+from selectit_hf import SentenceScore, chat, chat_probe
 from selectit_hf.chat import chat_kwargs_text, check_chat_template, render_chat
 from selectit_hf.errors import SettingError, TokenizerError
 from selectit_hf.options import scorers
+from selectit_hf.prompts import Template, load_rating_prompts
+from selectit_hf.rows import Pair
+from selectit_hf.tokens import PromptEncoder
 
 PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}\n{% endfor %}<assistant>"
 DATED = (
@@ -26,6 +29,13 @@ def chatty(bpe_split: PreTrainedTokenizerBase) -> Any:
         return bpe_split
 
     return with_template
+
+
+@pytest.fixture(autouse=True)
+def let_through(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only templates without end wait here for a process that tries them."""
+    if "endless" not in request.fixturenames:
+        monkeypatch.setattr(chat, "check_ends", lambda *_: None)
 
 
 def test_a_plain_template_is_rendered_and_let_through(chatty: Any) -> None:
@@ -74,15 +84,62 @@ def test_the_clock_runs_on_afterwards(chatty: Any) -> None:
     assert year not in (2001, 2038)
 
 
-def test_chance_is_refused(chatty: Any) -> None:
+@pytest.mark.parametrize(
+    "seldom",
+    [
+        "{{ ['a', 'b'] | random }}",
+        "{% if range(10**4) | random == 7 %}a{% endif %}",
+        "{{ [['a']] | map('random') | list }}",
+        "{% if 'q' in lipsum() and 'q' not in lipsum() %}a{% endif %}",
+    ],
+)
+def test_chance_is_refused(chatty: Any, seldom: str) -> None:
     with pytest.raises(TokenizerError, match="gives other text each time"):
-        check_chat_template(chatty("{{ ['a', 'b'] | random }}" + PLAIN))
+        check_chat_template(chatty(seldom + PLAIN))
+
+
+def test_words_of_chance_in_what_a_template_says_are_no_chance(chatty: Any) -> None:
+    check_chat_template(chatty("Be random. {# random #}" + PLAIN))
+
+
+LOOPS = "{% for a in range(10**5) %}{% for b in range(10**5) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("endless", "says"),
+    [
+        (LOOPS, "does not end"),
+        ("{{ 9 ** (9 ** 9) % 7 }}", "does not end"),  # one computation, which no signal ends
+        ("{% for a in range(99999) %}" + 20 * "a" + "{% endfor %}", "writes more than"),
+    ],
+)
+def test_a_template_without_end_is_refused(
+    chatty: Any, monkeypatch: pytest.MonkeyPatch, endless: str, says: str
+) -> None:
+    program = chat_probe.PROGRAM.replace("later(5", "later(1")
+    monkeypatch.setattr(chat_probe, "PROGRAM", program)
+    with pytest.raises(TokenizerError, match=says):
+        check_chat_template(chatty(endless + PLAIN))
+
+
+def test_a_template_cannot_tell_when_it_is_checked(chatty: Any) -> None:
+    """Nothing that it sees is there in one rendering and not in another."""
+    told = "{% if selectit_rating is defined %}<other>{% endif %}" + PLAIN
+    ids = [
+        PromptEncoder(
+            chatty(template), Template(), load_rating_prompts(None, 5), 5, None, chat=True
+        ).encode([Pair("Name a colour.", "Red.")])
+        for template in (told, PLAIN)
+    ]
+    assert ids[0] == ids[1]
 
 
 @pytest.mark.parametrize(
     "content",
     [
         "m.content[:10]",
+        "m.content[:2000]",
+        "m.content.split(' ') | reverse | join(' ')",
         "m.content | upper",
         "m.content | replace('\n', ' ')",
         "m.content | escape",

@@ -45,6 +45,25 @@ def test_a_configuration_of_another_number_of_layers_is_refused(folder: Path, la
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"num_hidden_layers": 10**9}, "no model has 1,000,000,000 layers"),
+        (
+            {"attn_implementation": "somebody/attention"},
+            "'somebody/attention', a kernel",
+        ),
+        ({"quantization_config": {"quant_method": "zip9"}}, "stored in 'zip9'"),
+    ],
+)
+def test_layers_without_end_and_code_of_the_hub_are_refused(
+    folder: Path, change: dict[str, Any], says: str
+) -> None:
+    configure(folder, **change)
+    with pytest.raises(ModelError, match=says):
+        load(folder)
+
+
 def test_layers_without_the_models_prefix_are_seen_as_well(folder: Path) -> None:
     path = folder / "model.safetensors"
     weights = load_file(path)

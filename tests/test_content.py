@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from selectit_hf.checkpoints import resolve
 from selectit_hf.content import content_hash
 from selectit_hf.errors import ModelError
 from selectit_hf.loading import load_model
@@ -95,3 +96,47 @@ def test_files_cannot_change_places_unseen(folder: Path) -> None:
     (folder / "2.safetensors").rename(folder / "1.safetensors")
     (folder / "3").rename(folder / "2.safetensors")
     assert content_hash(folder) != before
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "additional_chat_templates/a.jinja"]
+)
+def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    path, elsewhere = folder / name, tmp_path / "elsewhere"
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    with pytest.raises(ModelError, match=rf"Put '{name}' into the checkpoint folder 'model'"):
+        resolve(str(folder))
+
+
+def test_links_within_a_cache_of_the_hub_are_its_own(folder: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    blobs = tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for i, path in enumerate(sorted(folder.iterdir())):
+        shutil.copy(path, blobs / str(i))
+        (snapshot / path.name).symlink_to(f"../../blobs/{i}")
+    assert content_hash(snapshot) == content_hash(folder)
+    (snapshot / "extra.json").symlink_to(folder / "config.json")
+    with pytest.raises(ModelError, match=r"Put 'extra\.json'"):
+        content_hash(snapshot)
+
+
+@pytest.mark.parametrize("name", ["../tokenizer.4.0.json", "in/tokenizer.4.0.json"])
+def test_a_tokenizer_of_another_folder_is_refused(folder: Path, name: str) -> None:
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) | {"fast_tokenizer_files": [name]}
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match=f"Put '{name}' into the checkpoint folder"):
+        resolve(str(folder))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "tokenizer.json"])
+def test_nesting_without_end_is_an_error(folder: Path, name: str) -> None:
+    (folder / name).write_text("[" * 100_000)
+    found = resolve(str(folder))
+    with pytest.raises(ModelError, match="recursion"):
+        (found.config if name == "config.json" else found.tokenizer)()

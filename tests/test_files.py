@@ -4,6 +4,7 @@ import bz2
 import csv
 import datetime
 import gzip
+import io
 import json
 import lzma
 import sys
@@ -19,9 +20,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from selectit_hf import cli, records, sources
-from selectit_hf.errors import InputError
+from selectit_hf.errors import InputError, SettingError
 from selectit_hf.rows import Pair, RowReader
-from selectit_hf.sources import load, stream
+from selectit_hf.sources import load, local_files, stream
+from selectit_hf.survey import take_in
+from selectit_hf.writing import writer
 
 ROWS = [{"instruction": f"Say {i}.", "output": f"It is {i}."} for i in range(6)]
 
@@ -416,3 +419,86 @@ def test_json_within_lists_comes_out_and_in_again(tmp_path):
         selectit("score", tmp_path / source, "--model", "tiny-rater", "--out", tmp_path / out)
         found = load(str(tmp_path / out))[0].select_columns(list(rows[0]))
         assert found.to_list() == rows
+
+
+@pytest.mark.parametrize("ending", ["jsonl.gz", "json.xz", "csv.zst"])
+def test_a_file_that_unpacks_without_end_is_refused(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its ratio, before a line of it is whole."""
+    monkeypatch.setattr(records, "UNPACKED", 4 << 20)
+    path = tmp_path / f"rows.{ending}"
+    openers: dict[str, Any] = {"gz": gzip.open, "xz": lzma.open}
+    open_it = openers.get(path.suffix[1:], lambda path, _: pa.output_stream(path, "zstd"))
+    with open_it(str(path), "wb") as file:
+        file.write(b'["' + bytes([48]) * (8 << 20))
+    with pytest.raises(InputError, match="unpacks to more than 100 times its size"):
+        load(str(path))
+
+
+def test_lines_are_split_wherever_the_blocks_end() -> None:
+    text = b"ab\n\ncde\nf\n"
+    for end in (text, text + b"g"):
+        for size in range(1, len(end) + 1):
+            blocks = [end[i : i + size] for i in range(0, len(end), size)]
+            assert list(records._split(iter(blocks))) == io.BytesIO(end).readlines()
+
+
+# What is written
+
+
+@pytest.mark.parametrize("kind", ["same", "dotted", "link", "hard"])
+def test_the_input_is_never_written_over(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(lines(ROWS))
+    out = tmp_path / "out.jsonl"
+    if kind == "link":
+        out.symlink_to(path)
+    elif kind == "hard":
+        out.hardlink_to(path)
+    else:
+        out = path if kind == "same" else tmp_path / "." / ".." / tmp_path.name / "rows.jsonl"
+    for dataset in (path, tmp_path, tmp_path / "*.jsonl"):
+        with pytest.raises(SettingError, match="is the input itself"):
+            writer(out, local_files(str(dataset)))
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_a_file_is_replaced_whole_or_not_at_all(name: str, tmp_path: Path) -> None:
+    path, other = tmp_path / name, tmp_path / "other"
+    other.write_text("another's")
+    path.symlink_to(other)
+    writer(path)(Dataset.from_list(ROWS))
+    assert (path.is_symlink(), other.read_text()) == (False, "another's")
+    before = path.read_bytes()
+    rows = Dataset.from_list(ROWS).map(lambda row: row, desc="")
+
+    def fails(*_: Any) -> None:
+        raise OSError("no room")
+
+    for method in ("to_parquet", "with_format"):
+        setattr(rows, method, fails)
+    with pytest.raises(OSError, match="no room"):
+        writer(path)(rows)
+    assert path.read_bytes() == before
+    assert sorted(one.name for one in tmp_path.iterdir()) == sorted([name, "other"])
+
+
+def test_names_that_cannot_be_written_are_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").mkdir()
+    with pytest.raises(SettingError, match="is a folder"):
+        writer(tmp_path / "a.parquet")
+    with pytest.raises(OSError, match="too long"):
+        writer(tmp_path / f"{300 * 'n'}.jsonl")
+    writer(tmp_path / f"{240 * 'n'}.jsonl")(Dataset.from_list(ROWS))
+
+
+def test_a_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    ends = pa.array(["ab", "c", "d"]).buffers()[1]
+    texts = pa.Array.from_buffers(pa.string(), 3, [None, ends, pa.py_buffer(b"ab\xffd")])
+    pq.write_table(
+        pa.table({"instruction": ["a", "b", "c"], "output": texts}), tmp_path / "a.parquet"
+    )
+    rows, _ = load(str(tmp_path / "a.parquet"))
+    with pytest.raises(InputError, match="column 'output' of row 1 is not UTF-8"):
+        take_in(rows, RowReader())

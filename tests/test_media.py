@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,9 +16,11 @@ from PIL import Image as Picture
 
 from selectit_hf.errors import InputError, RunError
 from selectit_hf.finished import from_run
-from selectit_hf.media import check_media, with_contents
+from selectit_hf.media import REMEDY, check_media, with_contents
 from selectit_hf.privacy import private_place, private_words
+from selectit_hf.sources import load
 from selectit_hf.staging import stage
+from selectit_hf.writing import check_writable, writer
 
 
 def png(shade: int) -> bytes:
@@ -136,3 +139,35 @@ def test_results_of_two_selections_are_refused(tmp_path: Path) -> None:
     (folder / "summary.json").write_bytes((other / "summary.json").read_bytes())
     with pytest.raises(RunError, match=r"summary.json is not what was written"):
         from_run(folder)
+
+
+def test_the_remedy_works(tmp_path: Path) -> None:
+    """The very words of the error, on a picture that is a path."""
+    (tmp_path / "a.png").write_bytes(png(3))
+    kinds = Features({"instruction": Value("string"), "output": Value("string"), "seen": Image()})
+    columns = {"instruction": ["a"], "output": ["b"], "seen": [str(tmp_path / "a.png")]}
+    dataset = Dataset.from_dict(columns, features=kinds)
+    with pytest.raises(InputError, match="holds paths") as caught:
+        check_media(dataset)
+    assert REMEDY in str(caught.value)
+    file = str(tmp_path / "rows.parquet")
+    eval(REMEDY.replace("rows.parquet", file), {"dataset": dataset, "datasets": datasets})
+    rows, _ = load(file)
+    check_media(rows)
+    (stored,) = rows.with_format("arrow")[:]["seen"].to_pylist()
+    assert stored == {"bytes": png(3), "path": "a.png"}
+
+
+@pytest.mark.parametrize("out", ["out.parquet", "out"])
+def test_what_is_written_holds_contents(out: str, tmp_path: Path) -> None:
+    rows = typed(
+        {"seen": Image()}, {"seen": [{"bytes": png(1), "path": f"{tmp_path}/x/1.png"}] * 30}
+    )
+    check_writable(tmp_path / out, rows)
+    writer(tmp_path / out)(rows)
+    written, _ = load(str(tmp_path / out))
+    stored = written.with_format("arrow")[:]["seen"].to_pylist()
+    assert stored == [{"bytes": png(1), "path": "1.png"}] * 30
+    referred = typed({"seen": Image()}, {"seen": [{"bytes": None, "path": "/etc/hostname"}] * 30})
+    with pytest.raises(InputError, match="'seen' holds paths"):
+        check_writable(tmp_path / "other.parquet", referred)

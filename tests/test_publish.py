@@ -1,5 +1,6 @@
 """The whole way: rate, select, push, and load by name in a process that knows nothing of it."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -11,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
+from datasets import Audio, Dataset, Image
 from finished_runs import make_run
 from hub_server import TOKEN, HubServer, status
 from huggingface_hub import DatasetCard, HfApi, close_session, constants
 from push_selected import main as push_selected_main
+from test_media import NESTED, png, typed
 
 import selectit_hf
 from selectit_hf.errors import HubError, InputError, RatingsError, SettingError
 from selectit_hf.hub import Pushed, PushPlan
+from selectit_hf.privacy import private_place
 from selectit_hf.publishing import push_run
 
 ROOT = Path(__file__).parent.parent
@@ -336,3 +339,43 @@ def test_a_local_source_is_named_by_its_base_name(
     assert manifest["input"]["name"] == "mine.jsonl"
     assert manifest["input"]["revision"].startswith("sha256:")
     assert_private_bytes(server, tmp_path)
+
+
+STORED = f"""
+    from datasets import load_dataset
+
+    rows = load_dataset("{NAME}", split="train")
+    print([str(rows.features[name]) for name in ("image", "sound", "turns")])
+    print(rows.with_format("arrow")[:].to_pylist())
+"""
+
+
+def test_pictures_sounds_and_nested_columns_are_loaded_back_equal(
+    server: HubServer, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    picture = [{"bytes": png(i), "path": f"{home}/gone/{i}.png"} for i in range(30)]
+    sound = [{"bytes": b"RIFF%d" % i, "path": f"{home}/gone/{i}.wav"} for i in range(30)]
+    turns = [[{"picture": a, "note": "x"}, {"picture": None, "note": None}] for a in picture]
+    rows = typed(
+        {"image": Image(), "sound": Audio(), **NESTED},
+        {"image": picture, "sound": sound, "turns": turns},
+    )
+    folder = make_run(home / "RUN", rows=rows)
+    push_selected(server, home, folder, NAME, "--yes")
+    printed = run(server, tmp_path / "elsewhere", "-c", textwrap.dedent(STORED)).splitlines()
+    kinds, selected = map(ast.literal_eval, printed[-2:])
+    assert kinds == [str(rows.features[n]) for n in ("image", "sound", "turns")]
+    assert len(selected) == 6
+    for row in selected:
+        i = int(row["instruction"][9:-1])
+        assert row["image"] == {"bytes": png(i), "path": f"{i}.png"}
+        assert row["sound"] == {"bytes": b"RIFF%d" % i, "path": f"{i}.wav"}
+        assert row["turns"] == [
+            {"picture": row["image"], "note": "x"}, {"picture": None, "note": None},
+        ]  # fmt: skip
+    for path, data in server.repo("dataset", NAME).files().items():
+        (tmp_path / "file").write_bytes(data)
+        assert private_place(tmp_path / "file", [str(home)]) is None, path
+        assert path.endswith(".parquet") or str(home).encode() not in data

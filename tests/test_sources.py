@@ -261,3 +261,57 @@ def test_the_real_rows(shared_data):
     rows, source = load(str(path))
     assert rows.to_list() == json.loads(path.read_text("utf-8"))
     assert source == Source(path.name, None, "train", source.revision)
+
+
+# Folders that lead elsewhere
+
+
+def _names(state: Path, name: str) -> None:
+    state.write_text(
+        json.dumps(json.loads(state.read_text()) | {"_data_files": [{"filename": name}]})
+    )
+
+
+@pytest.mark.parametrize("how", ["relative", "absolute", "link", "split", "folder"])
+def test_rows_outside_the_folder_are_refused(how: str, tmp_path: Path) -> None:
+    for name in ("secret", "data/train"):
+        Dataset.from_list(ROWS).save_to_disk(tmp_path / name)
+    secret, data = tmp_path / "secret", tmp_path / "data"
+    arrow = "data-00000-of-00001.arrow"
+    splits = ["../secret"] if how == "split" else ["train"]
+    (data / "dataset_dict.json").write_text(json.dumps({"splits": splits}))
+    if how in ("relative", "absolute"):
+        place = secret if how == "absolute" else Path("../../secret")
+        _names(data / "train" / "state.json", str(place / arrow))
+    elif how == "link":
+        (data / "train" / arrow).unlink()
+        (data / "train" / arrow).symlink_to(secret / arrow)
+    elif how == "folder":
+        data = tmp_path / "files"
+        data.mkdir()
+        (data / "rows.arrow").symlink_to(secret / arrow)
+    with pytest.raises(InputError, match=f"'{data.name}' leads to a file outside it"):
+        load(str(data))
+
+
+def test_every_file_that_is_read_is_hashed(tmp_path: Path) -> None:
+    """Also one called like the caches of `datasets`, which are not."""
+    revisions = set()
+    for i, rows in enumerate((ROWS, ROWS[::-1])):
+        folder = tmp_path / str(i) / "saved"
+        Dataset.from_list(rows).save_to_disk(folder)
+        (folder / "data-00000-of-00001.arrow").rename(folder / "cache-1.arrow")
+        _names(folder / "state.json", "cache-1.arrow")
+        state = json.loads((folder / "state.json").read_text()) | {"_fingerprint": "same"}
+        (folder / "state.json").write_text(json.dumps(state))
+        revisions.add(load(str(folder))[1].revision)
+    assert len(revisions) == 2
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_info.json"])
+@pytest.mark.parametrize("text", ["[]", "null", "[" * 100_000, '{"_data_files": 3, "features": 3}'])
+def test_descriptions_of_odd_types_are_errors(name: str, text: str, tmp_path: Path) -> None:
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / name).write_text(text)
+    with pytest.raises(InputError, match="'saved' cannot be read"):
+        load(str(tmp_path / "saved"))

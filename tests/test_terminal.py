@@ -3,12 +3,14 @@
 import io
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from rich.markup import escape
 from rich.progress import Progress, TextColumn
 from rich.table import Table
@@ -18,6 +20,7 @@ from selectit_hf import screen
 from selectit_hf.errors import HubError
 from selectit_hf.terminal import SafeConsole, as_line, visible
 
+ESC = "\x1b"
 ORDERS = [
     "\x1b[2J",
     "\x1b]52;c;cm0gLXJm\x07",
@@ -97,3 +100,48 @@ def test_the_command_shows_what_it_was_given(debug: bool, tmp_path: Path) -> Non
     assert "gone" in said
     assert not RAW.search(said)
     assert ("Traceback" in said) == debug
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_and_a_poor_terminal_stop_nothing(
+    unbuffered: str, tmp_path: Path
+) -> None:
+    """As `selectit score ... 2>&1 | head -c 0` does, in ASCII."""
+    rows = [{"instruction": f"Say é {i}.", "output": f"数 {i}. {ESC}[2J"} for i in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["score", "rows.jsonl", "--model", "tiny-rater", "--out", "out.jsonl"]
+    plain = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "OMP_NUM_THREADS": "1"}
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "selectit_hf", *command],
+            cwd=tmp_path,
+            env={**os.environ, **plain, "PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": str(ROOT)},
+            stdout=writes,
+            stderr=writes,
+            timeout=120,
+            check=False,
+        )
+    finally:
+        os.close(writes)
+    assert done.returncode == 0
+    assert len((tmp_path / "out.jsonl").read_text("utf-8").splitlines()) == 4
+
+
+def test_warnings_are_shown_as_text() -> None:
+    code = (
+        "import warnings\nfrom selectit_hf import screen\nscreen.quieten(False)\n"
+        "warnings.warn('row says \\x1b[2J', stacklevel=1)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "row says \u241b[2J" in done.stderr
+    assert ESC not in done.stderr

@@ -4,6 +4,7 @@ A random checkpoint gives plausible numbers whatever is read from it. This one w
 the sample's good rows from its broken ones, so its scores are right or they are noise.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import released_loop
 from datasets import Dataset
 
 import selectit_hf
-from selectit_hf import SentenceScore, select
+from selectit_hf import SentenceScore, checkpoints, select
 from selectit_hf.checkpoints import TINY_RATER, resolve
+from selectit_hf.errors import ModelError
 from selectit_hf.loading import load_model
 from selectit_hf.prompts import load_rating_prompts
 
@@ -105,3 +107,18 @@ def test_the_checkpoint_is_small_safe_and_described() -> None:
     card = (folder / "README.md").read_text("utf-8")
     for words in ("For demos and tests", "No evidence for SelectIT", "unseen"):
         assert words in card
+
+
+def test_a_folder_of_its_name_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(resolve(TINY_RATER).path, tmp_path / TINY_RATER)
+    checkpoints._say_which_tiny_rater.cache_clear()
+    own = resolve(TINY_RATER)
+    monkeypatch.chdir(tmp_path)
+    assert resolve(TINY_RATER) == own
+    assert "not the folder of that name here" in caplog.text
+    for name in (f"./{TINY_RATER}", str(tmp_path / TINY_RATER)):
+        with pytest.raises(ModelError, match="Rename the folder 'tiny-rater'"):
+            resolve(name)
+    assert resolve(own.path).revision == own.revision
