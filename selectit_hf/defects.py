@@ -51,25 +51,27 @@ def swapped(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair | None:
 
 def cut(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair | None:
     """The response ends after a third of its words."""
-    words, space = _words(pair.response)
+    words, gaps = _words(pair.response)
     if len(words) < 3:
         return None
-    return pair._replace(response=space.join(words[: -(-len(words) // 3)]))
+    return pair._replace(response=_joined(words[: -(-len(words) // 3)], gaps))
 
 
 def shuffled(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair | None:
-    """The words of the response in random order."""
-    words, space = _words(pair.response)
-    return pair._replace(response=space.join(words[i] for i in rng.permutation(len(words))))
+    """The words of the response in random order; lines and spaces stay where they are."""
+    words, gaps = _words(pair.response)
+    return pair._replace(response=_joined([words[i] for i in rng.permutation(len(words))], gaps))
 
 
 def repeated(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair | None:
     """A phrase of up to six words of the response stands there six times in a row."""
-    words, space = _words(pair.response)
+    words, gaps = _words(pair.response)
     start = int(rng.integers(max(len(words) - PHRASE, 0) + 1))
-    phrase = words[start : start + PHRASE]
-    end = start + len(phrase)
-    return pair._replace(response=space.join(words[:end] + phrase * REPEATS + words[end:]))
+    end = min(start + PHRASE, len(words))
+    space = " " if any(gaps) else ""
+    phrase = space + _joined(words[start:end], ["", *gaps[start + 1 : end]])
+    rest = _joined(words[end:], gaps[end:])
+    return pair._replace(response=_joined(words[:end], gaps) + phrase * REPEATS + rest)
 
 
 def refusal(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair | None:
@@ -111,10 +113,16 @@ DEFECTS: dict[str, Defect] = {
 """The defects that are planted where no others are named."""
 
 
-def _words(text: str) -> tuple[list[str], str]:
-    """The words of a text and what joins them; its characters where it has few spaces."""
-    words = re.findall(r"\s*\S+", text)
-    return (words, "") if len(words) >= 3 else (list(text), "")
+def _words(text: str) -> tuple[list[str], list[str]]:
+    """The words of a text and the space before each; its characters where it has few spaces."""
+    found = re.findall(r"(\s*)(\S+)", text)
+    if len(found) < 3:
+        return list(text), [""] * len(text)
+    return [word for _, word in found], [gap for gap, _ in found]
+
+
+def _joined(words: Sequence[str], gaps: Sequence[str]) -> str:
+    return "".join(gap + word for gap, word in zip(gaps, words, strict=False))
 
 
 class Planted(NamedTuple):
