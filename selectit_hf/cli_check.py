@@ -20,7 +20,7 @@ from selectit_hf.scorers import SentenceScore
 from selectit_hf.terminal import SafeConsole
 from selectit_hf.trust_check import check, duration
 
-__all__ = ["checking"]
+__all__ = ["checking", "show_check"]
 
 checking = typer.Typer()
 

@@ -28,8 +28,6 @@ from selectit_hf.sources import Source
 
 RESAMPLES = 1000
 TOP = 0.2
-SPACE_END = RELEASED_TEMPLATE.rstrip()
-"""A space before the newline is a token of its own for some vocabularies, and merged by others."""
 
 Floats = NDArray[np.float64]
 
@@ -42,7 +40,7 @@ def parser(description: str, rows: int) -> argparse.ArgumentParser:
     made.add_argument("--n", type=int, default=rows, help=f"Source rows. Default: {rows}.")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--model", action="append", help="Repeatable. Default: tiny-rater.")
-    made.add_argument("--template", help="Text file. Default: the released one, ending in 'is: '.")
+    made.add_argument("--template", help="Text file. Default: the released one.")
     made.add_argument("--cache", default="evidence", help="Folder of ratings. Default: evidence.")
     return made
 
@@ -54,7 +52,7 @@ def models_of(given: argparse.Namespace) -> list[str]:
 def template_of(given: argparse.Namespace) -> str:
     if given.template:
         return Path(given.template).read_text("utf-8")
-    return SPACE_END + " "
+    return RELEASED_TEMPLATE
 
 
 def read(path: str) -> list[dict[str, Any]]:
