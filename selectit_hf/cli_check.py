@@ -19,12 +19,14 @@ from selectit_hf.runs import Reflection
 from selectit_hf.scorers import SentenceScore
 from selectit_hf.terminal import SafeConsole
 from selectit_hf.trust_check import check, duration
+from selectit_hf.verdict import side
 
 __all__ = ["checking", "show_check"]
 
 checking = typer.Typer()
 
 COLUMNS = 3
+MARKS = {"recognised": "+", "preferred": "-", "undecided": " "}
 
 
 @checking.command(name="check")
@@ -109,6 +111,10 @@ def check_command(
 def show_check(facts: Mapping[str, Any]) -> None:
     """A table of AUCs, what is known of each model, the verdict, and what to do."""
     console = SafeConsole()
+    console.print(
+        "AUC of good rows over broken copies, with 95 % intervals; chance is 0.5.\n"
+        "+ recognised, - preferred to good rows; pairs: copies below their own row.\n"
+    )
     named = sorted(facts["selectors"], key=lambda one: one["name"] != facts["level"])
     for start in range(0, len(named), COLUMNS):
         console.print(_aucs(facts, named[start : start + COLUMNS]))
@@ -129,26 +135,29 @@ def show_check(facts: Mapping[str, Any]) -> None:
 
 
 def _aucs(facts: Mapping[str, Any], selectors: list[dict[str, Any]]) -> Table:
-    """Of some selectors the AUC of each defect, with its interval, and the pairs ranked right."""
-    table = Table(box=None, pad_edge=False, title_justify="left")
-    table.add_column("AUC (95 % interval)")
+    """Of some selectors the AUC of each defect; for the level that ranks, the pairs as well."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)  # to fit into 80 columns
+    table.add_column("defect")
     table.add_column("copies", justify="right")
     for one in selectors:
-        table.add_column(Text(one["name"]))
-        table.add_column("pairs", justify="right")
+        table.add_column(Text(one["name"]), no_wrap=True)
+        if one["name"] == facts["level"]:
+            table.add_column("pairs", justify="right")
     for name in [*facts["defects"], "all"]:
-        found = [one["all"] if name == "all" else one["defects"][name] for one in selectors]
-        cells = [cell for auc in found for cell in _cells(auc)]
-        table.add_row(
-            Text(name), str(found[0]["copies"]), *cells, style="bold" if name == "all" else ""
-        )
+        cells = [Text(name)]
+        for one in selectors:
+            auc = one["all"] if name == "all" else one["defects"][name]
+            cells += [Text(str(auc["copies"]))] if len(cells) == 1 else []
+            cells.append(Text(_cell(auc)))
+            if one["name"] == facts["level"]:
+                cells.append(Text(f"{auc['pairs_right']:.0%}"))
+        table.add_row(*cells, style="bold" if name == "all" else "")
     return table
 
 
-def _cells(auc: Mapping[str, Any]) -> Iterator[str]:
-    mark = "+" if auc["low"] > 0.5 else "-" if auc["high"] < 0.5 else " "
-    yield f"{auc['auc']:.2f} ({auc['low']:.2f} to {auc['high']:.2f}) {mark}"
-    yield f"{auc['pairs_right']:.0%}"
+def _cell(auc: Mapping[str, Any]) -> str:
+    ends = f"({auc['low']:.2f}-{auc['high']:.2f})"
+    return f"{auc['auc']:.2f} {ends} {MARKS[side(auc)]}"
 
 
 def _of_model(model: Mapping[str, Any]) -> Iterator[str]:

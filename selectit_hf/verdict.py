@@ -1,7 +1,8 @@
 """What a trust check means, in words, by rules that are stated here.
 
 A defect is recognised where the 95 % interval of its AUC lies above 0.5, preferred where it lies
-below, undecided where 0.5 is inside. The verdict follows from the AUC over all defects:
+below, undecided where 0.5 is inside or fewer than eight rows have it, too few for an interval. The
+verdict follows from the AUC over all defects:
 
     well       the interval lies above 0.5, the AUC is at least 0.7, at least half of the defects
                are recognised, and more are recognised than preferred
@@ -16,9 +17,10 @@ from typing import Any
 
 from selectit_hf.report import LOW_RATING_MASS
 
-__all__ = ["CHANCE", "advice", "sides", "verdict"]
+__all__ = ["CHANCE", "advice", "side", "sides", "verdict"]
 
 CHANCE = 0.5
+FEWEST = 8
 WELL = 0.7
 ONE_ANSWER = 0.8
 BETTER_END = 2.0
@@ -38,11 +40,14 @@ def sides(found: Mapping[str, Any]) -> dict[str, list[str]]:
     """The defects that a selector ``recognised``, ``preferred``, and those ``undecided``."""
     sorted_: dict[str, list[str]] = {"recognised": [], "preferred": [], "undecided": []}
     for name, auc in found["defects"].items():
-        sorted_[_side(auc)].append(name)
+        sorted_[side(auc)].append(name)
     return sorted_
 
 
-def _side(auc: Mapping[str, Any]) -> str:
+def side(auc: Mapping[str, Any]) -> str:
+    """``recognised``, ``preferred`` or ``undecided``."""
+    if auc["rows"] < FEWEST:
+        return "undecided"
     if auc["low"] > CHANCE:
         return "recognised"
     return "preferred" if auc["high"] < CHANCE else "undecided"
@@ -68,13 +73,13 @@ def verdict(used: Mapping[str, Any]) -> dict[str, str]:
 def _kind(used: Mapping[str, Any]) -> str:
     by_side, over_all = sides(used), used["all"]
     right, wrong = len(by_side["recognised"]), len(by_side["preferred"])
-    above = over_all["low"] > CHANCE
+    above = side(over_all) == "recognised"
     most = 2 * right >= len(used["defects"]) and right > wrong
     if above and over_all["auc"] >= WELL and most:
         return "well"
     if right and 2 * wrong >= right:
         return "mixed"
-    if over_all["high"] < CHANCE:
+    if side(over_all) == "preferred":
         return "backwards"
     return "weakly" if above else "undecided"
 
@@ -117,7 +122,9 @@ def _better(
     """The best of the others, where it is above chance and above the used one's interval."""
     others = [one for one in found if one["name"] not in (used["name"], "random")]
     best = max(others, key=lambda one: one["all"]["auc"], default=None)
-    if best is None or best["all"]["low"] <= max(CHANCE, used["all"]["auc"]):
+    if best is None or side(best["all"]) != "recognised":
+        return None
+    if best["all"]["low"] <= used["all"]["auc"]:
         return None
     return best
 

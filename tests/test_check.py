@@ -327,8 +327,11 @@ def test_what_cannot_be_checked_is_refused(good: Dataset, checkpoint: Path) -> N
 
 def made_up(over_all: tuple[float, float, float], *defects: tuple[float, float]) -> dict[str, Any]:
     middle, low, high = over_all
-    each = {f"d{i}": {"auc": (a + b) / 2, "low": a, "high": b} for i, (a, b) in enumerate(defects)}
-    found = {"auc": middle, "low": low, "high": high}
+    each = {
+        f"d{i}": {"auc": (a + b) / 2, "low": a, "high": b, "rows": 9}
+        for i, (a, b) in enumerate(defects)
+    }
+    found = {"auc": middle, "low": low, "high": high, "rows": 9}
     return {"name": "sentence", "all": found, "defects": each}
 
 
@@ -356,6 +359,16 @@ def test_the_verdict_follows_the_rules(kind: str, over_all: Any, defects: Any) -
     for words, kind_of in lists:
         names = ", ".join(f"d{i}" for i, one in enumerate(defects) if one is kind_of)
         assert (f"{words}: {names}." in found["words"]) == bool(names)
+
+
+def test_an_interval_of_few_rows_decides_nothing() -> None:
+    used = made_up((0.9, 0.8, 1.0), RIGHT, RIGHT)
+    assert verdict(used)["kind"] == "well"
+    for auc_ in (used["all"], *used["defects"].values()):
+        auc_["rows"] = 7
+    found = verdict(used)
+    assert found["kind"] == "undecided"
+    assert "Not told apart: d0, d1." in found["words"]
 
 
 def test_advice_names_what_helps() -> None:
