@@ -225,7 +225,7 @@ def two_models(
 ) -> list[SentenceScore]:
     folder = tmp_path_factory.mktemp("models")
     paths = [make_checkpoint(folder / f"m{i}", seed=i, layers=1 + i) for i in range(2)]
-    return [SentenceScore(str(path), alpha=0.4) for path in paths]
+    return [SentenceScore(str(path), alpha=9.0) for path in paths]
 
 
 def test_scores_and_facts_are_those_of_mapped_rows(
@@ -245,7 +245,7 @@ def test_scores_and_facts_are_those_of_mapped_rows(
     mapped = rows
     for scorer in two_models:
         mapped = mapped.map(scorer, batched=True)
-    mapped = mapped.map(ModelScore(alpha=0.4), batched=True)
+    mapped = mapped.map(ModelScore(alpha=9.0), batched=True)
     mapped = mapped.map(IFD(two_models[0].model), batched=True)
 
     columns = {
