@@ -37,7 +37,7 @@ __all__ = ["SELECTORS", "Check", "check", "duration"]
 SELECTORS = ("length", "perplexity", "ifd", "random")
 """What ``by`` takes by name, beside the levels and ``expected``, which are always there."""
 
-PROBE = 12
+PROBE = 8
 BESIDE = 100
 """Characters that a rating prompt adds to a pair, roughly, for estimates of time."""
 MASS_TO_IMPROVE = 0.5
