@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         token_score,
     )
     from selectit_hf.selection import Selection, select
+    from selectit_hf.trust_check import check
 
 __all__ = [
     "ModelScore",
@@ -28,6 +29,7 @@ __all__ = [
     "Selection",
     "SentenceScore",
     "TokenScore",
+    "check",
     "model_score",
     "publish",
     "score",
@@ -51,6 +53,7 @@ _HOMES = {
         "token_score",
     ),
     "selection": ("Selection", "select"),
+    "trust_check": ("check",),
 }
 
 

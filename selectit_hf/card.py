@@ -159,7 +159,16 @@ def make_card(
     return Card(_front_matter(facts, name, licence, settings, source_card, datasets_data), body)
 
 
-FACTS = ("input", "rating", "models", "selection", "score_quantiles", "contrast", "versions")
+FACTS = (
+    "input",
+    "rating",
+    "models",
+    "selection",
+    "score_quantiles",
+    "contrast",
+    "check",
+    "versions",
+)
 
 
 def merged(card: Card, old: str) -> str:

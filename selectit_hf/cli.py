@@ -15,6 +15,7 @@ from selectit_hf import analysis, mapping, options, runs, screen, sources
 from selectit_hf.analysis import JudgeSettings, Reader
 from selectit_hf.card import CardSettings
 from selectit_hf.checkpoints import TINY_RATER
+from selectit_hf.cli_check import checking
 from selectit_hf.cli_launch import launching
 from selectit_hf.cli_runs import (
     Settings,
@@ -63,6 +64,7 @@ app = typer.Typer(
 )
 
 
+app.add_typer(checking)
 app.add_typer(commands)
 app.add_typer(launching)
 

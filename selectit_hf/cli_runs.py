@@ -1,5 +1,6 @@
 """The commands of a run: plan, rate and finish, ``run`` for all three, and status."""
 
+import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -13,6 +14,8 @@ from datasets import Dataset
 from selectit_hf import analysis, mapping, options, runs, screen, sources
 from selectit_hf.analysis import Reader
 from selectit_hf.candidates import NAMES as SELECTORS
+from selectit_hf.check_file import has_check
+from selectit_hf.checkpoints import model_name
 from selectit_hf.errors import InputError, RunError, SettingError
 from selectit_hf.options import (
     AllowUnrated,
@@ -123,6 +126,7 @@ def run(
     check_ranking(rows, how.by, cut.threshold, SELECTORS)
     if not runs.is_url(out):
         check_space(Path(out), rows, len(scorers), scorers[0].k, cut.proportion or 1.0)
+    _tell_of_check(dataset, scorers, out)
     settings = Settings(how, cut, rank, count, wait, allow_mixed)
     run_all(rows, source, scorers, out, settings, as_json, shard_size)
 
@@ -230,6 +234,18 @@ def status_command(run: RunNamed, as_json: bool) -> None:
     Of a run in object storage no ratings are fetched.
     """
     screen.show_status(runs.status(run), as_json)
+
+
+def _tell_of_check(dataset: str, scorers: Sequence[SentenceScore], out: str) -> None:
+    """Say, of a run that is new, how to find out beforehand what its scores are worth."""
+    store = runs.open_store(out)
+    if store.exists("plan.json") or has_check(store):
+        return
+    models = " ".join(shlex.join(["--model", model_name(one.model)]) for one in scorers)
+    screen.tell(
+        "Whether these models can rank these rows is found out in minutes: selectit check "
+        f"{shlex.quote(dataset)} {models} --out {shlex.quote(out)}"
+    )
 
 
 # How a run runs

@@ -18,6 +18,7 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 from numpy.typing import NDArray
 
 from selectit_hf import reflection, report
+from selectit_hf.check_file import read_check
 from selectit_hf.checkpoints import TINY_RATER
 from selectit_hf.content import file_sha256
 from selectit_hf.errors import InputError, RatingsError, RunError, SettingError
@@ -99,7 +100,8 @@ class Finished:
 
     Attributes:
         facts: what the manifest holds and the card tells: ``input``, ``rating``, ``models``,
-            ``selection``, ``contrast`` and ``versions``, as JSON-able values.
+            ``selection``, ``contrast`` and ``versions``, as JSON-able values; ``check`` where there
+            is a trust check.
         selected: the kept rows with all their columns.
         scores: every row's number, ratings, scores and statuses, and whether it was kept.
         examples: the best and the worst rows, shortened; only shown when asked for.
@@ -145,6 +147,8 @@ def from_run(run: Run | str | Path) -> Finished:
         "contrast": summary.get("contrast", {}),
         "versions": plan["versions"],
     }
+    checked = read_check(run)
+    facts |= {"check": checked} if checked else {}
     finished = _finished(
         facts, _parquet(store, "selected.parquet"), _parquet(store, "scores.parquet"), summary
     )

@@ -20,6 +20,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from selectit_hf.card import templates
+from selectit_hf.check_plot import check_plot
 from selectit_hf.finished import Finished, from_run
 from selectit_hf.page_data import gather
 from selectit_hf.page_plots import ablation_figures, bokeh_script, figures, on_page
@@ -85,7 +86,8 @@ def render(
     drawn |= {f"ablation {i}": chart for i, chart in enumerate(curves.values())}
     numbers = data.numbers | {"charts": {name: on_page(one) for name, one in drawn.items()}}
     return _environment().get_template("report.html.jinja").render(
-        **finished.facts,
+        **{"check": None, **finished.facts},
+        check_image=_check_image(finished),
         policy=POLICY.format(" ".join(map(_hash, (bokeh, script)))),
         style=Markup(_piece("report.css")),
         bokeh=Markup(bokeh),
@@ -106,6 +108,14 @@ def render(
         categories=data.categories,
         ablations=list(curves),
     )  # fmt: skip
+
+
+def _check_image(finished: Finished) -> str:
+    """The plot of the trust check, as the page holds it; nothing without one."""
+    facts = finished.facts.get("check")
+    if not facts:
+        return ""
+    return f"data:image/png;base64,{base64.b64encode(check_plot(facts)).decode('ascii')}"
 
 
 # The file

@@ -75,6 +75,7 @@ def points_words(data: PageData) -> str:
 def cautions(finished: Finished, data: PageData) -> list[str]:
     """What speaks against trusting the scores, each with what to do."""
     found = (
+        _about_check(finished.facts.get("check")),
         _about_models(finished.facts["models"]),
         _about_agreement(data),
         _about_unrated(finished),
@@ -82,6 +83,11 @@ def cautions(finished: Finished, data: PageData) -> list[str]:
         _about_length(finished),
     )
     return [words for part in found for words in part]
+
+
+def _about_check(check: Mapping[str, Any] | None) -> Iterator[str]:
+    if check and check["verdict"]["kind"] != "well":
+        yield f"The trust check on {check['rows']:,} rows: {check['verdict']['words']}"
 
 
 def _about_agreement(data: PageData) -> Iterator[str]:

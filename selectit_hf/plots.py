@@ -1,16 +1,22 @@
 """The plots of a card: PNG files, the same bytes for the same numbers."""
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from selectit_hf.errors import SettingError
+from selectit_hf.check_plot import check_plot
+from selectit_hf.figures import figure_of, png_of
 from selectit_hf.finished import Finished
 
-__all__ = ["agreement_plot", "card_plots", "lengths_plot", "rank_correlations", "scores_plot"]
+__all__ = [
+    "agreement_plot",
+    "card_plots",
+    "lengths_plot",
+    "rank_correlations",
+    "scores_plot",
+]
 
 KEPT, OTHER, INK = "#2563eb", "#cbd5e1", "#1f2937"
 SCORE_BINS = 60
@@ -31,6 +37,8 @@ def card_plots(finished: Finished) -> Iterator[tuple[str, bytes]]:
     if len(names) > 1 and set(columns) <= set(finished.scores.features):
         found = rank_correlations([finished.scores.scores(column) for column in columns])
         yield "agreement", agreement_plot(names, found)
+    if facts.get("check"):
+        yield "check", check_plot(facts["check"])
 
 
 def scores_plot(
@@ -38,7 +46,7 @@ def scores_plot(
 ) -> bytes:
     """How many rows have which score, with the threshold; rows without a score are left out."""
     counts, edges = np.histogram(scores[np.isfinite(scores)], SCORE_BINS)
-    figure, axes = _figure(5.6, 3.0)
+    figure, axes = figure_of(5.6, 3.0)
     axes.stairs(counts, edges, fill=True, color=OTHER, label="not kept")
     if threshold is not None:
         best, _ = np.histogram(scores[kept], edges)
@@ -55,12 +63,12 @@ def scores_plot(
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )
     _finish(axes, "score", "rows")
-    return _png(figure)
+    return png_of(figure)
 
 
 def lengths_plot(histogram: Mapping[str, Sequence[float]]) -> bytes:
     """Response lengths of kept and rejected rows, each group as a share of its rows."""
-    figure, axes = _figure(5.6, 3.0)
+    figure, axes = figure_of(5.6, 3.0)
     edges = np.asarray(histogram["edges"])
     for name, label, color in (("rejected", "not kept", OTHER), ("selected", "kept", KEPT)):
         counts = np.asarray(histogram[name], dtype=np.float64)
@@ -70,14 +78,14 @@ def lengths_plot(histogram: Mapping[str, Sequence[float]]) -> bytes:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.xaxis.set_minor_formatter(lambda value, _: "")
     _finish(axes, "characters of the response", "% of the group")
-    return _png(figure)
+    return png_of(figure)
 
 
 def agreement_plot(names: Sequence[str], correlations: NDArray[np.float64]) -> bytes:
     """How alike the models rank the rows: Spearman's correlation of each two."""
     count = len(names)
     side = 1.6 + 0.9 * count
-    figure, axes = _figure(side + 1.4, side)
+    figure, axes = figure_of(side + 1.4, side)
     axes.imshow(correlations, cmap="Blues", vmin=-0.2, vmax=1.2)
     short = [name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…" for name in names]
     axes.set_xticks(range(count), short, rotation=30, ha="right", fontsize=8)
@@ -86,7 +94,7 @@ def agreement_plot(names: Sequence[str], correlations: NDArray[np.float64]) -> b
         color = "white" if value > 0.7 else INK
         axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color)
     axes.tick_params(length=0)
-    return _png(figure)
+    return png_of(figure)
 
 
 def rank_correlations(scores: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -106,20 +114,6 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse])
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SettingError(
-            "The plots of a card need matplotlib; install it with "
-            "pip install 'selectit-hf[publish]'."
-        ) from error
-    figure = Figure(figsize=(width, height), dpi=140, layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
 def _finish(axes: Any, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -127,9 +121,3 @@ def _finish(axes: Any, x: str, y: str) -> None:
         lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:g}"
     )
     axes.legend(frameon=False, fontsize=9)
-
-
-def _png(figure: Any) -> bytes:
-    with io.BytesIO() as file:
-        figure.savefig(file, format="png", metadata={"Software": None})
-        return file.getvalue()

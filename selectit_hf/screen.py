@@ -1,7 +1,7 @@
 """What is shown: progress and words on stderr, results on stdout."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pyarrow as pa
 from datasets import Dataset
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Column, Table
 from rich.text import Text
@@ -32,6 +32,7 @@ __all__ = [
     "show_demo",
     "show_status",
     "show_summary",
+    "steps",
     "tell",
 ]
 
@@ -128,6 +129,21 @@ def progress(run: Run, quiet: bool, world: int = 1) -> Iterator[Progress]:
             bar.update(task.id, rows=f"{task.completed / k:.0f}/{run.rows} rows{speed}")
 
         yield advance
+
+
+@contextmanager
+def steps(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each name that is told, with how many of how many are done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=_words, disable=quiet or _words.quiet) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def told(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(escape(name), total=total)
+            bar.update(tasks[name], completed=done)
+
+        yield told
 
 
 # Results

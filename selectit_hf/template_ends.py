@@ -1,6 +1,7 @@
 """Another end of the template, for a tokenizer that merges the ratings with this one's."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from selectit_hf.errors import TokenizerError
 from selectit_hf.prompts import Template
@@ -9,13 +10,15 @@ from selectit_hf.tokens import PLAIN_PAIR, PromptEncoder
 __all__ = ["advice", "encoders_by_end"]
 
 ENDS = (": ", ":\n", ":", ": \n", " ", "\n", "")
+T = TypeVar("T")
 Masses = Callable[[PromptEncoder, Sequence[list[int]]], float | None]
 
 
-def encoders_by_end(
-    template: Template, make: Callable[[Template], PromptEncoder]
-) -> dict[Template, PromptEncoder]:
-    """The templates with other ends whose ratings stay tokens of their own, and their encoders."""
+def encoders_by_end(template: Template, make: Callable[[Template], T]) -> dict[Template, T]:
+    """The templates with other ends whose ratings stay tokens of their own, and their encoders.
+
+    ``make`` raises TokenizerError where they do not.
+    """
     head, suffix = template.text.removesuffix(template.suffix), template.suffix.rstrip(" \n:")
     found = {}
     for end in ENDS:

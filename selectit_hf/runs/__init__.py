@@ -24,12 +24,13 @@ from selectit_hf.runs.rating import (
 )
 from selectit_hf.runs.reopen import inputs, rows_of
 from selectit_hf.runs.results import finish, ranking_column, ratings_of
-from selectit_hf.runs.run import RESULTS, Run, check_folder, open_run, plan
+from selectit_hf.runs.run import CHECK, RESULTS, Run, check_folder, open_run, plan
 from selectit_hf.runs.shards import Shards
 from selectit_hf.runs.store import Store, is_url, open_store
 from selectit_hf.runs.streaming import spool
 
 __all__ = [
+    "CHECK",
     "RESULTS",
     "Progress",
     "Run",

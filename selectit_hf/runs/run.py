@@ -30,12 +30,14 @@ from selectit_hf.runs.store import Store, open_store
 from selectit_hf.scorers import SentenceScore
 from selectit_hf.sources import Source
 
-__all__ = ["LOCK", "PROGRESS", "RESULTS", "Run", "check_folder", "open_run", "plan"]
+__all__ = ["CHECK", "LOCK", "PROGRESS", "RESULTS", "Run", "check_folder", "open_run", "plan"]
 
 RESULTS = ("scores.parquet", "selected.parquet", "summary.json", "selection.json")
 """In the order they are written; the last one says of which ratings the others are, and vouches."""
 PROGRESS = "progress"
 """The folder of notes about shards that are being rated, for `status` alone."""
+CHECK = "check.json"
+"""What the trust check found; it may be there before the plan."""
 LOCK = ".lock"
 """What keeps a second ``run`` out of a local folder."""
 
@@ -222,7 +224,7 @@ def check_folder(folder: Store) -> None:
     """
     if folder.is_local and folder.path().is_file():
         raise RunError(f"{folder.name!r} is a file; name a folder with --out.")
-    before_a_plan = ("rows", LOCK)
+    before_a_plan = ("rows", LOCK, CHECK)
     others = [name for name in folder.sizes() if not name.endswith((".partial", *before_a_plan))]
     if others and not folder.exists(PLAN):
         raise RunError(

@@ -1,0 +1,74 @@
+"""What do kept rows look like?
+
+Keeps the best 20 % by each selector and prints, of kept and of other rows, the mean length of the
+response, the share with a digit, and the mean cosine distance to the centre of all rows (of their
+words); differences with a 95 % bootstrap interval over rows. The last line is JSON.
+
+    python scripts/evidence/contents.py --rows rows.json --model A --model B --n 600
+"""
+
+import numpy as np
+from common import Floats, interval, kept, last_line, parser, rated, read, said, selectors, table
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from selectit_hf.diversity import embed
+from selectit_hf.rows import Pair, RowReader
+
+
+def measures(pairs: list[Pair]) -> dict[str, Floats]:
+    """(n) of each row."""
+    vectors = embed(["\n".join(pair) for pair in pairs]).astype(np.float64)
+    centre = vectors.mean(axis=0)
+    centre /= np.linalg.norm(centre)
+    return {
+        "characters": np.array([float(len(pair.response)) for pair in pairs]),
+        "digits": np.array([float(any(map(str.isdigit, p.response))) for p in pairs]),
+        "distance": 1 - vectors @ centre,
+    }
+
+
+def main() -> None:
+    given = parser(__doc__ or "", 600).parse_args()
+    rows = [row for row in read(given.rows) if row["instruction"].strip() and row["output"].strip()]
+    chosen = np.random.default_rng(given.seed).permutation(len(rows))[: given.n].tolist()
+    columns = ("instruction", "input", "output")
+    data = Dataset.from_list([{key: rows[i][key] for key in columns} for i in chosen])
+    run = rated(data, f"contents-{given.n}-{given.seed}", given)
+    pairs = [pair for pair in RowReader().pairs(data[:]) if isinstance(pair, Pair)]
+    found = measures(pairs)
+    facts = {}
+    for name, scores in selectors(run, data, given).items():
+        best = kept(scores)
+        facts[name] = {}
+        for what, values in found.items():
+
+            def difference(
+                i: NDArray[np.int64],
+                values: Floats = values,
+                best: NDArray[np.bool_] = best,
+            ) -> float:
+                inside, outside = values[i][best[i]], values[i][~best[i]]
+                both = len(inside) and len(outside)
+                return float(inside.mean() - outside.mean()) if both else float("nan")
+
+            facts[name][what] = {
+                "kept": float(values[best].mean()),
+                "others": float(values[~best].mean()),
+                "difference": difference(np.arange(len(data))),
+                "interval": interval(difference, len(data), given.seed),
+            }
+    table(
+        f"The best 20 % of {len(data)} rows less the others, seed {given.seed}; 95 % bootstrap "
+        "interval over rows",
+        ["selector", *found],
+        (
+            [name, *(said(one["difference"], one["interval"]) for one in by.values())]
+            for name, by in facts.items()
+        ),
+    )
+    last_line(rows=len(data), seed=given.seed, selectors=facts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Which selectors put good rows above broken copies of them?
+
+Plants every defect of `selectit_hf.defects` in copies of the rows, rates and measures all, and
+prints for each selector and defect the AUC, with a 95 % bootstrap interval over source rows. The
+last line is JSON.
+
+    python scripts/evidence/planted.py --rows rows.json --model A --model B --n 200
+"""
+
+import numpy as np
+from common import last_line, parser, rated, read, said, selectors, table
+from datasets import Dataset
+
+from selectit_hf.auc import separation
+from selectit_hf.defects import DEFECTS, plant
+from selectit_hf.rows import Pair, RowReader
+
+
+def main() -> None:
+    given = parser(__doc__ or "", 200).parse_args()
+    rows = read(given.rows)
+    numbers = np.random.default_rng(given.seed).permutation(len(rows)).tolist()
+    batch = {key: [rows[i][key] for i in numbers] for key in ("instruction", "input", "output")}
+    read_pairs = RowReader().pairs(batch)
+    both = zip(numbers, read_pairs, strict=True)
+    chosen = [(i, pair) for i, pair in both if isinstance(pair, Pair)][: given.n]
+    planted = plant([pair for _, pair in chosen], [i for i, _ in chosen], DEFECTS, {}, given.seed)
+    texts = Dataset.from_list(
+        [{"instruction": pair.instruction, "output": pair.response} for pair in planted.pairs]
+    )
+    run = rated(texts, f"planted-{given.n}-{given.seed}", given)
+    at, facts = planted.clean, {}
+    source, defect = planted.source[at:], planted.defect[at:]
+    for name, scores in selectors(run, texts, given).items():
+        clean, copies = scores[:at], scores[at:]
+        found = {
+            one: separation(clean, copies[defect == i], source[defect == i], given.seed)
+            for i, one in enumerate(planted.names)
+        }
+        found["all"] = separation(clean, copies, source, given.seed, matched=False)
+        facts[name] = {one: auc._asdict() for one, auc in found.items()}
+    counts = {one: int((defect == i).sum()) for i, one in enumerate(planted.names)}
+    columns = [*planted.names, "all"]
+    head = ["selector", *(f"{one} ({counts.get(one, len(defect))})" for one in columns)]
+    cells = (
+        [name, *(said(by[one]["auc"], (by[one]["low"], by[one]["high"])) for one in columns)]
+        for name, by in facts.items()
+    )
+    table(
+        f"AUC of {at} good rows over broken copies, seed {given.seed}; 95 % bootstrap interval "
+        "over source rows",
+        head,
+        cells,
+    )
+    last_line(rows=at, seed=given.seed, models=run.slugs, auc=facts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What does uncertainty add over the plain mean?
+
+For each model, on the rows of agreement.py: the mean of the likeliest ratings (no uncertainty), the
+expected rating, the mean of the token-level scores (uncertainty within a prompt) and the sentence
+level (and between prompts), each as AUC of labelled over other rows, and what each step adds to the
+one before, on the same resamples; 95 % bootstrap intervals over rows. The last line is JSON.
+
+    python scripts/evidence/uncertainty.py --rows labelled.json --model A --model B --n 600
+"""
+
+import numpy as np
+from agreement import stratified
+from common import Floats, auc, interval, last_line, parser, rated, ratings, said, table
+from numpy.typing import NDArray
+
+from selectit_hf import reflection
+from selectit_hf.baselines import expected_rating
+
+
+def steps(logprobs: NDArray[np.float32]) -> dict[str, Floats]:
+    """The scores with more and more uncertainty in them."""
+    tokens = reflection.token_score(logprobs)
+    return {
+        "likeliest rating, mean": 1.0 + logprobs.argmax(axis=-1).mean(axis=-1),
+        "expected rating": expected_rating(logprobs),
+        "token-level scores, mean (alpha 0)": reflection.sentence_score(tokens, 0.0),
+        "sentence level (alpha 0.2)": reflection.sentence_score(tokens, 0.2),
+    }
+
+
+def main() -> None:
+    arguments = parser(__doc__ or "", 600)
+    arguments.add_argument("--label", default="claude_accurate")
+    given = arguments.parse_args()
+    rows, labels = stratified(given.rows, given.label, given.n, given.seed)
+    run = rated(rows, f"agreement-{given.label}-{given.n}-{given.seed}", given)
+    facts = {}
+    for slug, rating in ratings(run).items():
+        before: Floats | None = None
+        cells = []
+        for name, scores in steps(rating.logprobs).items():
+
+            def area(i: NDArray[np.int64], scores: Floats = scores) -> float:
+                return auc(scores[i][labels[i]], scores[i][~labels[i]])
+
+            def added(
+                i: NDArray[np.int64], scores: Floats = scores, last: Floats | None = before
+            ) -> float:
+                return 0.0 if last is None else area(i, scores) - area(i, last)
+
+            every = np.arange(len(rows))
+            one = {
+                "auc": area(every),
+                "interval": interval(area, len(rows), given.seed),
+                "added": added(every),
+                "added_interval": interval(added, len(rows), given.seed),
+            }
+            facts[f"{name}:{slug}"] = one
+            more = "" if before is None else said(one["added"], one["added_interval"])
+            cells.append([name, said(one["auc"], one["interval"]), more])
+            before = scores
+        table(
+            f"{slug}: {len(rows)} rows, {int(labels.sum())} labelled, seed {given.seed}",
+            ["score", "AUC", "added to the line above"],
+            cells,
+        )
+    last_line(rows=len(rows), seed=given.seed, steps=facts)
+
+
+if __name__ == "__main__":
+    main()

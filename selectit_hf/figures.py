@@ -1,0 +1,34 @@
+"""Figures with matplotlib: how they look, and as PNG files."""
+
+import io
+from typing import Any
+
+from selectit_hf.errors import SettingError
+
+__all__ = ["figure_of", "png_of"]
+
+
+def figure_of(width: float, height: float) -> tuple[Any, Any]:
+    """An empty figure of so many inches, and its axes.
+
+    Raises:
+        SettingError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise SettingError(
+            "The plots of a card need matplotlib; install it with "
+            "pip install 'selectit-hf[publish]'."
+        ) from error
+    figure = Figure(figsize=(width, height), dpi=140, layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def png_of(figure: Any) -> bytes:
+    """A figure as a PNG file, without the time it was made."""
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", metadata={"Software": None})
+        return file.getvalue()
