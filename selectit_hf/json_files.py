@@ -1,11 +1,13 @@
 """JSON objects of a folder that anybody may have written: their bytes, and what they must hold."""
 
 import json
-import math
 import re
 from typing import Any
 
 __all__ = ["as_json", "json_object", "misfit"]
+
+LARGEST = 2**63
+"""No number of a file is as large: what would be of no use, and more than others can hold."""
 
 
 def as_json(facts: dict[str, Any]) -> bytes:
@@ -68,5 +70,5 @@ def _is(value: Any, schema: Any) -> bool:
         return isinstance(value, str) and schema.fullmatch(value) is not None
     if schema in (int, float):
         kinds = (int, float) if schema is float else int
-        return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < LARGEST
     return isinstance(value, schema)
