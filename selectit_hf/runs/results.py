@@ -108,8 +108,7 @@ class _Rated(NamedTuple):
 
     def _table(self, number: int) -> pa.Table | None:
         table, rows = self.shards.table(self.facts[number]), self.shards.parts[number].rows
-        fits = table is not None and np.array_equal(table["row"].to_numpy(), np.asarray(rows))
-        return table if fits else None
+        return table if table is not None and Ratings.is_table(table, self.k, rows) else None
 
 
 def ranking_column(plan: Mapping[str, Any], how: Reflection, columns: Sequence[str]) -> str:
