@@ -38,7 +38,7 @@ from selectit_hf.content import file_sha256
 from selectit_hf.errors import InputError, SelectItError
 from selectit_hf.files import KINDS, as_held, kind_of, read_files
 
-__all__ = ["Source", "load", "readable", "stream", "without_rows"]
+__all__ = ["FOREIGN", "Source", "load", "readable", "stream", "without_rows"]
 
 NO_ROWS = ("corresponds to no data", "No columns to parse", "BatchSize must be greater than 0")
 """How the readers say that a file has no rows."""
