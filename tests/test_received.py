@@ -5,9 +5,11 @@ The short form of ``scripts/fuzz_folders.py``, and what it or a person found, on
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import pytest
 from finished_runs import make_rows, make_run
 from folder_mutations import seal
 
-from selectit_hf import page, publishing, runs
+from selectit_hf import page, publishing, runs, whole_files
 from selectit_hf.card import CardSettings
 from selectit_hf.errors import RunError
 from selectit_hf.finished import from_run
@@ -197,10 +199,85 @@ def test_a_selection_while_a_report_is_drawn(run: Path, monkeypatch: pytest.Monk
     render = page.render
 
     def selected_meanwhile(*given: Any, **how: Any) -> str:
+        html = render(*given, **how)
         runs.finish(runs.open_run(run), make_rows(), cut=Cut(n=3))
-        return render(*given, **how)
+        return html
 
     monkeypatch.setattr(page, "render", selected_meanwhile)
     with pytest.raises(RunError, match="Another selection was written"):
         page.write_report(run, make_rows())
     assert not (run / "report").exists()
+
+
+def test_two_selections_at_once_are_never_mixed(run: Path) -> None:
+    """Either all files are of one of them, or one says that the other was at work."""
+    rows = make_rows()
+
+    def select(n: int) -> bool:
+        try:
+            runs.finish(runs.open_run(run), rows, cut=Cut(n=n))
+        except RunError as error:
+            assert "writes results" in str(error)
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        done = [*pool.map(select, [3, 5] * 20)]
+    assert any(done)
+    assert from_run(run).facts["selection"]["selected"] in (3, 5)
+
+
+def test_a_selection_while_another_places_its_files(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any file that one has placed, a whole other selection is refused."""
+    said = []
+
+    def another(point: str) -> None:
+        if point == "file placed":
+            monkeypatch.undo()
+            with pytest.raises(RunError, match="writes results"):
+                runs.finish(runs.open_run(run), make_rows(), cut=Cut(n=5))
+            said.append(point)
+            monkeypatch.setattr(whole_files, "reached", another)
+
+    monkeypatch.setattr(whole_files, "reached", another)
+    runs.finish(runs.open_run(run), make_rows(), cut=Cut(n=3))
+    monkeypatch.undo()
+    assert len(said) == 4
+    assert from_run(run).facts["selection"]["selected"] == 3
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_kill_between_two_results(
+    run: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the last one is placed nothing is published, and the same command makes all of them."""
+    code = (
+        "import os, signal, sys\n"
+        "from finished_runs import make_rows\n"
+        "from selectit_hf import runs, whole_files\n"
+        "from selectit_hf.selection import Cut\n"
+        "placed = []\n"
+        "def reached(point):\n"
+        "    if point == 'file placed':\n"
+        "        placed.append(point)\n"
+        f"        if len(placed) == {number + 1}:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "whole_files.reached = reached\n"
+        "runs.finish(runs.open_run(sys.argv[1]), make_rows(), cut=Cut(n=3))\n"
+    )
+    places = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run)],
+        env={**os.environ, "PYTHONPATH": places},
+        timeout=200,
+    )
+    assert done.returncode == -signal.SIGKILL
+    if number < 3:
+        with pytest.raises(RunError, match=r"not finished.*selection\.json"):
+            from_run(run)
+    else:
+        assert from_run(run).facts["selection"]["selected"] == 3
+    runs.finish(runs.open_run(run), make_rows(), cut=Cut(n=3))
+    assert from_run(run).facts["selection"]["selected"] == 3
