@@ -211,6 +211,24 @@ class Store:
             yield path
             self._put(name, lambda at: self._files.put_file(str(path), at))
 
+    @contextmanager
+    def writing_results(self) -> Iterator[None]:
+        """Where several files are one unit: two writers of a local folder never mix.
+
+        Raises:
+            RunError: another is writing now.
+        """
+        if not self.is_local:
+            yield
+            return
+        with whole_files.alone_in(self.path()) as alone:
+            if not alone:
+                raise RunError(
+                    f"Another command writes results into {self.name!r} at this moment, so these "
+                    "were not written. Run the command again, or name another folder with --out."
+                )
+            yield
+
     def remove(self, name: str) -> None:
         """Remove a file, if there is one."""
         with self._reaching(name), suppress(FileNotFoundError):
