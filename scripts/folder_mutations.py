@@ -542,7 +542,7 @@ def mutate(run: Path, canary: Path, chooser: random.Random) -> tuple[list[str], 
     place, kinds_of, said = Place(run, canary, chooser), [], []
     weights = [weight for _, weight in MUTATIONS.values()]
     for kind in chooser.choices(list(MUTATIONS), weights, k=chooser.choice([1, 1, 1, 2])):
-        with suppress(IndexError, OSError):  # nothing left to change
+        with suppress(IndexError, OSError, pa.ArrowException):  # nothing left, or no file holds it
             kinds_of.append(kind)
             said.append(MUTATIONS[kind][0](place))
     words = [re.sub(r"[^\x20-\x7e]", "?", one)[:200] for one in said]

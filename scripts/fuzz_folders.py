@@ -376,14 +376,20 @@ def work(place: Path) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with (place / "died").open("w") as dead, (place / "log.jsonl").open("a") as log:
-        faulthandler.enable(dead)
-        for number in told["left"]:
-            line = room.try_folder(number, told["seed"], place / "at", dead)
-            log.write(json.dumps(line) + "\n")
-            log.flush()
-    sys.stdout.flush()
-    os._exit(0)  # the small Hub's threads need not be waited for
+    code = 1
+    try:
+        with (place / "died").open("w") as dead, (place / "log.jsonl").open("a") as log:
+            faulthandler.enable(dead)
+            for number in told["left"]:
+                line = room.try_folder(number, told["seed"], place / "at", dead)
+                log.write(json.dumps(line) + "\n")
+                log.flush()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)  # the small Hub's threads need not be waited for
 
 
 class Room:
