@@ -23,7 +23,7 @@ from selectit_hf import page, publishing, runs, whole_files
 from selectit_hf.card import CardSettings
 from selectit_hf.errors import RunError
 from selectit_hf.finished import from_run
-from selectit_hf.json_files import misfit
+from selectit_hf.json_files import json_object, misfit
 from selectit_hf.selection import Cut
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,6 +94,12 @@ def test_odd_notes_of_progress_are_no_notes(run: Path, note: dict[str, Any]) -> 
 def test_numbers_without_bound_are_no_numbers(number: float) -> None:
     assert misfit({"a": number}, {"a": float}) == "a"
     assert misfit({"a": number}, {"a": int}) == "a"
+
+
+def test_half_a_surrogate_pair_is_no_text() -> None:
+    assert json_object(rb'{"a": "\ud83d\ude00"}') == {"a": "\U0001f600"}
+    assert json_object(rb'{"a": "\ud83d"}') is None
+    assert json_object(rb'{"a": "\\ud83d"}') == {"a": r"\ud83d"}
 
 
 CONTRASTS: list[Callable[[Any], object]] = [
