@@ -7,8 +7,9 @@ again before anything is written.
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,20 @@ from selectit_hf.ratings import Ratings
 from selectit_hf.rows import READING, RowReader
 from selectit_hf.runs import RESULTS, Run, Store, is_url, open_run
 from selectit_hf.runs.shards import facts_hash
+from selectit_hf.score_tables import score_schema
 from selectit_hf.scorers import SentenceScore
 from selectit_hf.selection import Cut, Selection, decide
-from selectit_hf.sources import Source
+from selectit_hf.sources import FOREIGN, Source
 
-__all__ = ["Finished", "Rows", "check_written", "from_run", "from_selection", "is_score"]
+__all__ = [
+    "Finished",
+    "Rows",
+    "check_unchanged",
+    "check_written",
+    "from_run",
+    "from_selection",
+    "is_score",
+]
 
 BATCH = 1000
 KINDS = ("rating_logprobs__", "token_score__", "sentence_score__", "status__", "rater__")
@@ -40,6 +50,8 @@ COMBINED = ("model_score", "selectit_status")
 CHAT = "chat_template_kwargs"
 ASKING = ("k", "rating_prompts", "template", "chat", CHAT, "max_length", *READING)
 DTYPES = ("float32", "bfloat16", "float16")
+UNREADABLE = (*FOREIGN, AttributeError, LookupError, RecursionError, AssertionError)
+"""What the libraries raise of a table whose metadata anybody may have written."""
 NUMBER = (float, None)
 CHOSEN = {
     "by": str,
@@ -52,11 +64,25 @@ CHOSEN = {
 }
 """What ``selection.json`` holds beside hashes; see `selectit_hf.json_files.misfit`."""
 HASHES = {"sha256?": {str: str}, "tables?": {str: [str]}}
+GROUP = {
+    "rows": int,
+    "mean_instruction_characters?": float,
+    "mean_response_characters?": float,
+    "median_response_characters?": float,
+    "numeric_share?": float,
+    "mean_turns?": float,
+}
+CONTRAST = {
+    "selected": GROUP,
+    "rejected": GROUP,
+    "response_characters?": {"edges": [float], "selected": [int], "rejected": [int]},
+}
+"""What `selectit_hf.contrast.contrast` makes."""
 EXAMPLE = {"row": int, "score": float, "instruction": str, "response": str}
 SUMMARY = {
     "rows": int,
     "score_quantiles": [NUMBER],
-    "contrast?": dict,
+    "contrast?": CONTRAST,
     "models": {
         str: {
             "parameters": int,
@@ -105,12 +131,14 @@ class Finished:
         selected: the kept rows with all their columns.
         scores: every row's number, ratings, scores and statuses, and whether it was kept.
         examples: the best and the worst rows, shortened; only shown when asked for.
+        written: the run's ``selection.json`` that all of it was checked against.
     """
 
     facts: dict[str, Any]
     selected: Rows
     scores: Rows
     examples: dict[str, list[dict[str, Any]]]
+    written: dict[str, Any] = field(default_factory=dict)
 
     @property
     def by(self) -> str:
@@ -138,6 +166,7 @@ def from_run(run: Run | str | Path) -> Finished:
     summary = _facts(store, "summary.json", SUMMARY)
     if summary["models"].keys() != {*run.slugs}:
         raise _unfinished("summary.json is of other models than the plan")
+    _check_contrast(summary.get("contrast"))
     facts = {
         "input": plan["input"],
         "rating": {key: plan["rating"].get(key) for key in ASKING},
@@ -149,11 +178,27 @@ def from_run(run: Run | str | Path) -> Finished:
     }
     checked = read_check(run)
     facts |= {"check": checked} if checked else {}
-    finished = _finished(
-        facts, _parquet(store, "selected.parquet"), _parquet(store, "scores.parquet"), summary
-    )
+    ours = score_schema(run.slugs, plan["rating"]["k"])
+    columns = set(plan["input"]["columns"])
+    kept = _parquet(store, "selected.parquet", chosen["selected"], ours.remove(0), columns)
+    scores = _parquet(store, "scores.parquet", run.rows, ours)
+    finished = _finished(facts, kept, scores, summary)
     _check_run(finished)
-    return finished
+    return replace(finished, written=chosen)
+
+
+def check_unchanged(run: Run, finished: Finished) -> None:
+    """Compare again, when all has been read: rows are read in pieces, and meanwhile another may
+    have selected anew.
+
+    Raises:
+        RunError: the files are no longer those of `from_run`.
+    """
+    if check_written(run) != finished.written:
+        raise RunError(
+            "Another selection was written into the run while its files were read, so nothing was "
+            "made of them. Run the command again."
+        )
 
 
 def check_written(run: Run) -> dict[str, Any]:
@@ -215,12 +260,48 @@ def _unfinished(problem: str) -> RunError:
     )
 
 
-def _parquet(store: Store, name: str) -> Rows:
+def _check_contrast(contrast: dict[str, Any] | None) -> None:
+    """A histogram has one edge more than bins, and a group with rows has means."""
+    if contrast is None:
+        return
+    groups = [contrast["selected"], contrast["rejected"]]
+    means = {name.removesuffix("?") for name in GROUP if name != "mean_turns?"}
+    bins = contrast.get("response_characters")
+    fits = all(not group["rows"] or means <= group.keys() for group in groups)
+    if fits and all(group["rows"] for group in groups):
+        edges = [] if bins is None else bins["edges"]
+        rising = all(0 < low < high for low, high in pairwise(edges))
+        lengths = {len(bins[name]) + 1 for name in ("selected", "rejected")} if bins else set()
+        fits = rising and lengths == {len(edges)}
+    if not fits:
+        raise _unfinished("summary.json does not hold what it should at 'contrast'")
+
+
+def _parquet(
+    store: Store, name: str, rows: int, ours: pa.Schema, others: Set[str] = frozenset()
+) -> Rows:
+    """A file of the results, looked at before any of its rows is read.
+
+    Args:
+        store: the run folder.
+        name: of the file.
+        rows: how many it has.
+        ours: the score columns.
+        others: of the input's columns, those that the file has beside them.
+
+    Raises:
+        RunError: it cannot be read, or is another table.
+    """
     try:
         with store.parquet(name) as file:
-            features = Features.from_arrow_schema(file.schema_arrow)
-    except (OSError, pa.ArrowException) as error:
+            found, schema = file.metadata.num_rows, file.schema_arrow
+            features = Features.from_arrow_schema(schema)
+            fits = schema.equals(features.arrow_schema) and len({*schema.names}) == len(schema)
+    except UNREADABLE as error:
         raise _unfinished(f"{name} cannot be read") from error
+    missing = {*others, *ours.names}.difference(schema.names)
+    if not fits or missing or found != rows or not all(_is_ours(schema, one) for one in ours):
+        raise _unfinished(f"{name} does not have the rows and columns of the run's results")
 
     def tables(columns: list[str] | None) -> Iterator[pa.Table]:
         with store.parquet(name) as file:
@@ -228,6 +309,15 @@ def _parquet(store: Store, name: str) -> Rows:
                 yield pa.Table.from_batches([batch])
 
     return Rows(features, tables)
+
+
+def _is_ours(schema: pa.Schema, field: pa.Field) -> bool:
+    """Whether a column has the type that this package writes; raters of 0.1.0 have fewer fields."""
+    found = schema.field(field.name).type
+    if pa.types.is_struct(found) and pa.types.is_struct(field.type):
+        known = {inner.name: inner.type for inner in field.type}
+        return all(known.get(inner.name) == inner.type for inner in found)
+    return bool(found == field.type)
 
 
 def _check_run(finished: Finished) -> None:

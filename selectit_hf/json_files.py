@@ -1,11 +1,14 @@
 """JSON objects of a folder that anybody may have written: their bytes, and what they must hold."""
 
 import json
-import math
 import re
 from typing import Any
 
 __all__ = ["as_json", "json_object", "misfit"]
+
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+LARGEST = 2**63
+"""No number of a file is as large: what would be of no use, and more than others can hold."""
 
 
 def as_json(facts: dict[str, Any]) -> bytes:
@@ -14,9 +17,14 @@ def as_json(facts: dict[str, Any]) -> bytes:
 
 
 def json_object(data: bytes) -> dict[str, Any] | None:
-    """The JSON object that ``data`` is, if it is one; NaN and infinity are no JSON."""
+    """The JSON object that ``data`` is, if it is one; NaN and infinity are no JSON.
+
+    Nor is half of a surrogate pair, which no text file can hold.
+    """
     try:
         found = json.loads(data, parse_constant=_refuse)
+        if HALF.search(data):
+            as_json(found)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
@@ -68,5 +76,5 @@ def _is(value: Any, schema: Any) -> bool:
         return isinstance(value, str) and schema.fullmatch(value) is not None
     if schema in (int, float):
         kinds = (int, float) if schema is float else int
-        return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < LARGEST
     return isinstance(value, schema)

@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from selectit_hf.card import templates
 from selectit_hf.check_plot import check_plot
-from selectit_hf.finished import Finished, from_run
+from selectit_hf.finished import Finished, check_unchanged, from_run
 from selectit_hf.page_data import gather
 from selectit_hf.page_plots import ablation_figures, bokeh_script, figures, on_page
 from selectit_hf.page_words import cautions, cut_words, level_of, points_words, reason, weights_of
@@ -57,18 +57,21 @@ def write_report(
         The path or URL of the page.
 
     Raises:
-        RunError: the run is not finished, or its files do not belong together.
+        RunError: the run is not finished, its files do not belong together, or another has
+            selected from it meanwhile.
         InputError: ``dataset`` is not what was rated, or ``embeddings`` no column of embeddings.
         SettingError: bokeh, scikit-learn or matplotlib is not installed.
     """
     run = run if isinstance(run, Run) else open_run(run)
     finished = from_run(run)
     page = render(finished, dataset, embeddings=embeddings, ablation=ablation)
-    store = open_store(f"{run.where}/report" if out is None else out)
-    for name, png in card_plots(finished):
-        store.write(f"images/{name}.png", png)
-    store.write(PAGE, page.encode())
-    return f"{store}/{PAGE}"
+    plots = list(card_plots(finished))
+    check_unchanged(run, finished)
+    store, inside = (run.store, "report/") if out is None else (open_store(out), "")
+    for name, png in plots:
+        store.write(f"{inside}images/{name}.png", png)
+    store.write(f"{inside}{PAGE}", page.encode())
+    return f"{store}/{inside}{PAGE}"
 
 
 def render(

@@ -15,7 +15,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from selectit_hf import sources
 from selectit_hf.card import CardSettings, as_dict, inherited, make_card
 from selectit_hf.errors import InputError
-from selectit_hf.finished import Finished, check_written, from_run, from_selection
+from selectit_hf.finished import Finished, check_unchanged, from_run, from_selection
 from selectit_hf.hub import Pushed, PushPlan, PushSettings, check_repo, plan_push, push
 from selectit_hf.model_level import ModelScore
 from selectit_hf.patience import FAILURES, patiently, time_limit
@@ -64,15 +64,16 @@ def push_run(
     check_repo(repo)
     api, settings = api or _client(), settings or PushSettings()
     opened = open_run(run)
+    finished = from_run(opened)
     with (
         time_limit(settings.timeout),
-        _planned(api, from_run(opened), repo, card or CardSettings(), settings) as plan,
+        _planned(api, finished, repo, card or CardSettings(), settings) as plan,
     ):
+        check_unchanged(opened, finished)
         tell(plan.describe())
         if not yes:
             tell("nothing pushed; add --yes")
             return plan
-        check_written(opened)  # nobody selected again while the files were made
         done = push(api, plan)
     tell(_words(done))
     return done

@@ -9,6 +9,7 @@ from datasets import Features
 from numpy.typing import NDArray
 
 from selectit_hf.errors import RatingsError
+from selectit_hf.rows import STATUSES
 from selectit_hf.ways import Reading
 
 __all__ = [
@@ -91,6 +92,22 @@ class Ratings(NamedTuple):
                 "pair": pa.array(self.texts(), pa.string()),
                 "logprobs": pa.FixedSizeListArray.from_arrays(values, prompts * k),
             }
+        )
+
+    @staticmethod
+    def is_table(table: pa.Table, k: int, rows: range) -> bool:
+        """Whether a table is one of `table`, with these rows and k rating prompts."""
+        kinds = {name: table.schema.field(name).type for name in {*table.column_names}}
+        pair, logprobs = kinds.get("pair", pa.string()), kinds.get("logprobs")
+        if (kinds.get("row"), kinds.get("status"), pair) != (pa.int64(), pa.string(), pa.string()):
+            return False
+        if logprobs != pa.list_(pa.float32(), k * k) or len(kinds) < table.num_columns:
+            return False
+        whole = all(table[name].null_count == 0 for name in ("row", "status", "logprobs"))
+        return (
+            whole
+            and np.array_equal(table["row"].to_numpy(), np.asarray(rows))
+            and {*table["status"].unique().to_pylist()} <= {*STATUSES}
         )
 
     @classmethod

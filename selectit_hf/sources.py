@@ -39,7 +39,7 @@ from selectit_hf.errors import InputError, SelectItError
 from selectit_hf.files import KINDS, as_held, kind_of, read_files
 from selectit_hf.patience import FAILURES, bounded, patiently
 
-__all__ = ["Source", "load", "local_files", "readable", "stream", "without_rows"]
+__all__ = ["FOREIGN", "Source", "load", "local_files", "readable", "stream", "without_rows"]
 
 NO_ROWS = ("corresponds to no data", "No columns to parse", "BatchSize must be greater than 0")
 """How the readers say that a file has no rows."""

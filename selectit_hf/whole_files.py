@@ -1,12 +1,13 @@
 """Files of this machine that are whole or not there, whatever happens while they are written."""
 
+import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["POINTS", "create", "reached", "remove_partial", "replacing", "write"]
+__all__ = ["POINTS", "alone_in", "create", "reached", "remove_partial", "replacing", "write"]
 
 POINTS = (
     "partial created",
@@ -73,6 +74,28 @@ def create(path: Path, data: bytes) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[bool]:
+    """Whether this process is the only one in such a block for a folder, while it is in it.
+
+    Nothing is written for it, and it ends with the process. A file system that knows no locks says
+    that nobody else is there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass
+        yield True
+    finally:
+        os.close(descriptor)
 
 
 def remove_partial(folder: Path) -> None:

@@ -1,10 +1,11 @@
 """Where a run stands: what is done, how fast, and what is wrong. Changes nothing."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any
 
-from selectit_hf.json_files import json_object
+from selectit_hf.json_files import json_object, misfit
 from selectit_hf.runs.run import PROGRESS, RESULTS, Run, open_run
 from selectit_hf.runs.shards import rows_words
 
@@ -12,6 +13,9 @@ __all__ = ["status"]
 
 SILENT = 120.0
 """Seconds after which a note about a shard in progress is a dead worker's."""
+
+NOTE = {"at": float, "rows": int}
+"""What a note says; see `selectit_hf.json_files.misfit`."""
 
 
 def status(where: Run | str | Path) -> dict[str, Any]:
@@ -49,8 +53,10 @@ def _notes(run: Run) -> dict[tuple[str, int], int]:
     found = {}
     for name, data in run.store.read_many(names).items():
         said, (slug, _, number) = json_object(data) or {}, Path(name).stem.partition(".")
-        if abs(time.time() - said.get("at", 0)) < SILENT and number.isdecimal():
-            found[slug, int(number)] = int(said.get("rows", 0))
+        if misfit(said, NOTE) is not None or not re.fullmatch("[0-9]{1,9}", number):
+            continue
+        if abs(time.time() - said["at"]) < SILENT:
+            found[slug, int(number)] = said["rows"]
     return found
 
 

@@ -108,8 +108,7 @@ class _Rated(NamedTuple):
 
     def _table(self, number: int) -> pa.Table | None:
         table, rows = self.shards.table(self.facts[number]), self.shards.parts[number].rows
-        fits = table is not None and np.array_equal(table["row"].to_numpy(), np.asarray(rows))
-        return table if fits else None
+        return table if table is not None and Ratings.is_table(table, self.k, rows) else None
 
 
 def ranking_column(plan: Mapping[str, Any], how: Reflection, columns: Sequence[str]) -> str:
@@ -168,7 +167,8 @@ def finish(
 
     Raises:
         RunError: shards are missing or damaged, all of which are named, or mixed; the rows are not
-            those that were planned; the run folder now holds another plan.
+            those that were planned; the run folder now holds another plan; another command
+            writes results there.
         InputError, SettingError: ``how`` or ``cut`` does not fit the scores.
     """
     how, cut = how or Reflection(), cut or Cut()
@@ -182,29 +182,31 @@ def finish(
     store = run.store if out is None else open_store(out)
     ranges = [part.rows for part in run.parts]
     schema = score_schema(run.slugs, run.plan["rating"]["k"])
-    with ExitStack() as files:
-        selected, scores = (files.enter_context(store.replacing(n)) for n in (SELECTED, SCORES))
-        ranked = _write_scores(scores, schema, rated, ranges, how, by)
-        selection = _select(dataset, by, cut, ranked, schema.names)
-        write_selected(selected, scores, dataset, selection.kept, ranges)
-        summary = summarise(dataset, selection, ranked.models, run.reader)
-        for slug, one in rated.items():
-            summary["models"][slug]["made_with"] = one.made_with
-        said = as_json(summary)
-        manifest = _manifest(selection, how) | {
-            "sha256": {
-                SCORES: file_sha256(scores),
-                SELECTED: file_sha256(selected),
-                SUMMARY: sha256(said),
-            },
-            "tables": {
-                slug: [facts["sha256"] for facts in one.facts] for slug, one in rated.items()
-            },
-        }
-        run.check_plan()
-        store.remove(MANIFEST)
-    store.write(SUMMARY, said)
-    store.write_json(MANIFEST, manifest | {"manifest_sha256": facts_hash(manifest)})
+    with ExitStack() as writing:
+        with ExitStack() as files:
+            selected, scores = (files.enter_context(store.replacing(n)) for n in (SELECTED, SCORES))
+            ranked = _write_scores(scores, schema, rated, ranges, how, by)
+            selection = _select(dataset, by, cut, ranked, schema.names)
+            write_selected(selected, scores, dataset, selection.kept, ranges)
+            summary = summarise(dataset, selection, ranked.models, run.reader)
+            for slug, one in rated.items():
+                summary["models"][slug]["made_with"] = one.made_with
+            said = as_json(summary)
+            manifest = _manifest(selection, how) | {
+                "sha256": {
+                    SCORES: file_sha256(scores),
+                    SELECTED: file_sha256(selected),
+                    SUMMARY: sha256(said),
+                },
+                "tables": {
+                    slug: [facts["sha256"] for facts in one.facts] for slug, one in rated.items()
+                },
+            }
+            writing.enter_context(store.writing_results())
+            run.check_plan()
+            store.remove(MANIFEST)
+        store.write(SUMMARY, said)
+        store.write_json(MANIFEST, manifest | {"manifest_sha256": facts_hash(manifest)})
     for name in run.store.sizes(PROGRESS) if out is None else ():
         run.store.remove(f"{PROGRESS}/{name}")
     return summary

@@ -9,6 +9,7 @@ import hashlib
 import os
 import posixpath
 import re
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -76,17 +77,17 @@ class Store:
         """A file or the folder as one of this machine, where it is.
 
         Raises:
-            RunError: it lies behind a link. A run folder holds none, so nothing beyond it is read
-                or written, whoever it was received from.
+            RunError: it lies behind a link, or is a pipe or a device. A run folder holds none, so
+                nothing beyond it is read or written, whoever it was received from.
         """
         assert self.is_local
         path = Path(self._root)
         for part in Path(name).parts:
             path = path / part
-            if part == ".." or path.is_symlink():
+            if part == ".." or not _is_plain(path):
                 raise RunError(
-                    f"{name!r} of the run {self.name!r} is a link or leads out of the folder, and "
-                    "links are not followed. Put the files themselves there."
+                    f"{name!r} of the run {self.name!r} is a link or no file, or leads out of the "
+                    "folder, and links are not followed. Put the files themselves there."
                 )
         return path
 
@@ -210,6 +211,24 @@ class Store:
             yield path
             self._put(name, lambda at: self._files.put_file(str(path), at))
 
+    @contextmanager
+    def writing_results(self) -> Iterator[None]:
+        """Where several files are one unit: two writers of a local folder never mix.
+
+        Raises:
+            RunError: another is writing now.
+        """
+        if not self.is_local:
+            yield
+            return
+        with whole_files.alone_in(self.path()) as alone:
+            if not alone:
+                raise RunError(
+                    f"Another command writes results into {self.name!r} at this moment, so these "
+                    "were not written. Run the command again, or name another folder with --out."
+                )
+            yield
+
     def remove(self, name: str) -> None:
         """Remove a file, if there is one."""
         with self._reaching(name), suppress(FileNotFoundError):
@@ -266,6 +285,15 @@ class Store:
                 f"{self} failed at {name!r} ({type(error).__name__}: {error}). Whole shards stay "
                 "there; the same command goes on from them."
             ) from error
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether there is a file or a folder, or nothing; a pipe would be waited for."""
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
 def _client(url: str) -> tuple[Any, str]:
