@@ -7,6 +7,7 @@ than flags.
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -16,26 +17,25 @@ from numpy.typing import NDArray
 from selectit_hf.ablation import ablate
 from selectit_hf.candidates import NAMES, Candidates
 from selectit_hf.compare import Comparison, compare
+from selectit_hf.content import sha256
 from selectit_hf.endpoint import Endpoint
 from selectit_hf.errors import InputError, SettingError
 from selectit_hf.finished import from_run
 from selectit_hf.judge import Judge
 from selectit_hf.measures import Measures
-from selectit_hf.page import write_report
 from selectit_hf.rating_scorer import RatingScorer
 from selectit_hf.reflection import Reflection
 from selectit_hf.runs import Run, ratings_of
-from selectit_hf.runs.store import sha256
 from selectit_hf.selection import Cut
 from selectit_hf.selectors import to_columns
 
 __all__ = [
     "JudgeSettings",
     "Reader",
+    "ablate_run",
     "compare_run",
     "is_selector",
     "rank_by",
-    "report_run",
     "within",
 ]
 
@@ -174,14 +174,14 @@ def rank_by(
     return rows, replace(how, by=f"score__{name}")
 
 
-def report_run(
-    run: Run, rows: Dataset, out: Path | None = None, embeddings: str | None = None
-) -> str:
-    """Write the report of a finished run, with its ablations; see `selectit_hf.page`."""
+def ablate_run(run: Run) -> dict[str, Any]:
+    """What other settings than those of a finished run would have kept.
+
+    See `selectit_hf.ablation.Ablation.to_dict`.
+    """
     how, cut = _as_selected(run)
     ratings = {slug: ratings_of(run, slug) for slug in run.slugs}
-    ablation = ablate(ratings, cut, how.alpha, how.variant, how.weights).to_dict()
-    return write_report(run, rows, out, embeddings=embeddings, ablation=ablation)
+    return ablate(ratings, cut, how.alpha, how.variant, how.weights).to_dict()
 
 
 def _as_selected(run: Run) -> tuple[Reflection, Cut]:

@@ -11,9 +11,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
-from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import DatasetCard, DatasetCardData
@@ -26,6 +23,7 @@ from selectit_hf.errors import HubError, SettingError
 from selectit_hf.prompts import RELEASED_TEMPLATE, load_rating_prompts
 from selectit_hf.reflection import model_weights
 from selectit_hf.report import LOW_RATING_MASS
+from selectit_hf.templates import templates
 
 __all__ = [
     "Card",
@@ -36,7 +34,6 @@ __all__ = [
     "inherited",
     "make_card",
     "merged",
-    "templates",
 ]
 
 BEGIN = "<!-- selectit: the text from here to the next such line is generated; write around it -->"
@@ -413,9 +410,3 @@ def _environment() -> Environment:
     }
     environment.globals |= {"dataset_link": _dataset_link, "model_link": _model_link}
     return environment
-
-
-def templates() -> Traversable:
-    """The templates: in the package once it is built, beside it in a checkout."""
-    built = files("selectit_hf").joinpath("hub_cards")
-    return built if built.is_dir() else Path(__file__).parent.parent / "hub_cards"

@@ -40,6 +40,7 @@ from selectit_hf.options import (
     Split,
     with_flags,
 )
+from selectit_hf.page import write_report
 from selectit_hf.publishing import push_run
 from selectit_hf.redaction import redacted
 from selectit_hf.reflection import Reflection
@@ -288,7 +289,13 @@ def report(
 ) -> None:
     """Write a page that shows what was kept and why: report.html, which needs no network."""
     opened = runs.open_run(run)
-    page = analysis.report_run(opened, runs.rows_of(opened, data, split), out, embeddings)
+    page = write_report(
+        opened,
+        runs.rows_of(opened, data, split),
+        out,
+        embeddings=embeddings,
+        ablation=analysis.ablate_run(opened),
+    )
     screen.say({"report": str(page)}, as_json, f"The report is {page}.")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from selectit_hf.errors import ModelError
 
-__all__ = ["content_hash", "file_sha256", "leading_out"]
+__all__ = ["content_hash", "file_sha256", "leading_out", "sha256"]
 
 LOADED = (
     ".bpe",
@@ -125,3 +125,8 @@ def file_sha256(path: Path) -> str:
     """The hash of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256(data: bytes) -> str:
+    """The hash of ``data`` in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()

@@ -18,17 +18,18 @@ import pyarrow as pa
 from datasets import Dataset, Features, Value, concatenate_datasets
 from numpy.typing import NDArray
 
-from selectit_hf import reflection, report
+from selectit_hf import reflection
 from selectit_hf.check_file import read_check
 from selectit_hf.checkpoints import TINY_RATER
 from selectit_hf.content import file_sha256
 from selectit_hf.errors import InputError, RatingsError, RunError, SettingError
+from selectit_hf.json_files import facts_hash
 from selectit_hf.model_level import ModelScore
 from selectit_hf.rating_scorer import RatingScorer
 from selectit_hf.ratings import Ratings
+from selectit_hf.report import summarise
 from selectit_hf.rows import READING, RowReader
 from selectit_hf.runs import RESULTS, Run, Store, is_url, open_run
-from selectit_hf.runs.shards import facts_hash
 from selectit_hf.score_tables import score_schema
 from selectit_hf.scorers import SentenceScore
 from selectit_hf.selection import Cut, Selection, decide
@@ -359,7 +360,7 @@ def from_selection(
     how = _reflection(raters, [one for one in scorers if isinstance(one, ModelScore)], selection)
     _check_scores(dataset, selection.by, ratings, how)
     asked = _common(raters)
-    summary = report.summarise(dataset, selection, ratings, RowReader.of(asked))
+    summary = summarise(dataset, selection, ratings, RowReader.of(asked))
     rows = {"rows": len(dataset), "columns": [c for c in dataset.column_names if not is_score(c)]}
     facts = {
         "input": asdict(source) | rows,

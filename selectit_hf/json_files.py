@@ -4,7 +4,9 @@ import json
 import re
 from typing import Any
 
-__all__ = ["as_json", "json_object", "misfit"]
+from selectit_hf.content import sha256
+
+__all__ = ["as_json", "facts_hash", "json_object", "misfit"]
 
 HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 LARGEST = 2**63
@@ -32,6 +34,11 @@ def json_object(data: bytes) -> dict[str, Any] | None:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
+
+
+def facts_hash(facts: dict[str, Any]) -> str:
+    """The hash of facts, whatever their order."""
+    return sha256(json.dumps(facts, sort_keys=True).encode())
 
 
 def misfit(value: Any, schema: Any, at: str = "") -> str | None:

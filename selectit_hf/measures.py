@@ -73,9 +73,9 @@ class Measures:
 
     def measure(self, one: Measurement, progress: Progress | None = None) -> Cost:
         """Measure every shard that is not stored, or has rows without an answer; what it took."""
-        from selectit_hf import engine
+        from selectit_hf.engine import set_threads
 
-        engine.set_threads(self.run.plan["threads"])
+        set_threads(self.run.plan["threads"])
         shards, paid = self._shards(one), Cost()
         there = shards.committed()
         for number in range(len(shards)):

@@ -19,7 +19,6 @@ from datasets import Dataset
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from selectit_hf.card import templates
 from selectit_hf.check_plot import check_plot
 from selectit_hf.finished import Finished, check_unchanged, from_run
 from selectit_hf.page_data import gather
@@ -27,6 +26,7 @@ from selectit_hf.page_plots import ablation_figures, bokeh_script, figures, on_p
 from selectit_hf.page_words import cautions, cut_words, level_of, points_words, reason, weights_of
 from selectit_hf.plots import card_plots
 from selectit_hf.runs import Run, open_run, open_store
+from selectit_hf.templates import templates
 
 __all__ = ["render", "write_report"]
 

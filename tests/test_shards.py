@@ -13,9 +13,10 @@ import pytest
 from failing_disk import failing_at
 
 from selectit_hf import whole_files
+from selectit_hf.content import sha256
 from selectit_hf.errors import RunError
 from selectit_hf.runs.shards import Part, Shards
-from selectit_hf.runs.store import Store, open_store, sha256
+from selectit_hf.runs.store import Store, open_store
 
 RANGES = [range(4), range(4, 8), range(8, 11)]
 

@@ -27,10 +27,9 @@ from typing import Any
 from datasets import Dataset
 
 from selectit_hf.errors import InputError, RunError
-from selectit_hf.json_files import as_json, misfit
+from selectit_hf.json_files import as_json, facts_hash, misfit
 from selectit_hf.media import check_media
 from selectit_hf.runs import segments
-from selectit_hf.runs.shards import facts_hash
 from selectit_hf.runs.store import Store
 from selectit_hf.scorer_settings import OF_THE_WEIGHTS
 from selectit_hf.scorers import SentenceScore
@@ -94,7 +93,7 @@ def make_plan(
         InputError: two models have the same name in column names, or media are paths only; see
             also `fingerprint.survey`.
     """
-    from selectit_hf import engine
+    from selectit_hf.engine import thread_count
 
     check_media(dataset)
     settings = [scorer.__getstate__() for scorer in scorers]
@@ -136,7 +135,7 @@ def make_plan(
             for scorer, state in zip(scorers, settings, strict=True)
         ],
         "shard_size": size,
-        "threads": old.get("threads") or engine.thread_count(),
+        "threads": old.get("threads") or thread_count(),
         "versions": {name: version(name) for name in LIBRARIES},
         **({"offline": offline} if offline else {}),
     }

@@ -85,15 +85,16 @@ def rate_shard(
         RunError: versions or hardware would be mixed; the run is not rated by such a scorer.
         OSError: the disk is full or failing; the shard is not committed.
     """
-    from selectit_hf import engine, hardware
+    from selectit_hf.engine import set_threads
+    from selectit_hf.hardware import made_with as made_with_on
 
     shards, rows = run.shards(slug), run.parts[number].rows
     with _noted(rows, slug), _announced(run, slug, number) as announce:
         if shards.is_committed(number):
             return False
-        engine.set_threads(run.plan["threads"])
+        set_threads(run.plan["threads"])
         planned = _planned(run, slug, scorer, halvings)
-        made_with = hardware.made_with(planned.place(local_rank).device)
+        made_with = made_with_on(planned.place(local_rank).device)
         if not allow_mixed:
             theirs = shards.any_facts().get("made_with", made_with)
             refuse_mixed(slug, [theirs, made_with])

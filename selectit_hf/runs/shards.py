@@ -22,9 +22,10 @@ import pyarrow.parquet as pq
 
 from selectit_hf import whole_files
 from selectit_hf.arrow_types import not_floats
+from selectit_hf.content import sha256
 from selectit_hf.errors import RunError
-from selectit_hf.json_files import as_json, json_object, misfit
-from selectit_hf.runs.store import Store, sha256
+from selectit_hf.json_files import as_json, facts_hash, json_object, misfit
+from selectit_hf.runs.store import Store
 
 __all__ = [
     "HASH",
@@ -33,7 +34,6 @@ __all__ = [
     "Facts",
     "Part",
     "Shards",
-    "facts_hash",
     "refuse_mixed",
     "rows_words",
 ]
@@ -280,8 +280,3 @@ def refuse_mixed(slug: str, made_with: Sequence[dict[str, str]]) -> None:
 def rows_words(rows: range) -> str:
     """As in ``the rows 0 to 3``."""
     return f"the rows {rows.start} to {rows.stop - 1}"
-
-
-def facts_hash(facts: Facts) -> str:
-    """The hash of facts, whatever their order."""
-    return sha256(json.dumps(facts, sort_keys=True).encode())

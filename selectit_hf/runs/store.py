@@ -5,7 +5,6 @@ storage shows an object once all of it has arrived, so there it takes one put. N
 and no copy of a remote folder is kept.
 """
 
-import hashlib
 import os
 import posixpath
 import re
@@ -26,7 +25,7 @@ from selectit_hf import whole_files
 from selectit_hf.errors import RunError
 from selectit_hf.json_files import as_json, json_object, misfit
 
-__all__ = ["Store", "is_url", "open_store", "sha256"]
+__all__ = ["Store", "is_url", "open_store"]
 
 
 def is_url(text: object) -> bool:
@@ -319,8 +318,3 @@ def _client(url: str) -> tuple[Any, str]:
             f"{url!r} cannot be reached from here: {str(error).rstrip('.')}. {remedy} and the "
             "login of its client, or mount the storage."
         ) from error
-
-
-def sha256(data: bytes) -> str:
-    """The hash of ``data`` in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()

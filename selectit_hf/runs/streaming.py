@@ -18,11 +18,11 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
 
-from selectit_hf.content import file_sha256
+from selectit_hf.content import file_sha256, sha256
 from selectit_hf.errors import RunError
 from selectit_hf.fingerprint import fingerprint
 from selectit_hf.json_files import json_object
-from selectit_hf.runs.store import Store, open_store, sha256
+from selectit_hf.runs.store import Store, open_store
 from selectit_hf.sources import Source
 from selectit_hf.stream_files import write_stream
 
