@@ -48,7 +48,9 @@ def test_a_server_that_thinks_is_waited_for_at_each_request(server: HubServer, a
         assert api.dataset_info("user/data").sha == server.repo("dataset", "user/data").head
 
 
-@pytest.mark.parametrize("fault", [hang(LONG), faults.drip(), status(503)], ids=str)
+@pytest.mark.parametrize(
+    "fault", [hang(LONG), faults.drip(), status(503)], ids=str, ids=["hang", "drip", "status"]
+)
 def test_all_requests_together_have_one_limit(
     server: HubServer, api: HfApi, monkeypatch: pytest.MonkeyPatch, fault: object
 ) -> None:
