@@ -49,7 +49,7 @@ def test_a_server_that_thinks_is_waited_for_at_each_request(server: HubServer, a
 
 
 @pytest.mark.parametrize(
-    "fault", [hang(LONG), faults.drip(), status(503)], ids=str, ids=["hang", "drip", "status"]
+    "fault", [hang(LONG), faults.drip(), status(503)], ids=["hang", "drip", "status"]
 )
 def test_all_requests_together_have_one_limit(
     server: HubServer, api: HfApi, monkeypatch: pytest.MonkeyPatch, fault: object
