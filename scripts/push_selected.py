@@ -14,10 +14,10 @@ import argparse
 import json
 import sys
 
-from selectit_hf.card import CardSettings
 from selectit_hf.errors import SelectItError, SettingError
-from selectit_hf.hub import Pushed, PushSettings
-from selectit_hf.publishing import push_run
+from selectit_hf.hub.card import CardSettings
+from selectit_hf.hub.commits import Pushed, PushSettings
+from selectit_hf.hub.publishing import push_run
 from selectit_hf.redaction import redacted
 from selectit_hf.terminal import visible, write_out
 

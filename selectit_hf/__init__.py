@@ -2,29 +2,31 @@
 
 See `TokenScore`, `SentenceScore` and `ModelScore` for the scores, `select` for the selection, and
 the ``selectit`` command for all of it at once. What is named here is imported when it is first
-used, so the modules that rate need nothing of those that read and publish datasets.
+used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from selectit_hf.analysis import check
     from selectit_hf.errors import SelectItError
-    from selectit_hf.mapping import score
-    from selectit_hf.model_level import ModelScore
-    from selectit_hf.publishing import publish
-    from selectit_hf.scorers import (
+    from selectit_hf.hub import publish
+    from selectit_hf.rating import (
+        ModelScore,
+        RatingScorer,
         SentenceScore,
         TokenScore,
         model_score,
+        score,
         sentence_score,
         token_score,
     )
     from selectit_hf.selection import Selection, select
-    from selectit_hf.trust_check import check
 
 __all__ = [
     "ModelScore",
+    "RatingScorer",
     "SelectItError",
     "Selection",
     "SentenceScore",
@@ -41,19 +43,20 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "analysis": ("check",),
     "errors": ("SelectItError",),
-    "mapping": ("score",),
-    "publishing": ("publish",),
-    "model_level": ("ModelScore",),
-    "scorers": (
+    "hub": ("publish",),
+    "rating": (
+        "ModelScore",
+        "RatingScorer",
         "SentenceScore",
         "TokenScore",
         "model_score",
+        "score",
         "sentence_score",
         "token_score",
     ),
     "selection": ("Selection", "select"),
-    "trust_check": ("check",),
 }
 
 

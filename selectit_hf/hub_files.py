@@ -28,8 +28,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from selectit_hf.content import file_sha256
 from selectit_hf.errors import in_short
+from selectit_hf.hashes import file_sha256
 from selectit_hf.patience import FAILURES, bounded, patiently
 from selectit_hf.redaction import redacted
 

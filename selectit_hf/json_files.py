@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from selectit_hf.content import sha256
+from selectit_hf.hashes import sha256
 
 __all__ = ["as_json", "facts_hash", "json_object", "misfit"]
 

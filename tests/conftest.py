@@ -50,9 +50,10 @@ from transformers import (  # noqa: E402
     PreTrainedTokenizerFast,
 )
 
-from selectit_hf.engine import Engine  # noqa: E402
+from selectit_hf.rating.engine.engine import Engine  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
+pytest_plugins = ["command"]
 
 torch.set_num_threads(1)
 settings.register_profile("short", max_examples=100, deadline=None, derandomize=True)

@@ -8,15 +8,15 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from selectit_hf.checkpoints import slug
-from selectit_hf.fingerprint import fingerprint
-from selectit_hf.prompts import RELEASED_TEMPLATE, load_rating_prompts
-from selectit_hf.ratings import Ratings
-from selectit_hf.reflection import Reflection
+from selectit_hf.formats.fingerprints import fingerprint
+from selectit_hf.rating.models.checkpoints import slug
+from selectit_hf.rating.prompts.rating_prompts import RELEASED_TEMPLATE, load_rating_prompts
+from selectit_hf.rating.ratings import Ratings
+from selectit_hf.rating.reflection import Reflection
 from selectit_hf.runs import Run, finish, open_run
 from selectit_hf.runs.plans import encoded
 from selectit_hf.runs.segments import ends
-from selectit_hf.selection import Cut
+from selectit_hf.selection.selection import Cut
 
 K = 5
 SHA = "0123456789abcdef0123456789abcdef01234567"

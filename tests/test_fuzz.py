@@ -1,6 +1,6 @@
 """Anything at all goes in: parsers, rows, prompts, lengths and selections against naive oracles.
 
-Short here; ``python scripts/fuzz.py --long`` runs 10,000 examples of each.
+Short here; ``python scripts/checks/fuzz.py --long`` runs 10,000 examples of each.
 """
 
 import copy
@@ -24,14 +24,14 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from selectit_hf.errors import InputError, RunError
-from selectit_hf.prompts import Template
-from selectit_hf.rows import STATUSES, Pair, RowReader
+from selectit_hf.formats.rows import STATUSES, Pair, RowReader
+from selectit_hf.rating.prompts.rating_prompts import Template
+from selectit_hf.rating.prompts.tokens import PromptEncoder
 from selectit_hf.runs import open_run
 from selectit_hf.runs.plans import encoded
 from selectit_hf.runs.shards import Part, Shards
 from selectit_hf.runs.store import Store
-from selectit_hf.selection import Cut, decide, kept_rows
-from selectit_hf.tokens import PromptEncoder
+from selectit_hf.selection.selection import Cut, decide, kept_rows
 
 EXAMPLES: Counter[str] = Counter()
 """How many examples of each property were tried in this process, and how many got far."""

@@ -12,7 +12,7 @@ import typer.main
 
 import selectit_hf
 from selectit_hf import runs
-from selectit_hf.cli import app
+from selectit_hf.cli.app import app
 
 LISTED = Path(__file__).parent / "data" / "surface.json"
 

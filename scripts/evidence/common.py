@@ -15,16 +15,16 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from selectit_hf import runs
-from selectit_hf.baselines import Random
-from selectit_hf.candidates import Candidates
-from selectit_hf.measures import Measures
-from selectit_hf.perplexity import IFD
-from selectit_hf.prompts import RELEASED_TEMPLATE
-from selectit_hf.ratings import Ratings
+from selectit_hf.analysis.candidates import Candidates
+from selectit_hf.analysis.measures import Measures
+from selectit_hf.formats.sources import Source
+from selectit_hf.rating.prompts.rating_prompts import RELEASED_TEMPLATE
+from selectit_hf.rating.ratings import Ratings
+from selectit_hf.rating.scorers import SentenceScore
 from selectit_hf.runs import Run
-from selectit_hf.scorers import SentenceScore
-from selectit_hf.selection import Cut, decide, kept_rows
-from selectit_hf.sources import Source
+from selectit_hf.selection.selection import Cut, decide, kept_rows
+from selectit_hf.selectors.baselines import Random
+from selectit_hf.selectors.perplexity import IFD
 
 RESAMPLES = 1000
 TOP = 0.2

@@ -12,8 +12,8 @@ from common import Floats, interval, kept, last_line, parser, rated, read, said,
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from selectit_hf.diversity import embed
-from selectit_hf.rows import Pair, RowReader
+from selectit_hf.formats.rows import Pair, RowReader
+from selectit_hf.selectors.diversity import embed
 
 
 def measures(pairs: list[Pair]) -> dict[str, Floats]:

@@ -1,6 +1,6 @@
 """Which selectors put good rows above broken copies of them?
 
-Plants every defect of `selectit_hf.defects` in copies of the rows, rates and measures all, and
+Plants every defect of `defects` in copies of the rows, rates and measures all, and
 prints for each selector and defect the AUC, with a 95 % bootstrap interval over source rows. The
 last line is JSON.
 
@@ -11,9 +11,9 @@ import numpy as np
 from common import last_line, parser, rated, read, said, selectors, table
 from datasets import Dataset
 
-from selectit_hf.auc import separation
-from selectit_hf.defects import DEFECTS, plant
-from selectit_hf.rows import Pair, RowReader
+from selectit_hf.analysis.trust.auc import separation
+from selectit_hf.analysis.trust.defects import DEFECTS, plant
+from selectit_hf.formats.rows import Pair, RowReader
 
 
 def main() -> None:

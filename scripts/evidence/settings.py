@@ -15,7 +15,7 @@ from agreement import stratified
 from common import Floats, auc, interval, last_line, parser, precision, rated, ratings, said, table
 from numpy.typing import NDArray
 
-from selectit_hf import reflection
+from selectit_hf.rating import reflection
 from selectit_hf.runs import Run
 
 ALPHAS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8)

@@ -13,8 +13,8 @@ from agreement import stratified
 from common import Floats, auc, interval, last_line, parser, rated, ratings, said, table
 from numpy.typing import NDArray
 
-from selectit_hf import reflection
-from selectit_hf.baselines import expected_rating
+from selectit_hf.rating import reflection
+from selectit_hf.selectors.baselines import expected_rating
 
 
 def steps(logprobs: NDArray[np.float32]) -> dict[str, Floats]:

@@ -12,9 +12,10 @@ URL. An engine only decides who rates which pending shard; `datatrove_steps` are
 datatrove's executors.
 """
 
-from selectit_hf.runs.engines.launch import datatrove_steps
-from selectit_hf.runs.monitor import status
-from selectit_hf.runs.rating import (
+from selectit_hf.runs.engines import local
+from selectit_hf.runs.engines.launch import Launch, datatrove_steps
+from selectit_hf.runs.engines.launchers import Rank
+from selectit_hf.runs.rate_shards import (
     Progress,
     pending,
     prepare,
@@ -22,17 +23,20 @@ from selectit_hf.runs.rating import (
     rate_shard,
     wait_and_take_over,
 )
-from selectit_hf.runs.reopen import inputs, rows_of
 from selectit_hf.runs.results import finish, ranking_column, ratings_of
 from selectit_hf.runs.run import CHECK, RESULTS, Run, check_folder, open_run, plan
+from selectit_hf.runs.run_inputs import inputs, rows_of
+from selectit_hf.runs.run_status import status
 from selectit_hf.runs.shards import Shards
 from selectit_hf.runs.store import Store, is_url, open_store
-from selectit_hf.runs.streaming import spool
+from selectit_hf.runs.streamed_rows import spool
 
 __all__ = [
     "CHECK",
     "RESULTS",
+    "Launch",
     "Progress",
+    "Rank",
     "Run",
     "Shards",
     "Store",
@@ -41,6 +45,7 @@ __all__ = [
     "finish",
     "inputs",
     "is_url",
+    "local",
     "open_run",
     "open_store",
     "pending",

@@ -27,13 +27,11 @@ from typing import Any
 from datasets import Dataset
 
 from selectit_hf.errors import InputError, RunError
+from selectit_hf.formats import Source, check_media
 from selectit_hf.json_files import as_json, facts_hash, misfit
-from selectit_hf.media import check_media
+from selectit_hf.rating import OF_THE_WEIGHTS, SentenceScore
 from selectit_hf.runs import segments
 from selectit_hf.runs.store import Store
-from selectit_hf.scorer_settings import OF_THE_WEIGHTS
-from selectit_hf.scorers import SentenceScore
-from selectit_hf.sources import Source
 
 __all__ = ["PLAN", "compare", "encoded", "make_plan", "read_plan"]
 
@@ -93,7 +91,7 @@ def make_plan(
         InputError: two models have the same name in column names, or media are paths only; see
             also `fingerprint.survey`.
     """
-    from selectit_hf.engine import thread_count
+    from selectit_hf.rating import thread_count
 
     check_media(dataset)
     settings = [scorer.__getstate__() for scorer in scorers]

@@ -24,28 +24,32 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from selectit_hf import reflection
-from selectit_hf.arrow_types import not_floats
-from selectit_hf.content import file_sha256, sha256
 from selectit_hf.errors import SettingError
+from selectit_hf.formats import STATUSES, not_floats
+from selectit_hf.hashes import file_sha256, sha256
 from selectit_hf.json_files import as_json, facts_hash
-from selectit_hf.kept_rows import write_selected
-from selectit_hf.ratings import Ratings
-from selectit_hf.reflection import Reflection
-from selectit_hf.report import ModelFacts, summarise
-from selectit_hf.rows import STATUSES
+from selectit_hf.rating import (
+    Ratings,
+    Reflection,
+    reflection,
+    score_schema,
+    score_table,
+    scorers_of,
+)
 from selectit_hf.runs.run import PROGRESS, RESULTS, Run
 from selectit_hf.runs.shards import Facts, Shards, refuse_mixed
 from selectit_hf.runs.store import open_store
-from selectit_hf.score_tables import score_schema, score_table, scorers_of
 from selectit_hf.selection import (
     Cut,
+    ModelFacts,
     Selection,
     divide,
     score_column,
     status_column,
     stored_scores,
     stored_statuses,
+    summarise,
+    write_selected,
 )
 
 __all__ = ["finish", "ranking_column", "ratings_of"]

@@ -20,15 +20,13 @@ from typing import Any
 from datasets import Dataset
 
 from selectit_hf.errors import InputError, RunError
+from selectit_hf.formats import RowReader, Source
 from selectit_hf.json_files import json_object, misfit
-from selectit_hf.model_level import ModelScore
-from selectit_hf.rows import RowReader
+from selectit_hf.rating import ModelScore, SentenceScore
 from selectit_hf.runs import plans, segments
 from selectit_hf.runs.plans import PLAN
 from selectit_hf.runs.shards import HASH, RATINGS, Part, Shards
 from selectit_hf.runs.store import Store, open_store
-from selectit_hf.scorers import SentenceScore
-from selectit_hf.sources import Source
 
 __all__ = ["CHECK", "LOCK", "PROGRESS", "RESULTS", "Run", "check_folder", "open_run", "plan"]
 

@@ -11,12 +11,11 @@ from typing import Any
 
 from datasets import Dataset
 
-from selectit_hf.content import sha256
-from selectit_hf.fingerprint import fingerprint, survey
+from selectit_hf.formats import RowReader, fingerprint, survey
+from selectit_hf.hashes import sha256
 from selectit_hf.json_files import as_json
-from selectit_hf.rows import RowReader
+from selectit_hf.rating import SentenceScore
 from selectit_hf.runs.shards import Part
-from selectit_hf.scorers import SentenceScore
 
 __all__ = ["ends", "grown", "holds", "minute_of_rows", "misfit", "parts", "whole_fingerprint"]
 

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selectit_hf import whole_files
-from selectit_hf.arrow_types import not_floats
-from selectit_hf.content import sha256
 from selectit_hf.errors import RunError
+from selectit_hf.formats import not_floats
+from selectit_hf.hashes import sha256
 from selectit_hf.json_files import as_json, facts_hash, json_object, misfit
 from selectit_hf.runs.store import Store
 

@@ -11,10 +11,10 @@ from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger
 
-from selectit_hf.reflection import Reflection
-from selectit_hf.runs import rating, results
-from selectit_hf.runs.reopen import inputs, rows_of
+from selectit_hf.rating import Reflection
+from selectit_hf.runs import rate_shards, results
 from selectit_hf.runs.run import open_run
+from selectit_hf.runs.run_inputs import inputs, rows_of
 from selectit_hf.selection import Cut
 
 __all__ = ["Finish", "Rate"]
@@ -42,12 +42,12 @@ class Rate(PipelineStep):  # type: ignore[misc]
         """See `selectit_hf.runs.rate`."""
         yield from data or ()
         run = open_run(self.where)
-        mine = sum(number % world_size == rank for _, number in rating.pending(run))
+        mine = sum(number % world_size == rank for _, number in rate_shards.pending(run))
         logger.info(f"{mine} shards are left for rank {rank} of {world_size}.")
         if not mine:
             return
         rows, scorers = inputs(run, **self.opened)
-        rating.rate(
+        rate_shards.rate(
             run, rows, scorers, rank, world_size,
             local_rank=_local_rank(rank), allow_mixed=self.allow_mixed,
         )  # fmt: skip

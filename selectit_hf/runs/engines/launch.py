@@ -20,13 +20,13 @@ from typing import Any, Literal
 
 from selectit_hf.errors import RunError, SettingError
 from selectit_hf.privacy import shown
+from selectit_hf.rating import Reflection
 from selectit_hf.redaction import redacted
-from selectit_hf.reflection import Reflection
-from selectit_hf.runs import rating
+from selectit_hf.runs import rate_shards
 from selectit_hf.runs.engines.executor_options import check_required, need, parse
-from selectit_hf.runs.reopen import inputs
 from selectit_hf.runs.results import ranking_column
 from selectit_hf.runs.run import Run
+from selectit_hf.runs.run_inputs import inputs
 from selectit_hf.runs.store import Store, is_url, open_store
 from selectit_hf.selection import Cut
 
@@ -133,7 +133,7 @@ class Launch:
         _check_engine(on, run.store, where, steps)
         opened = {name: steps[name] for name in ("data", "split", "models") if name in steps}
         rows, scorers = inputs(run, **opened)
-        rating.prepare(run, scorers)
+        rate_shards.prepare(run, scorers)
         ranking_column(run.plan, steps.get("how") or Reflection(), rows.column_names)
         kind = getattr(importlib.import_module("datatrove.executor"), ENGINES[on])
         given = parse(kind, on, settings)

@@ -21,13 +21,12 @@ from typing import Any
 from datasets import Dataset
 
 from selectit_hf.errors import RunError, SelectItError
-from selectit_hf.mapping import environment, shares
-from selectit_hf.quiet import quiet_libraries
-from selectit_hf.runs.rating import Progress, prepare, rate_shard, shards_of, with_next
+from selectit_hf.quiet_libraries import quiet_libraries
+from selectit_hf.rating import SentenceScore, environment, shares
+from selectit_hf.runs.rate_shards import Progress, prepare, rate_shard, shards_of, with_next
 from selectit_hf.runs.run import LOCK, Run
 from selectit_hf.runs.shards import rows_words
 from selectit_hf.runs.store import Store
-from selectit_hf.scorers import SentenceScore
 
 __all__ = ["alone", "rate"]
 
@@ -146,7 +145,7 @@ def rate(
         count: processes.
 
     Raises:
-        SettingError: see `selectit_hf.mapping.shares`.
+        SettingError: see `selectit_hf.rating.mapping.shares`.
         RunError: workers died again and again at the same rows.
         SelectItError, OSError, RuntimeError: what stopped a worker, with the rows it was at.
     """

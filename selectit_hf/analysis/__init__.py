@@ -1,0 +1,43 @@
+"""Selectors side by side, ablations, and what a finished selection is."""
+
+from selectit_hf.analysis import choices
+from selectit_hf.analysis.candidates import NAMES, Candidates
+from selectit_hf.analysis.choices import JudgeSettings, Reader
+from selectit_hf.analysis.comparison import compare
+from selectit_hf.analysis.finished import (
+    Finished,
+    Rows,
+    check_unchanged,
+    from_run,
+    from_selection,
+    is_score,
+)
+from selectit_hf.analysis.measures import Measures
+from selectit_hf.analysis.trust.check_file import check_place, has_check, write_check
+from selectit_hf.analysis.trust.defects import DEFECTS
+from selectit_hf.analysis.trust.trust_check import check, duration
+from selectit_hf.analysis.trust.verdict import CHANCE, side
+
+__all__ = [
+    "CHANCE",
+    "DEFECTS",
+    "NAMES",
+    "Candidates",
+    "Finished",
+    "JudgeSettings",
+    "Measures",
+    "Reader",
+    "Rows",
+    "check",
+    "check_place",
+    "check_unchanged",
+    "choices",
+    "compare",
+    "duration",
+    "from_run",
+    "from_selection",
+    "has_check",
+    "is_score",
+    "side",
+    "write_check",
+]

@@ -1,0 +1,5 @@
+"""The command ``selectit``."""
+
+from selectit_hf.cli.app import main
+
+__all__ = ["main"]

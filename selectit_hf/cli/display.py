@@ -1,0 +1,282 @@
+"""What is shown: progress and words on stderr, results on stdout."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Column, Table
+from rich.text import Text
+
+from selectit_hf.quiet_libraries import quiet_libraries
+from selectit_hf.redaction import redacted
+from selectit_hf.runs import Progress, Run
+from selectit_hf.selection import LOW_RATING_MASS
+from selectit_hf.terminal import SafeConsole, as_line
+
+__all__ = [
+    "complain",
+    "counts",
+    "hush",
+    "progress",
+    "quieten",
+    "say",
+    "show_comparison",
+    "show_demo",
+    "show_status",
+    "show_summary",
+    "steps",
+    "tell",
+]
+
+CONTENTS = {
+    "rows": "kept",
+    "chars": "mean_response_characters",
+    "tokens": "mean_response_tokens",
+    "digits": "digit_share",
+    "code": "code_share",
+    "dupl.": "duplicate_share",
+    "divers.": "diversity",
+}
+
+_words = SafeConsole(stderr=True)
+_log = SafeConsole(stderr=True)
+
+
+def quieten(debug: bool) -> None:
+    """Show our own log lines; the libraries' only for ``debug``."""
+    _words.quiet = False
+    handler = RichHandler(console=_log, show_time=False, show_path=False, show_level=False)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    handler.setFormatter(_Redacting("%(message)s"))
+    logging.captureWarnings(True)  # they may quote a row, and would be written as it stands
+    logging.getLogger("selectit_hf").setLevel(logging.DEBUG if debug else logging.INFO)
+    if not debug:
+        quiet_libraries()
+
+
+class _Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
+def hush() -> None:
+    """Show warnings and errors only: another process speaks for all."""
+    _words.quiet = True
+    logging.getLogger("selectit_hf").setLevel(logging.WARNING)
+
+
+def tell(words: str | Text) -> None:
+    """A paragraph for a person."""
+    _words.print(Text(words) if isinstance(words, str) else words)
+
+
+def complain(words: str) -> None:
+    """An error, in red."""
+    _log.print(Text(redacted(words), style="red"))
+
+
+def say(facts: dict[str, Any], as_json: bool, words: str) -> None:
+    """What came out: as JSON on stdout, or in words."""
+    if as_json:
+        _print_json(facts)
+    else:
+        tell(words)
+
+
+def _print_json(facts: dict[str, Any]) -> None:
+    if not _words.quiet:
+        print(as_line(facts))
+
+
+def counts(statuses: dict[str, int]) -> str:
+    """As in ``30 ok, 2 empty``."""
+    return ", ".join(f"{count} {status}" for status, count in statuses.items())
+
+
+# Progress
+
+
+@contextmanager
+def progress(run: Run, quiet: bool, world: int = 1) -> Iterator[Progress]:
+    """Rows done, rows a second and time left, for each model; of the part of one of ``world``."""
+    bar = Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[rows]}"),
+        TimeRemainingColumn(),
+        console=_words,
+        disable=quiet or _words.quiet,
+    )
+    with bar:
+        k = run.plan["rating"]["k"]
+        tasks = {
+            slug: bar.add_task(escape(slug), total=run.rows * k // world, rows="")
+            for slug in run.slugs
+        }
+
+        def advance(slug: str, prompts: int) -> None:
+            bar.advance(tasks[slug], prompts)
+            task = bar.tasks[tasks[slug]]
+            speed = "" if task.speed is None else f", {task.speed / k:.1f} rows/s"
+            bar.update(task.id, rows=f"{task.completed / k:.0f}/{run.rows} rows{speed}")
+
+        yield advance
+
+
+@contextmanager
+def steps(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each name that is told, with how many of how many are done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=_words, disable=quiet or _words.quiet) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def told(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(escape(name), total=total)
+            bar.update(tasks[name], completed=done)
+
+        yield told
+
+
+# Results
+
+
+def show_summary(summary: dict[str, Any], out: Path | str, as_json: bool) -> None:
+    """A finished run: its counts, its best and worst rows, and what is doubtful."""
+    if as_json:
+        _print_json(summary)
+        return
+    console = SafeConsole(quiet=_words.quiet)
+    console.print(_table(_summary_lines(summary)))
+    for title, key in (("best", "best"), ("worst", "worst")):
+        console.print(f"\n[bold]{title}[/bold]")
+        for row in summary[key]:
+            console.print(Text(f"  {row['score']:.4f}  row {row['row']}: {row['instruction']}"))
+            console.print(Text(f"          → {row['response']}", style="dim"))
+    for slug, facts in summary["models"].items():
+        if facts["rating_mass"] is not None and facts["rating_mass"] < LOW_RATING_MASS:
+            words = (
+                f"Warning: {slug} gives all ratings together a probability of "
+                f"{facts['rating_mass']:.4f} on average (under {LOW_RATING_MASS}): it hardly "
+                "understood the question, and its scores mean little. Try a stronger base model, "
+                "--chat for an instruct model, a template with another end (--template), or other "
+                "rating prompts (--rating-prompts)."
+            )
+            tell(Text(words, style="yellow"))
+    tell(f"\n{summary['selected']} selected rows are in")
+    _words.print(Text(f"{out}/selected.parquet"), soft_wrap=True)  # to be copied in one piece
+
+
+def show_comparison(found: dict[str, Any], as_json: bool) -> None:
+    """Selectors side by side, then how alike they are."""
+    if as_json:
+        _print_json(found)
+        return
+    console = SafeConsole(quiet=_words.quiet)
+    names = [one["name"] for one in found["selectors"]]
+    contents = Table("kept", *CONTENTS, "s", "passes", "new", box=None, pad_edge=False)
+    for one in found["selectors"]:
+        asked = (str(one[key]["sequences"]) for key in ("cost", "paid"))
+        contents.add_row(Text(one["name"]), *_cells(one), f"{one['cost']['seconds']:.1f}", *asked)
+    contents.add_row("all rows", *_cells(found["everything"]))
+    console.print(contents)
+    titles = {"jaccard": "kept by both, of kept by either", "spearman": "rank correlation"}
+    for key, title in titles.items():
+        console.print(f"\n[bold]{title}[/bold]")
+        matrix = Table("", *(Column(Text(name)) for name in names), box=None, pad_edge=False)
+        for name, row in zip(names, found[key], strict=True):
+            matrix.add_row(Text(name), *map(_number, row))
+        console.print(matrix)
+    for one in found["selectors"]:
+        if one["note"]:
+            console.print(Text(f"{one['name']}: {one['note']}"))
+
+
+def _cells(facts: dict[str, Any]) -> Iterator[str]:
+    return (_number(facts[key]) for key in CONTENTS.values())
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.3f}"
+
+
+def _table(lines: Iterator[tuple[str, str]]) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in lines:
+        table.add_row(name, Text(value))
+    return table
+
+
+def _summary_lines(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "rows", f"{summary['rows']}"
+    yield "selected", f"{summary['selected']}, by {summary['by']}"
+    if summary["threshold"] is not None:
+        yield "threshold", f"{summary['threshold']:.6f}"
+    names = ("min", "25 %", "median", "75 %", "max")
+    quantiles = zip(names, summary["score_quantiles"], strict=False)
+    yield "scores", ", ".join(f"{name} {value:.4f}" for name, value in quantiles)
+    lengths = summary["mean_response_characters"]
+    yield "mean response", f"{lengths['selected']} characters selected, {lengths['all']} in all"
+    for slug, facts in summary["models"].items():
+        statuses = counts(facts["statuses"])
+        mass = facts["rating_mass"]
+        said = "" if mass is None else f"; rating mass {mass:.4f}"
+        mixed = len(facts.get("made_with", ()))
+        said += f"; rated with {mixed} different versions or kinds of hardware" * (mixed > 1)
+        yield f"model {slug}", f"{facts['parameters']:,} parameters; {statuses}{said}"
+
+
+def show_demo(rows: Dataset, selected: pa.Table) -> None:
+    """How many of the sample's broken rows were kept."""
+    kept = sum(defect != "none" for defect in selected["defect"].to_pylist())
+    broken = sum(defect != "none" for defect in rows["defect"])
+    tell(
+        f"{kept} of the {len(selected)} selected rows are broken on purpose "
+        f"({kept / len(selected):.1%}), against {broken} of all {len(rows)} "
+        f"({broken / len(rows):.1%}).\n\n"
+        "The tiny model was trained to tell this sample's rows apart, and knows nothing else. For "
+        "your own data take a real base model, on a GPU:\n\n"
+        "  selectit run vicgalle/alpaca-gpt4 --model Qwen/Qwen3-0.6B-Base --out RUN\n"
+    )
+
+
+def show_status(facts: dict[str, Any], as_json: bool) -> None:
+    """A run in progress: its shards, its speed, and what is wrong."""
+    if as_json:
+        _print_json(facts)
+        return
+    console = SafeConsole()
+    console.print(_table(_status_lines(facts)))
+    for words in facts["wrong"]:
+        console.print(Text(f"wrong: {words}", style="yellow"))
+
+
+def _status_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for slug, model in facts["models"].items():
+        parts = [
+            f"{model['rows_done']} of {facts['rows']} rows",
+            f"{model['done']} of {model['shards']} shards done",
+            f"{len(model['in_progress'])} in progress",
+            f"{len(model['bad'])} bad",
+        ]
+        if model["rows_per_second"] is not None:
+            parts.append(f"{model['rows_per_second']:.1f} rows/s")
+        if model["seconds_left"] is not None:
+            parts.append(f"{_duration(model['seconds_left'])} left")
+        yield f"model {slug}", ", ".join(parts)
+    yield "results", "written" if facts["finished"] else "not written yet"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes else f"{seconds:.0f} s"

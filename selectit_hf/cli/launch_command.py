@@ -1,0 +1,81 @@
+"""The command that gives a planned run to a cluster."""
+
+from typing import Annotated, Any, cast
+
+import typer
+
+from selectit_hf import runs
+from selectit_hf.cli import display, options
+from selectit_hf.cli.options import Data, RunNamed, Split, with_flags
+from selectit_hf.cli.run_commands import AllowMixed, Folders, Stop
+from selectit_hf.rating import Reflection
+from selectit_hf.runs import Launch
+from selectit_hf.selection import Cut
+from selectit_hf.terminal import write_out
+
+__all__ = ["launching"]
+
+launching = typer.Typer()
+
+
+@launching.command()
+@with_flags(how=options.reflection, cut=options.cut, as_json=options.as_json)
+def launch(
+    run: RunNamed,
+    on: Annotated[
+        str,
+        typer.Option(
+            help="slurm, ray (a cluster that runs already), jobs (Hugging Face Jobs), or local "
+            "(processes here, to try it)."
+        ),
+    ],
+    tasks: Annotated[int, typer.Option(min=1, help="Tasks that share the shards.")],
+    how: Reflection,
+    cut: Cut,
+    as_json: bool,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="An option of datatrove's executor, as in partition=gpu, time=4:00:00, "
+            "gpus_per_task=1, workers=8, flavor=a10g-small. finish.KEY=VALUE for the task that "
+            "finishes. Repeatable.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be submitted; secrets are left out.")
+    ] = False,
+    logs: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="For the launch's logs. Default: RUN.launches."),
+    ] = None,
+    model: Folders = None,
+    data: Data = None,
+    split: Split = None,
+    device_map: options.DeviceMap = None,
+    allow_mixed: AllowMixed = False,
+) -> None:
+    """Rate a planned run with many tasks on an engine, then finish it in one more task.
+
+    First 'selectit plan DATASET --model MODEL --out RUN', where all tasks see RUN: a shared folder
+    or object storage. Needs pip install 'selectit-hf\\[datatrove]'. After tasks that failed or were
+    killed, launch again, which rates what is left. For example: selectit launch RUN --on slurm
+    --tasks 16 --set partition=gpu --set time=4:00:00 --set gpus_per_task=1
+    """
+    Stop()
+    opened = runs.open_run(run)
+    built = Launch.of(
+        opened, cast(Any, on), tasks, settings or (), logs,
+        models=model or (), data=data, split=split, device_map=device_map, how=how, cut=cut,
+        allow_mixed=allow_mixed,
+    )  # fmt: skip
+    if dry_run:
+        write_out(built.describe())
+        return
+    done = built.start()
+    if "jobs" in done:
+        words = f"Submitted as the jobs {' and '.join(done['jobs'])}; 'selectit status {run}' shows"
+        display.say(done, as_json, f"{words} how far they are, and {done['logs']} has their logs.")
+        return
+    display.say(done, as_json, f"{run} is rated and finished; the logs are in {done['logs']}.")

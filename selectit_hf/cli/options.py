@@ -1,0 +1,412 @@
+"""Flags that several commands share: the parameters of these functions, and what they build."""
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from selectit_hf.analysis import JudgeSettings, Reader
+from selectit_hf.cli import display
+from selectit_hf.errors import InputError, SettingError
+from selectit_hf.hub import CardSettings, PushSettings
+from selectit_hf.rating import DEFAULT_MODEL, RELEASED_TEMPLATE, Reflection, SentenceScore, is_local
+from selectit_hf.runs import is_url
+from selectit_hf.selection import Cut
+
+__all__ = [
+    "AllowUnrated",
+    "Alpha",
+    "Data",
+    "DatasetName",
+    "Device",
+    "DeviceMap",
+    "Formula",
+    "Out",
+    "Per",
+    "RunNamed",
+    "Seed",
+    "Split",
+    "Weights",
+    "as_json",
+    "card",
+    "cut",
+    "formula",
+    "here",
+    "judge",
+    "push",
+    "reader",
+    "reflection",
+    "scorers",
+    "with_flags",
+]
+
+DatasetName = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATASET",
+        help="Hub name (name\\[:config]\\[@revision]); a json, jsonl, csv, tsv, parquet or arrow "
+        "file, text also as .gz, .bz2, .xz or .zst; a folder or pattern of files, as in "
+        "'data/*.jsonl'; or a folder written by save_to_disk.",
+    ),
+]
+
+
+def here(text: str | Path) -> Path:
+    """A path of this machine.
+
+    Raises:
+        SettingError: it is a URL.
+    """
+    if is_url(str(text)):
+        raise SettingError(f"{text} is a URL, and this is written to this machine; name a path.")
+    return Path(text)
+
+
+Out = Annotated[
+    str,
+    typer.Option(
+        metavar="RUN",
+        help="Run folder, or the URL of one in object storage, as in s3://bucket/run.",
+    ),
+]
+Alpha = Annotated[float, typer.Option(help="Weight of the disagreement between rating prompts.")]
+Formula = Annotated[
+    str, typer.Option(help="paper, or released: the arithmetic of the authors' code.")
+]
+Weights = Annotated[
+    str | None, typer.Option(help="Of the models, as in 7,13,70. Default: parameter counts.")
+]
+RunNamed = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or its URL.")]
+Data = Annotated[str | None, typer.Option(help="For a run over a local file: that file again.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda:0, ... Default: a GPU if there is one.")
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help="Spread each model over all visible GPUs, for one larger than a GPU: auto, "
+        "balanced, balanced_low_0 or sequential."
+    ),
+]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        help="Of an adapter: a Hub name or folder, where its adapter_config.json names none that "
+        "is here."
+    ),
+]
+Quantization = Annotated[
+    str | None,
+    typer.Option(help="8bit or 4bit: load the weights in fewer bits with bitsandbytes, on CUDA."),
+]
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        help="eager, sdpa, flash_attention_2, ... Default: as transformers chooses for the model."
+    ),
+]
+Per = Annotated[
+    str | None,
+    typer.Option(help="Column of groups: the same share of each, so that none takes all."),
+]
+Seed = Annotated[int, typer.Option(help="Of --by random.")]
+Split = Annotated[
+    str | None,
+    typer.Option(help="Which split, where there are several, or a part, as in train\\[:1000]."),
+]
+AllowUnrated = Annotated[
+    bool,
+    typer.Option("--allow-unrated", help="Go on though more than half of the rows get no score."),
+]
+
+
+def scorers(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A base LLM: Hub name (name\\[@revision]), folder, GGUF file (its path, or "
+            "NAME:FILE.gguf), or tiny-rater; an adapter is loaded with its base. Repeat it for the "
+            "model level (the paper: Llama-2 7B, 13B and 70B). Default: SELECTIT_MODEL, else "
+            f"{DEFAULT_MODEL}."
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option("--k", help="Top of the scale; number of rating prompts.")] = 5,
+    rating_prompts: Annotated[
+        Path | None,
+        typer.Option(help="Text file, one rating prompt a line; {k} stands for the scale's top."),
+    ] = None,
+    template: Annotated[
+        Path | None,
+        typer.Option(help="Text file with {rating_prompt}, {instruction} and {response}."),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Ask through the chat template (instruct models).")
+    ] = False,
+    chat_kwarg: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Of the chat template, as in enable_thinking=false. Repeatable.",
+        ),
+    ] = None,
+    instruction_column: Annotated[str | None, typer.Option(help="Instead of detection.")] = None,
+    response_column: Annotated[str | None, typer.Option(help="Instead of detection.")] = None,
+    turns: Annotated[
+        str | None, typer.Option(help="Rows with several turns: rate 'first' or 'all'.")
+    ] = None,
+    role: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=KIND",
+            help="What a role of turns is: user, assistant, system or tool, as in "
+            "--role narrator=system. Repeatable.",
+        ),
+    ] = None,
+    translation: Annotated[
+        str | None, typer.Option(help="Languages of a translation column, as in de:en.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Longest prompt in tokens. Default: the model's context.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, bfloat16 or float16; fp32, bf16 and fp16 for short. Default, and auto: "
+            "bfloat16 on CUDA, else float32."
+        ),
+    ] = None,
+    base_model: BaseModel = None,
+    quantization: Quantization = None,
+    attn_implementation: Attention = None,
+    device: Device = None,
+    device_map: DeviceMap = None,
+    token_budget: Annotated[
+        int | None, typer.Option(help="Padded tokens in a forward pass.")
+    ] = None,
+) -> list[SentenceScore]:
+    """One scorer for each model."""
+    kwargs = _named_values(chat_kwarg or [])
+
+    def scorer(name: str | None) -> SentenceScore:
+        path, revision = _pinned(name)
+        return SentenceScore(
+            model=path,
+            revision=revision,
+            k=k,
+            rating_prompts=rating_prompts,
+            template=RELEASED_TEMPLATE if template is None else _text(template),
+            chat=chat,
+            chat_template_kwargs=kwargs,
+            instruction_column=instruction_column,
+            response_column=response_column,
+            turns=cast(Any, turns),
+            translation=translation,
+            roles=tuple(role) if role else None,
+            max_length=max_length,
+            base_model=base_model,
+            dtype=dtype,
+            quantization=quantization,
+            attn_implementation=attn_implementation,
+            device=device,
+            device_map=device_map,
+            token_budget=token_budget,
+        )
+
+    return [scorer(name) for name in model] if model else [scorer(None)]
+
+
+def reader(
+    model: Annotated[
+        str | None,
+        typer.Option(help="Reads responses for ifd, perplexity, length. Default: the first."),
+    ] = None,
+    base_model: BaseModel = None,
+    quantization: Quantization = None,
+    attn_implementation: Attention = None,
+    device: Device = None,
+    device_map: DeviceMap = None,
+) -> Reader:
+    """Who reads responses, and where."""
+    path, revision = _pinned(model)
+    weights = (base_model, quantization, attn_implementation)
+    return Reader(path, revision, device, device_map, *weights)
+
+
+def formula(alpha: Alpha = 0.2, variant: Formula = "paper", weights: Weights = None) -> Reflection:
+    """What is made of the ratings, whatever the rows are ranked by."""
+    return Reflection(alpha, cast(Any, variant), _numbers(weights))
+
+
+def reflection(
+    alpha: Alpha = 0.2,
+    variant: Formula = "paper",
+    weights: Weights = None,
+    by: Annotated[
+        str | None,
+        typer.Option(help="token, sentence, model, or a column. Default: the highest level."),
+    ] = None,
+) -> Reflection:
+    """What is made of the ratings."""
+    return replace(formula(alpha, variant, weights), by=by)
+
+
+def cut(
+    proportion: Annotated[
+        float | None, typer.Option(help="Share of all rows to keep. Default: 0.2.")
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Number of rows to keep.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Keep every row with at least this score.")
+    ] = None,
+    variant: str = "paper",
+) -> Cut:
+    """How much is kept."""
+    return Cut(proportion, n, threshold, cast(Any, variant))
+
+
+def card(
+    license: Annotated[
+        str | None, typer.Option(help="Instead of the source's, as in cc-by-nc-4.0.")
+    ] = None,
+    language: Annotated[
+        list[str] | None, typer.Option(help="Code of the rows' language, as in en. Repeatable.")
+    ] = None,
+    pretty_name: Annotated[str | None, typer.Option(help="Title of the card.")] = None,
+    examples: Annotated[
+        bool, typer.Option("--examples", help="Show the best and worst rows.")
+    ] = False,
+) -> CardSettings:
+    """What the card of a push says beside the facts."""
+    return CardSettings(license, tuple(language or ()), pretty_name, examples)
+
+
+def push(
+    public: Annotated[bool, typer.Option("--public", help="To a public repository.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Replace an earlier push.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace whatever is there.")
+    ] = False,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="As one pull request.")] = False,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that the whole push may take.", min=1)
+    ] = PushSettings.timeout,
+) -> PushSettings:
+    """Where and how a push goes."""
+    return PushSettings(public, update, overwrite, create_pr, timeout)
+
+
+def judge(
+    judge_model: Annotated[str | None, typer.Option(help="For --by judge: who judges.")] = None,
+    judge_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible base URL; token: SELECTIT_JUDGE_TOKEN.")
+    ] = None,
+    judge_provider: Annotated[
+        str | None, typer.Option(help="Inference provider of the Hub, instead of a URL.")
+    ] = None,
+    judge_per_minute: Annotated[float | None, typer.Option(help="Requests a minute.")] = None,
+    judge_concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 4,
+    judge_prices: Annotated[
+        str | None, typer.Option(help="Of a million prompt and answer tokens, as in 0.15,0.6.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Begin to ask the judge.")] = False,
+) -> JudgeSettings:
+    """Who judges."""
+    prices = _numbers(judge_prices, "--judge-prices")
+    return JudgeSettings(
+        judge_model, judge_url, judge_provider, judge_per_minute, judge_concurrency, prices, yes
+    )
+
+
+def as_json(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks and the libraries' logs.")
+    ] = False,
+) -> bool:
+    """Whether the last line is for machines; settles what is logged."""
+    display.quieten(debug)
+    return as_json
+
+
+def with_flags(
+    **builders: Callable[..., Any],
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the flags of ``builders``, and call it with what they build."""
+    flags = {name: inspect.signature(build).parameters for name, build in builders.items()}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = {
+            name: parameter
+            for name, parameter in inspect.signature(command).parameters.items()
+            if name not in builders
+        }
+
+        @functools.wraps(command)
+        def command_with_flags(**given: Any) -> None:
+            built = {
+                name: build(**{flag: given[flag] for flag in flags[name]})
+                for name, build in builders.items()
+            }
+            command(**{name: given[name] for name in own}, **built)
+
+        merged = {**{k: v for taken in reversed(flags.values()) for k, v in taken.items()}, **own}
+        ordered = sorted(merged.values(), key=lambda p: p.name not in own)
+        keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in ordered]
+        cast(Any, command_with_flags).__signature__ = inspect.Signature(keywords)
+        command_with_flags.__annotations__ = {p.name: p.annotation for p in keywords}
+        return command_with_flags
+
+    return decorate
+
+
+# Flags to values
+
+
+def _pinned(name: str | None) -> tuple[str | None, str | None]:
+    """A model's name without its ``@revision``, and that; a folder's name may hold an ``@``."""
+    if name is None or is_local(name):
+        return name, None
+    path, _, revision = name.partition("@")
+    if revision and not path:
+        raise SettingError(f"--model {name} names no model; write NAME{name}.")
+    return path or None, revision or None
+
+
+def _named_values(given: list[str]) -> dict[str, Any] | None:
+    """``NAME=VALUE`` texts to a dict; a value that is JSON is read as such, another is a text."""
+    values: dict[str, Any] = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals or not name or name in values:
+            raise SettingError(
+                f"--chat-kwarg {one!r} must be NAME=VALUE, each name once, as in "
+                "enable_thinking=false."
+            )
+        try:
+            values[name] = json.loads(value)
+        except ValueError:
+            values[name] = value
+    return values or None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The template file {path} cannot be read: {error}.") from error
+
+
+def _numbers(text: str | None, flag: str = "--weights") -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise SettingError(
+            f"{flag} {text!r} must be numbers with commas, as in 7,13,70."
+        ) from error

@@ -1,0 +1,47 @@
+"""Rows that people have, to (instruction, response): files, layouts, turns, sources."""
+
+from selectit_hf.formats import sources
+from selectit_hf.formats.fingerprints import fingerprint, survey
+from selectit_hf.formats.media import check_media, with_contents
+from selectit_hf.formats.readers.arrow_types import not_floats
+from selectit_hf.formats.readers.streams import write_stream
+from selectit_hf.formats.rows import (
+    READING,
+    STATUSES,
+    Pair,
+    RowReader,
+    Turns,
+    check_batch,
+    pair_hash,
+    worst,
+)
+from selectit_hf.formats.sources import FOREIGN, Source
+from selectit_hf.formats.survey import REMEDIES, check_ranking, check_space, look, of_statuses
+from selectit_hf.formats.writing import check_writable, writer
+
+__all__ = [
+    "FOREIGN",
+    "READING",
+    "REMEDIES",
+    "STATUSES",
+    "Pair",
+    "RowReader",
+    "Source",
+    "Turns",
+    "check_batch",
+    "check_media",
+    "check_ranking",
+    "check_space",
+    "check_writable",
+    "fingerprint",
+    "look",
+    "not_floats",
+    "of_statuses",
+    "pair_hash",
+    "sources",
+    "survey",
+    "with_contents",
+    "worst",
+    "write_stream",
+    "writer",
+]

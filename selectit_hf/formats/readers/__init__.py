@@ -1,0 +1,1 @@
+"""Files read as they are: CSV, JSON, parquet and Arrow, and streams."""

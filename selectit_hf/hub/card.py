@@ -1,0 +1,410 @@
+"""The dataset card of a published selection: facts in, Markdown out.
+
+Values come from people, datasets and models, so every value that a template prints is escaped for
+Markdown and HTML unless a filter already did, and the front matter is written by `DatasetCardData`
+alone. The text between two marker lines is ours; what people write around it survives an update.
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+from huggingface_hub import DatasetCard, DatasetCardData
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from selectit_hf.errors import HubError, SettingError
+from selectit_hf.rating import OF_BASE, RELEASED_TEMPLATE, load_rating_prompts, model_weights
+from selectit_hf.selection import LOW_RATING_MASS
+from selectit_hf.templates import templates
+
+__all__ = [
+    "Card",
+    "CardSettings",
+    "Licence",
+    "as_dict",
+    "escaped",
+    "inherited",
+    "make_card",
+    "merged",
+]
+
+BEGIN = "<!-- selectit: the text from here to the next such line is generated; write around it -->"
+END = "<!-- selectit: end of the generated text -->"
+LICENCE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+LANGUAGE = re.compile(r"[a-z]{2,8}(-[A-Za-z0-9]{1,8})*")
+SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"),
+         (10**7, "1M<n<10M"), (10**8, "10M<n<100M"))  # fmt: skip
+UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+UNKNOWN = "\ufffd"
+
+
+@dataclass(frozen=True)
+class Licence:
+    """Under what the selection is published, and who says so.
+
+    Attributes:
+        ids: identifiers of the Hub, such as ``cc-by-nc-4.0``; ``other`` where it is unknown.
+        said_by: ``source``: inherited from its card; ``publisher``: given by hand; ``nobody``.
+        of_source: what the source's card says, if anything.
+        more: ``license_name`` and ``license_link`` of the source's card.
+    """
+
+    ids: tuple[str, ...] = ("other",)
+    said_by: Literal["source", "publisher", "nobody"] = "nobody"
+    of_source: tuple[str, ...] = ()
+    more: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CardSettings:
+    """What a person adds to a card.
+
+    Attributes:
+        license: instead of the source's; the card says so.
+        language: codes of the languages in the rows; by default what the source's card says.
+        pretty_name: by default made of the repository's name.
+        examples: show the best and worst rows, shortened.
+
+    Raises:
+        SettingError: a licence or language that cannot be one.
+    """
+
+    license: str | None = None
+    language: tuple[str, ...] = ()
+    pretty_name: str | None = None
+    examples: bool = False
+
+    def __post_init__(self) -> None:
+        if self.license is not None and not LICENCE.fullmatch(self.license):
+            raise SettingError(
+                f"license={self.license!r} is no licence identifier; write it as the Hub does, as "
+                "in cc-by-nc-4.0 or apache-2.0."
+            )
+        for code in self.language:
+            if not LANGUAGE.fullmatch(code):
+                raise SettingError(f"language={code!r} is no language code, such as en or zh.")
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card in two parts: the front matter as data, and the generated text."""
+
+    data: dict[str, Any]
+    body: str
+
+    def text(self, before: str = "", after: str = "") -> str:
+        """The whole README.md, with hand-written text around the generated one."""
+        head = f"---\n{DatasetCardData(**self.data).to_yaml()}\n---\n"
+        parts = [before.strip(), f"{BEGIN}\n\n{self.body.strip()}\n\n{END}", after.strip()]
+        return head + "\n" + "\n\n".join(part for part in parts if part) + "\n"
+
+
+def make_card(
+    facts: Mapping[str, Any],
+    repo: str,
+    *,
+    licence: Licence,
+    settings: CardSettings,
+    source_card: Mapping[str, Any],
+    datasets_data: Mapping[str, Any],
+    plots: Sequence[str] = (),
+    examples: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    version: str = "",
+) -> Card:
+    """The card of a finished selection.
+
+    Args:
+        facts: see `selectit_hf.analysis.finished.Finished.facts`.
+        repo: the repository's name.
+        licence: see `inherited`.
+        settings: what a person adds.
+        source_card: the front matter of the source's card, or nothing.
+        datasets_data: ``configs`` and ``dataset_info``, as `datasets` writes them.
+        plots: names of the plots that lie in ``images/``.
+        examples: best and worst rows; shown if the settings say so.
+        version: of this package.
+    """
+    name = _one_line(settings.pretty_name or _pretty(repo))
+    shown = examples if settings.examples else None
+    body = _environment().get_template("card.md.jinja").render(
+        repo=repo,
+        name=name,
+        licence=licence,
+        plots=plots,
+        examples=shown,
+        version=version,
+        low_rating_mass=LOW_RATING_MASS,
+        run_command=_run_command(facts),
+        load_source=_load_source(facts["input"]),
+        own_prompts=_own_prompts(facts["rating"]),
+        weights=_weights(facts),
+        level=facts["selection"]["by"].partition("_")[0],
+        **{key: facts.get(key) for key in FACTS},
+    )  # fmt: skip
+    return Card(_front_matter(facts, name, licence, settings, source_card, datasets_data), body)
+
+
+FACTS = (
+    "input",
+    "rating",
+    "models",
+    "selection",
+    "score_quantiles",
+    "contrast",
+    "check",
+    "versions",
+)
+
+
+def merged(card: Card, old: str) -> str:
+    """``card`` in place of the generated text of ``old``, with all that people wrote around it.
+
+    Keys that people added to the front matter stay, too.
+
+    Raises:
+        HubError: the old card's markers or front matter are damaged.
+    """
+    try:
+        parsed = DatasetCard(old, ignore_metadata_errors=True)
+        theirs = as_dict(parsed.data)
+    except (YAMLError, ValueError, TypeError, AttributeError) as error:
+        raise _damaged("its front matter is no valid YAML") from error
+    before, begin, rest = parsed.text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end) or any(mark in before + after for mark in (BEGIN, END)):
+        raise _damaged("the two lines around its generated text are not there once each")
+    extra = {key: value for key, value in theirs.items() if key not in card.data}
+    return Card({**card.data, **extra}, card.body).text(before, after)
+
+
+def as_dict(data: Any) -> dict[str, Any]:
+    """The front matter of a card as plain values."""
+    return dict(data.to_dict())
+
+
+def _damaged(problem: str) -> HubError:
+    return HubError(
+        f"The card that is there cannot be updated: {problem}. Mend it on the Hub, or replace the "
+        "whole repository with --overwrite."
+    )
+
+
+def inherited(source_card: Mapping[str, Any], settings: CardSettings) -> Licence:
+    """The licence of a selection: given by hand, else the source's, else ``other``."""
+    said = source_card.get("license")
+    values = said if isinstance(said, list) else [said]
+    known = bool(values) and all(isinstance(v, str) and LICENCE.fullmatch(v) for v in values)
+    of_source = tuple(values) if known else ()
+    if settings.license is not None and of_source != (settings.license,):
+        return Licence((settings.license,), "publisher", of_source)
+    if not of_source:
+        return Licence()
+    keys = ("license_name", "license_link")
+    said_more = {key: source_card.get(key) for key in keys}
+    more = {key: v for key, v in said_more.items() if isinstance(v, str) and v == _one_line(v)}
+    return Licence(of_source, "source", of_source, more)
+
+
+# Front matter
+
+
+def _front_matter(
+    facts: Mapping[str, Any],
+    name: str,
+    licence: Licence,
+    settings: CardSettings,
+    source_card: Mapping[str, Any],
+    datasets_data: Mapping[str, Any],
+) -> dict[str, Any]:
+    source = facts["input"]
+    languages = list(settings.language) or _codes(source_card.get("language"))
+    tasks = ["translation"] if facts["rating"]["translation"] else ["text-generation"]
+    data = {
+        "pretty_name": name,
+        "license": licence.ids[0] if len(licence.ids) == 1 else list(licence.ids),
+        **licence.more,
+        "language": languages or None,
+        "task_categories": tasks,
+        "size_categories": [_size(facts["selection"]["selected"])],
+        "source_datasets": [source["name"]] if _is_on_hub(source) else None,
+        "tags": ["selectit", "instruction-tuning", "data-selection", "data-quality"],
+        **datasets_data,
+    }
+    return {key: value for key, value in data.items() if value is not None}
+
+
+def _codes(said: object) -> list[str]:
+    values = said if isinstance(said, list) else [said]
+    return [v for v in values if isinstance(v, str) and LANGUAGE.fullmatch(v)]
+
+
+def _size(rows: int) -> str:
+    return next((name for limit, name in SIZES if rows < limit), "100M<n<1B")
+
+
+def _pretty(repo: str) -> str:
+    words = re.split(r"[-_]+", repo.rpartition("/")[2])
+    return " ".join(word[:1].upper() + word[1:] for word in words if word)
+
+
+def _is_local(source: Mapping[str, Any]) -> bool:
+    return str(source["revision"]).startswith("sha256:")
+
+
+def _is_on_hub(source: Mapping[str, Any]) -> bool:
+    return not _is_local(source) and HUB_NAME.fullmatch(source["name"]) is not None
+
+
+def _one_line(text: str) -> str:
+    return " ".join(UNSEEN.sub(UNKNOWN, text).split())
+
+
+# Commands and code
+
+
+def _run_command(facts: Mapping[str, Any]) -> str:
+    rating, selection = facts["rating"], facts["selection"]
+    config = facts["input"]["config"]
+    name = facts["input"]["name"] + (f":{config}" if config else "")
+    if not _is_local(facts["input"]):
+        name += f"@{facts['input']['revision']}"
+    parts = [["selectit", "run", name], ["--split", facts["input"]["split"]]]
+    parts[1:] = [] if _is_local(facts["input"]) else parts[1:]
+    for model in facts["models"]:
+        pinned = "" if _is_local(model) else f"@{model['revision']}"
+        parts.append(["--model", f"{model['model']}{pinned}"])
+    bases = {model.get("base") for model in facts["models"]}
+    flags = {
+        "--base-model": bases.pop() if len(bases) == 1 else None,  # else as each adapter says
+        "--dtype": facts["models"][0]["dtype"],
+        "--quantization": facts["models"][0].get("quantization"),
+        "--attn-implementation": facts["models"][0].get("attn_implementation"),
+        "--k": rating["k"],
+        "--rating-prompts": "rating_prompts.txt" if _own_prompts(rating) else None,
+        "--template": None if rating["template"] == RELEASED_TEMPLATE else "template.txt",
+        **{f"--{key.replace('_', '-')}": rating[key] for key in OPTIONAL},
+        "--alpha": selection["reflection"]["alpha"],
+        "--variant": selection["reflection"]["variant"],
+        "--weights": ",".join(map(str, selection["reflection"]["weights"] or ())) or None,
+        "--by": selection["by"],
+        **{f"--{key}": selection["cut"][key] for key in ("proportion", "n", "threshold")},
+    }
+    parts += [["--chat"]] if rating["chat"] else []
+    for name, value in json.loads(rating.get("chat_template_kwargs") or "{}").items():
+        parts.append(["--chat-kwarg", f"{name}={json.dumps(value)}"])
+    parts += [["--role", mapping] for mapping in rating.get("roles") or ()]
+    parts += [[flag, str(value)] for flag, value in flags.items() if value is not None]
+    parts.append(["--out", "RUN"])
+    return " \\\n  ".join(shlex.join(part) for part in parts)
+
+
+OPTIONAL = ("instruction_column", "response_column", "turns", "translation", "max_length")
+
+
+def _load_source(source: Mapping[str, Any]) -> str:
+    if _is_local(source):
+        return ""
+    named = [source["name"], *([source["config"]] if source["config"] else [])]
+    where = ", ".join(map(json.dumps, named))
+    options = f'revision="{source["revision"]}", split={json.dumps(source["split"])}'
+    return f"load_dataset({where}, {options})"
+
+
+def _own_prompts(rating: Mapping[str, Any]) -> bool:
+    return tuple(rating["rating_prompts"]) != load_rating_prompts(None, rating["k"])
+
+
+def _weights(facts: Mapping[str, Any]) -> list[float]:
+    how = facts["selection"]["reflection"]
+    counts = [model["parameters"] for model in facts["models"]]
+    if facts["selection"]["by"] != "model_score":
+        return []
+    return [float(weight) for weight in model_weights(counts, how["variant"], how["weights"])]
+
+
+# Escaping and templates
+
+
+def escaped(value: object) -> Markup:
+    """A value as inline Markdown that shows just its characters, on one line."""
+    text = str(Markup.escape(_one_line(str(value))))
+    text = re.sub(r"([\\`*_\[\]|~])", r"\\\1", text)
+    text = text.replace("$", "&#36;").replace("@", "&#64;").replace("://", "&#58;//")
+    text = re.sub(r"\b(www)\.", r"\1&#46;", text, flags=re.IGNORECASE)
+    return Markup(re.sub(r"^([-+=#]|\d+(?=[.)](\s|$)))", _as_entity, text))
+
+
+def _as_entity(match: re.Match[str]) -> str:
+    return f"&#{ord(match[0][0])};{match[0][1:]}"
+
+
+def _lines(value: object) -> Markup:
+    """Text of several lines inside a list item."""
+    return Markup("<br>").join(escaped(line) for line in str(value).splitlines() if line.strip())
+
+
+def _block(value: object, language: str = "") -> Markup:
+    """Text as a block of code: fenced, or as HTML where a fence could be broken out of."""
+    text = UNSEEN.sub(UNKNOWN, str(value))
+    if re.search(r"[<&]|```|~~~", text):
+        shown = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        return Markup(f"<pre><code>{shown}</code></pre>")
+    return Markup(f"```{language}\n{text}\n```")
+
+
+def _dataset_link(name: str, revision: str) -> Markup:
+    return _link(name, f"https://huggingface.co/datasets/{name}/tree/{revision}", revision)
+
+
+def _model_link(name: str, revision: str) -> Markup:
+    own = revision.partition(OF_BASE)[0]
+    return _link(name, f"https://huggingface.co/{name}/tree/{own}", own)
+
+
+def _link(name: str, address: str, revision: str) -> Markup:
+    linked = HUB_NAME.fullmatch(name) and re.fullmatch(r"[0-9a-f]{40}", revision)
+    return Markup(f"[{escaped(name)}]({address})") if linked else escaped(name)
+
+
+def _decimals(number: float, digits: int = 4) -> str:
+    return f"{number:.{digits}f}"
+
+
+def _short(revision: str) -> str:
+    """A revision that fits on a phone; the manifest has all of it."""
+    parts = revision.split(OF_BASE)
+    short = (part[:23] + "…" if part.startswith("sha256:") else part for part in parts)
+    return ", of its base ".join(short)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FunctionLoader(lambda name: templates().joinpath(name).read_text("utf-8")),
+        undefined=StrictUndefined,
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else escaped(value),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "block": _block,
+        "lines": _lines,
+        "count": "{:,}".format,
+        "short": _short,
+        "percent": "{:.1%}".format,
+        "decimals": _decimals,
+    }
+    environment.globals |= {"dataset_link": _dataset_link, "model_link": _model_link}
+    return environment

@@ -1,0 +1,202 @@
+"""From a finished run, or a selection made in Python, to a dataset on the Hub."""
+
+import logging
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+from selectit_hf.analysis import Finished, check_unchanged, from_run, from_selection
+from selectit_hf.errors import InputError
+from selectit_hf.formats import Source, sources
+from selectit_hf.hub.card import CardSettings, as_dict, inherited, make_card
+from selectit_hf.hub.commits import Pushed, PushPlan, PushSettings, check_repo, plan_push, push
+from selectit_hf.hub.remote import COMMIT, failure
+from selectit_hf.hub.staging import stage
+from selectit_hf.patience import FAILURES, patiently, time_limit
+from selectit_hf.rating import ModelScore, RatingScorer
+from selectit_hf.runs import open_run
+from selectit_hf.selection import Selection
+
+__all__ = ["publish", "push_run"]
+
+logger = logging.getLogger(__name__)
+
+SOURCE = re.compile(r"([^:@]+)(?::([^@]+))?(?:@(.+))?")
+NO_LICENCE = (
+    "the source names no licence that could be inherited, so the card says 'other'; give --license "
+    "if you know it"
+)
+
+
+def push_run(
+    run: str | Path,
+    repo: str,
+    *,
+    yes: bool = False,
+    card: CardSettings | None = None,
+    settings: PushSettings | None = None,
+    tell: Callable[[str], None] = print,
+    api: HfApi | None = None,
+) -> Pushed | PushPlan:
+    """Push a finished run to a dataset repository, or tell what that would do.
+
+    Args:
+        run: the run folder, or its URL.
+        repo: ``user/name``.
+        yes: do it; else nothing is written.
+        card: what a person adds to the card.
+        settings: what the push may do.
+        tell: takes the words for a person.
+        api: the client, with a token; by default that of the login.
+
+    Raises:
+        SettingError, RunError, HubError: see `commits` and `finished`.
+    """
+    check_repo(repo)
+    api, settings = api or _client(), settings or PushSettings()
+    opened = open_run(run)
+    finished = from_run(opened)
+    with (
+        time_limit(settings.timeout),
+        _planned(api, finished, repo, card or CardSettings(), settings) as plan,
+    ):
+        check_unchanged(opened, finished)
+        tell(plan.describe())
+        if not yes:
+            tell("nothing pushed; add --yes")
+            return plan
+        done = push(api, plan)
+    tell(_words(done))
+    return done
+
+
+def publish(
+    selection: Selection,
+    repo: str,
+    *,
+    source: str,
+    scorers: Sequence[RatingScorer | ModelScore] = (),
+    split: str = "train",
+    license: str | None = None,
+    language: Sequence[str] = (),
+    pretty_name: str | None = None,
+    examples: bool = False,
+    public: bool = False,
+    update: bool = False,
+    overwrite: bool = False,
+    create_pr: bool = False,
+    timeout: float = PushSettings.timeout,
+    dry_run: bool = False,
+    api: HfApi | None = None,
+) -> Pushed | PushPlan:
+    """Publish a selection as a dataset on the Hub, with a card, all scores and a manifest.
+
+    One commit is made in a private repository, and read back. The rows must hold the columns that
+    the scorers wrote; they are compared with ``scorers``, or with the default settings.
+
+    Args:
+        selection: made by `selectit_hf.select` from a `Dataset`.
+        repo: ``user/name``.
+        source: where the rows came from: ``name[:config][@revision]`` on the Hub, or a local file.
+            Without a revision the source's present commit is named.
+        scorers: the scorers that were mapped, where their settings are not the defaults.
+        split: of the source.
+        license, language, pretty_name, examples: see `selectit_hf.hub.card.CardSettings`.
+        public, update, overwrite, create_pr, timeout: see `selectit_hf.hub.commits.PushSettings`.
+        dry_run: plan only, and write nothing to the Hub.
+        api: the client, with a token; by default that of the login.
+
+    Returns:
+        What is on the Hub now; with ``dry_run``, the plan.
+
+    Raises:
+        SettingError, RatingsError, InputError: the selection cannot be published as it is.
+        HubError: the push was refused, stopped or found wrong.
+    """
+    check_repo(repo)
+    card = CardSettings(license, tuple(language), pretty_name, examples)
+    settings = PushSettings(public, update, overwrite, create_pr, timeout)
+    api = api or _client()
+    finished = from_selection(selection, _pinned(api, source, split), scorers)
+    with time_limit(timeout), _planned(api, finished, repo, card, settings) as plan:
+        for note in plan.notes:
+            logger.warning("%s", note)
+        return plan if dry_run else push(api, plan)
+
+
+@contextmanager
+def _planned(
+    api: HfApi, finished: Finished, repo: str, card: CardSettings, settings: PushSettings
+) -> Iterator[PushPlan]:
+    """A plan whose files lie in a folder that is gone afterwards."""
+    source_card = _source_card(api, finished.facts["input"])
+    licence = inherited(source_card, card)
+    notes = (NO_LICENCE,) if licence.said_by == "nobody" else ()
+    release = version("selectit-hf")
+    with tempfile.TemporaryDirectory(prefix="selectit-push-") as folder:
+        staged = stage(finished, Path(folder))
+        made = make_card(
+            finished.facts,
+            repo,
+            licence=licence,
+            settings=card,
+            source_card=source_card,
+            datasets_data=staged.datasets_data,
+            plots=staged.plots,
+            examples=finished.examples,
+            version=release,
+        )
+        yield plan_push(api, repo, staged, made, settings, release, notes)
+
+
+def _source_card(api: HfApi, source: dict[str, Any]) -> dict[str, Any]:
+    """The front matter of the source's card, at the revision that was rated."""
+    if source["revision"].startswith("sha256:"):
+        return {}
+    try:
+        info = patiently(lambda: api.dataset_info(source["name"], revision=source["revision"]))
+        if info.sha != source["revision"]:
+            raise LookupError(f"the answer is about the commit {info.sha}")
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        return {}
+    except FAILURES as error:
+        raise failure(
+            error, f"The licence of {source['name']} cannot be read; nothing was pushed."
+        ) from None
+    return as_dict(info.card_data) if info.card_data else {}
+
+
+def _pinned(api: HfApi, source: str, split: str) -> Source:
+    """A source by name; on the Hub, at the commit that was named or is there now."""
+    if Path(source).expanduser().exists():
+        return sources.load(source, split if split != "train" else None)[1]
+    match = SOURCE.fullmatch(source)
+    if match is None:
+        raise InputError(
+            f"{source!r} is no dataset; write name[:config][@revision] as on the Hub, or the path "
+            "of a local file."
+        )
+    name, config, revision = match.groups()
+    try:
+        sha = str(patiently(lambda: api.dataset_info(name, revision=revision)).sha)
+        if not COMMIT.fullmatch(sha):
+            raise LookupError("the answer names no commit")
+    except FAILURES as error:
+        raise failure(error, f"The source {source} cannot be found; nothing was pushed.") from None
+    return Source(name, config, split, sha)
+
+
+def _client() -> HfApi:
+    return HfApi(token=get_token(), library_name="selectit-hf")
+
+
+def _words(done: Pushed) -> str:
+    what = "pushed" if done.new else "already there"
+    return f"{what} and read back: {done.url} at {done.commit}"

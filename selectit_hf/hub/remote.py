@@ -1,0 +1,160 @@
+"""Reading the Hub, patiently: what is there, and what to make of requests that fail."""
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import HfApi, RepoFile
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+from selectit_hf.errors import HubError
+from selectit_hf.hub.staging import CARD, MANIFEST, File
+from selectit_hf.patience import FAILURES, patiently
+from selectit_hf.redaction import redacted
+
+__all__ = [
+    "COMMIT",
+    "KIND",
+    "Remote",
+    "downloaded",
+    "exists",
+    "failure",
+    "is_ours",
+    "is_same",
+    "read_remote",
+    "state",
+    "tree",
+]
+
+T = TypeVar("T")
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+KIND: dict[str, Any] = {"repo_type": "dataset"}
+
+
+@dataclass(frozen=True)
+class Remote:
+    """What is on the Hub before a push.
+
+    Attributes:
+        head: the commit of the main branch; ``None`` without a repository.
+        private: who sees it.
+        files: each file by its path.
+        manifest: of an earlier push of this package.
+        card: the text of its README.md.
+    """
+
+    head: str | None = None
+    private: bool = True
+    files: Mapping[str, RepoFile] = field(default_factory=dict)
+    manifest: Mapping[str, Any] | None = None
+    card: str = ""
+
+
+def read_remote(api: HfApi, repo: str) -> Remote:
+    """What is in a repository now.
+
+    Raises:
+        HubError: it cannot be read.
+    """
+    try:
+        head, private, names = state(api, repo)
+        files = tree(api, repo, head)
+        if not names <= set(files):
+            raise LookupError(f"it lists {len(files)} files, and names {len(names)} elsewhere")
+        texts = {
+            path: _download(api, repo, head, path).decode("utf-8", "replace")
+            for path in (CARD, MANIFEST)
+            if path in files
+        }
+    except GatedRepoError as error:
+        raise failure(error, f"{repo} is gated and this login has no access to it.") from None
+    except RepositoryNotFoundError:
+        return Remote()
+    except FAILURES as error:
+        raise failure(error, f"{repo} cannot be read on the Hub; nothing was pushed.") from None
+    manifest = _manifest(texts.get(MANIFEST, ""))
+    return Remote(head, private, files, manifest, texts.get(CARD, ""))
+
+
+def state(api: HfApi, repo: str, revision: str | None = None) -> tuple[str, bool, set[str]]:
+    """The commit, whether it is private, and the paths that are there.
+
+    Raises:
+        LookupError: the Hub answered without one of them.
+        HTTPError, OSError, ...: see `FAILURES`.
+    """
+    info = patiently(lambda: api.dataset_info(repo, revision=revision))
+    names = {file.rfilename for file in info.siblings or ()}
+    if not COMMIT.fullmatch(str(info.sha)) or not isinstance(info.private, bool) or not names:
+        raise LookupError("its answer does not say the commit, the files, or who may see them")
+    return str(info.sha), info.private, names
+
+
+def tree(api: HfApi, repo: str, revision: str) -> dict[str, RepoFile]:
+    """Every file at a revision, by its path."""
+    found = patiently(
+        lambda: list(api.list_repo_tree(repo, recursive=True, revision=revision, **KIND))
+    )
+    return {entry.path: entry for entry in found if isinstance(entry, RepoFile)}
+
+
+def _manifest(text: str) -> Mapping[str, Any] | None:
+    """A manifest that this package wrote."""
+    try:
+        manifest = json.loads(text)
+    except ValueError:
+        return None
+    known = isinstance(manifest, dict) and manifest.get("format") == "selectit 1"
+    files = manifest.get("files") if known else None
+    if not isinstance(files, dict) or not all(isinstance(f, dict) for f in files.values()):
+        return None
+    return dict(manifest)
+
+
+def is_same(file: File, there: RepoFile) -> bool:
+    """Whether a file on the Hub has these bytes, by the hash that the Hub recorded."""
+    if there.lfs is not None:
+        return bool(there.lfs.sha256 == file.sha256)
+    return bool(there.blob_id == file.git)
+
+
+def is_ours(path: str, remote: Remote) -> bool:
+    """Whether a file is there just as the earlier push left it."""
+    recorded = (remote.manifest or {}).get("files", {}).get(path, {})
+    hashes = (recorded.get("sha256", ""), recorded.get("git", ""))
+    return path in remote.files and is_same(File(0, *hashes), remote.files[path])
+
+
+def exists(api: HfApi, repo: str) -> bool:
+    """Whether there is a dataset repository of this name that the login can see."""
+    try:
+        patiently(lambda: api.dataset_info(repo))
+    except RepositoryNotFoundError:
+        return False
+    return True
+
+
+def _download(api: HfApi, repo: str, commit: str, path: str) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="selectit-read-") as folder:
+        return downloaded(api, repo, commit, path, folder).read_bytes()
+
+
+def downloaded(api: HfApi, repo: str, commit: str, path: str, folder: str) -> Path:
+    """Fetch a file anew, past every cache."""
+    where: dict[str, Any] = {"revision": commit, "local_dir": folder, **KIND}
+    return Path(patiently(lambda: api.hf_hub_download(repo, path, **where)))
+
+
+def failure(error: BaseException, words: str) -> HubError:
+    """What to raise for a failed request: ``words`` and its reason, redacted.
+
+    Raise it ``from None``, since the request's own traceback may hold a token.
+    """
+    root = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+    detail = redacted(" ".join(str(root).split()))[:300]
+    return HubError(f"{words} ({type(root).__name__}: {detail})")

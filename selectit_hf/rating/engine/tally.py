@@ -1,0 +1,80 @@
+"""What an engine has read so far, batch by batch in whatever order, and what it says of it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from selectit_hf.rating.engine.verification import Batch, Reading, Way
+
+__all__ = ["Read", "Tally", "Told"]
+
+
+class Read(NamedTuple):
+    """What was read: ``values`` (n, m) float32, NaN where ``oom`` (n,) is true.
+
+    Attributes:
+        values: log-probabilities.
+        oom: the sequences that did not fit in memory even alone and without padding.
+        splits: how often memory ran out and the work was done in another way: a batch halved, a
+            sequence without its padding or its shared prefix, a comparison left out.
+        reading: how the sequences were computed together.
+    """
+
+    values: NDArray[np.float32]
+    oom: NDArray[np.bool_]
+    splits: int
+    reading: Reading
+
+
+class Told:
+    """Says how many sequences are done, each once, whatever is done again.
+
+    Attributes:
+        unshared: how often memory was too short to keep a prefix, in whichever way.
+    """
+
+    def __init__(self, progress: Callable[[int], None] | None) -> None:
+        self.unshared = 0
+        self._progress = progress
+        self._said = 0
+
+    def reach(self, done: int) -> None:
+        """``done`` sequences are done."""
+        if self._progress is not None and done > self._said:
+            self._progress(done - self._said)
+        self._said = max(done, self._said)
+
+
+class Tally:
+    """What has been read so far; it stays on the device until all is asked for."""
+
+    def __init__(self, count: int) -> None:
+        self.splits = 0
+        self.compared = 0
+        self.gap = 0.0
+        self.done = 0
+        self._count = count
+        self._parts: list[tuple[list[int], Tensor | None]] = []
+
+    def add(self, batch: Batch, values: Tensor | None) -> None:
+        """The values (b, m) of a batch, or ``None`` where it does not fit in memory."""
+        self._parts.append((list(batch.ids), values))
+        self.done += len(batch.ids)
+
+    def of(self, number: int) -> Tensor | None:
+        """The values (m) of one sequence that was read, if it did fit in memory."""
+        numbers, values = next(part for part in self._parts if number in part[0])
+        return None if values is None else values[numbers.index(number)]
+
+    def read(self, width: int, way: Way) -> Read:
+        """All of it, in the sequences' order."""
+        values = np.full((self._count, width), np.nan, dtype=np.float32)
+        oom = np.ones(self._count, dtype=np.bool_)
+        for numbers, part in self._parts:
+            if part is not None:
+                values[numbers] = part.cpu().numpy()
+                oom[numbers] = False
+        return Read(values, oom, self.splits, Reading(way.name, self.compared, self.gap))

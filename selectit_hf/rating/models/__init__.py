@@ -1,0 +1,1 @@
+"""Checkpoints: found, checked, and loaded onto devices."""

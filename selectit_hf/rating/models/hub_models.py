@@ -1,0 +1,189 @@
+"""A model of the Hub by name: which commit, whether it is an adapter, and all its files."""
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from selectit_hf import hub_files
+from selectit_hf.errors import ModelError
+from selectit_hf.hashes import LOADED, TEMPLATES
+from selectit_hf.patience import FAILURES, bounded, patiently
+from selectit_hf.rating.models import adapters
+
+__all__ = ["TOKENIZER", "HubModel", "find", "folder", "gated"]
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER = "tokenizer_config.json"
+CONFIG = "config.json"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class HubModel(NamedTuple):
+    """A model's commit sha; for an adapter, its configuration and if it brings a tokenizer.
+
+    ``offline`` says that the sha is the one that the local cache has of the revision.
+    """
+
+    revision: str
+    adapter: Path | None
+    has_tokenizer: bool
+    offline: bool = False
+
+
+def find(model: str, revision: str | None, gguf_file: str | None) -> HubModel:
+    """Look a model up; in the local cache only where HF_HUB_OFFLINE says so.
+
+    Raises:
+        ModelError: no such model, revision or file, no access, or the Hub cannot be reached.
+    """
+    wanted = revision or constants.DEFAULT_REVISION
+    offline, known = constants.is_offline_mode(), set[str]()
+    try:
+        if COMMIT.fullmatch(wanted):
+            sha = wanted
+        elif offline:
+            sha = _cached(model, wanted)
+        else:
+            sha, known = _commit(model, wanted)
+        names = set(hub_files.listing("model", model, sha, known))
+        adapter = gguf_file is None and adapters.is_adapter(model, names)
+        needed = gguf_file or (adapters.CONFIG if adapter else CONFIG)
+        if needed not in names:
+            raise _lacking(model, needed, names)
+        # One file at least pins the revision in the cache, for a time without a network.
+        if gguf_file is None:
+            folder = hub_files.fetch("model", model, sha, [needed])
+        if not COMMIT.fullmatch(wanted) and not offline:
+            _remember(model, wanted, sha)
+    except GatedRepoError as error:
+        raise gated(model) from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f"The model {model!r} has no revision {wanted!r}.") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ModelError(
+            f"There is no model {model!r}: no folder of that name here, and none on the Hub that "
+            "this login can see. Check the spelling; for a private model, log in with "
+            "'hf auth login' or set HF_TOKEN."
+        ) from error
+    except FAILURES as error:
+        raise _unreached(model, error) from error
+    config = folder / needed if adapter else None
+    return HubModel(sha, config, not adapter or TOKENIZER in names, offline)
+
+
+def _commit(model: str, revision: str) -> tuple[str, set[str]]:
+    """The sha of a revision, and the paths that the Hub names there."""
+    bounded()
+    info = patiently(lambda: HfApi().model_info(model, revision=revision))
+    if not COMMIT.fullmatch(str(info.sha)):
+        raise hub_files.Unverified(f"the Hub names no commit but {info.sha!r}")
+    return str(info.sha), {file.rfilename for file in info.siblings or ()}
+
+
+def _cached(model: str, revision: str) -> str:
+    """The sha that the local cache has of a revision."""
+    reference = hub_files.place("model", model) / "refs" / revision
+    if not reference.is_file():
+        raise hub_files.Unverified(f"HF_HUB_OFFLINE is set and no {revision!r} is in the cache")
+    sha = reference.read_text("utf-8").strip()
+    logger.warning("HF_HUB_OFFLINE is set; using %s at %s from the local cache.", model, sha)
+    return sha
+
+
+def _remember(model: str, revision: str, sha: str) -> None:
+    """What a revision was, as the client of the Hub writes it, for a time without a network."""
+    reference = hub_files.place("model", model) / "refs" / revision
+    reference.parent.mkdir(parents=True, exist_ok=True)
+    reference.write_text(sha, "utf-8")
+
+
+def _unreached(model: str, error: BaseException) -> ModelError:
+    return ModelError(
+        f"The Hub cannot be reached to look up the model {model!r} ({hub_files.said(error)}). "
+        "Repeat the command when it answers, name a local folder, or set HF_HUB_OFFLINE=1 to use "
+        "what the local cache has."
+    )
+
+
+# Files
+
+
+def folder(model: str, sha: str, gguf_file: str | None, weights: bool) -> Path:
+    """The folder of all files of a model that loading reads, each as the Hub lists it.
+
+    Without ``weights`` the configuration, tokenizer and chat template only.
+
+    Raises:
+        ModelError: the Hub cannot be reached, or a file is not as listed.
+    """
+    try:
+        listed = hub_files.listing("model", model, sha)
+        names = {name for name in listed if _is_small(name)}
+        found = hub_files.fetch("model", model, sha, names)
+        if gguf_file is not None:
+            hub_files.fetch("model", model, sha, [gguf_file])
+        elif weights:
+            hub_files.fetch("model", model, sha, _weights(found, set(listed)))
+    except GatedRepoError as error:
+        raise gated(model) from error
+    except FAILURES as error:
+        raise _unreached(model, error) from error
+    return found
+
+
+def _is_small(name: str) -> bool:
+    folder, _, file = name.rpartition("/")
+    return folder in ("", TEMPLATES) and Path(file).suffix in set(LOADED) - {".safetensors"}
+
+
+def _weights(folder: Path, listed: set[str]) -> set[str]:
+    """The weights that transformers looks for, one after the other; of an adapter its own."""
+    if adapters.WEIGHTS in listed and CONFIG not in listed:
+        return {adapters.WEIGHTS}
+    named = _json(folder / CONFIG).get("transformers_weights")
+    for first in ([str(named)] if named else []) + [WHOLE, INDEX]:
+        if first not in listed:
+            continue
+        if not first.endswith(".index.json"):
+            return {first}
+        shards = _json(folder / first).get("weight_map")
+        named_there = shards.values() if isinstance(shards, dict) else ()
+        return {first, *map(str, named_there)}
+    return set()
+
+
+def _json(path: Path) -> dict[str, object]:
+    value = json.loads(path.read_text("utf-8"))
+    return value if isinstance(value, dict) else {}
+
+
+def gated(model: str) -> ModelError:
+    """What to say of a model that this login may not load."""
+    return ModelError(
+        f"The model {model!r} is gated: accept its terms on https://huggingface.co/{model}, then "
+        "log in with 'hf auth login' or set HF_TOKEN."
+    )
+
+
+def _lacking(model: str, needed: str, names: set[str]) -> ModelError:
+    files = sorted(name for name in names if name.endswith(".gguf"))
+    if files:
+        return ModelError(
+            f"Name one of the GGUF files of {model!r}, as in {model}:{files[0]}; it holds "
+            f"{', '.join(files[:10])}{', ...' if len(files) > 10 else ''}, and no {needed}."
+        )
+    return ModelError(
+        f"The model {model!r} has no {needed}, so it is none that transformers can load."
+    )

@@ -1,0 +1,51 @@
+"""Another end of the template, for a tokenizer that merges the ratings with this one's."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from selectit_hf.errors import TokenizerError
+from selectit_hf.rating.prompts.rating_prompts import Template
+from selectit_hf.rating.prompts.tokens import PLAIN_PAIR, PromptEncoder
+
+__all__ = ["advice", "encoders_by_end"]
+
+ENDS = (": ", ":\n", ":", ": \n", " ", "\n", "")
+T = TypeVar("T")
+Masses = Callable[[PromptEncoder, Sequence[list[int]]], float | None]
+
+
+def encoders_by_end(template: Template, make: Callable[[Template], T]) -> dict[Template, T]:
+    """The templates with other ends whose ratings stay tokens of their own, and their encoders.
+
+    ``make`` raises TokenizerError where they do not.
+    """
+    head, suffix = template.text.removesuffix(template.suffix), template.suffix.rstrip(" \n:")
+    found = {}
+    for end in ENDS:
+        if suffix + end and suffix + end != template.suffix:
+            other = Template(head + suffix + end)
+            try:
+                found[other] = make(other)
+            except TokenizerError:
+                continue
+    return found
+
+
+def advice(encoders: Mapping[Template, PromptEncoder], mass: Masses) -> str:
+    """What to type, for the end whose ratings have the largest share of the probability.
+
+    ``mass`` gives the mean probability of all ratings together behind prompts, or ``None``.
+    """
+    if not encoders:
+        return "Use another model."
+    masses = {
+        template: mass(encoder, encoder.encode([PLAIN_PAIR])[0].ids)
+        for template, encoder in encoders.items()
+    }
+    best = max(masses, key=lambda template: masses[template] or 0)
+    escaped = best.text.replace("\\", "\\\\").replace("\n", "\\n").replace("'", "'\\''")
+    share = f", with {masses[best]:.2g} of the probability on the ratings" if masses[best] else ""
+    return (
+        f"A template that ends in {best.suffix!r} works here{share}. Write it to a file: "
+        f"printf '%b' '{escaped}' > template.txt, and add --template template.txt."
+    )

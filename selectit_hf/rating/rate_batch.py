@@ -1,0 +1,93 @@
+"""The ratings of a batch: those that its rows hold already, and a model's for what is missing."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+import numpy as np
+
+from selectit_hf.errors import RatingsError
+from selectit_hf.formats import Pair, pair_hash
+from selectit_hf.rating.engine.verification import together
+from selectit_hf.rating.ratings import RATED, SETTLED, Batch, Ratings, read_ratings
+
+__all__ = ["rate_batch"]
+
+
+def rate_batch(
+    scorer: Any,
+    batch: Batch,
+    rank: int | None = None,
+    progress: Callable[[int], None] | None = None,
+    then: Batch | None = None,
+) -> Ratings:
+    """What `RatingScorer.rate` of a ``scorer`` gives."""
+    pairs = scorer.reader.pairs(batch)
+    texts = [pair_hash(pair) if isinstance(pair, Pair) else None for pair in pairs]
+    stored = _stored(batch, scorer).of_texts(texts)
+    had, has = stored.logprobs.shape[1], stored.asked
+    count = max(had, scorer.asked)
+    logprobs = np.full((len(pairs), count, scorer.k), np.nan, dtype=np.float32)
+    logprobs[:, :had] = stored.logprobs
+    statuses: list[str] = []
+    todo: dict[int, list[int]] = {}  # first rating prompt that is missing, to rows
+    for i, (pair, known) in enumerate(zip(pairs, stored.statuses, strict=True)):
+        statuses.append(pair if isinstance(pair, str) else known)
+        unrated = known not in SETTLED or (known in RATED and not has[i])
+        if isinstance(pair, Pair) and (unrated or (known in RATED and has[i] < count)):
+            todo.setdefault(0 if unrated else int(has[i]), []).append(i)
+    rater = scorer.rater(rank)
+    next_pairs = scorer.reader.pairs(then) if then is not None else ()
+    coming = [pair for pair in next_pairs if isinstance(pair, Pair)]
+    splits, readings = 0, []
+    for first, rows in sorted(todo.items()):
+        asked = [cast(Pair, pairs[i]) for i in rows]
+        answer = rater.ask(asked, range(first, count), progress, coming)
+        logprobs[rows, first:] = answer.logprobs
+        splits += answer.splits
+        readings += [answer.reading] if answer.reading is not None else []
+        for i, status in zip(rows, answer.statuses, strict=True):
+            statuses[i] = status
+    logprobs[[status not in RATED for status in statuses]] = np.nan
+    facts = stored.rater or {**rater.facts(), "rating_key": scorer.rating_key()}
+    return Ratings(statuses, logprobs, facts, splits, together(readings), tuple(texts))
+
+
+def _stored(batch: Batch, scorer: Any) -> Ratings:
+    """What this scorer left in the batch, with empty statuses where that is nothing."""
+    name, count = scorer.slug, len(next(iter(batch.values()), ()))
+    nothing = Ratings([""] * count, np.empty((count, 0, scorer.k), np.float32), {})
+    if f"rater__{name}" not in batch:
+        _check_overwrites(batch, scorer.columns)
+        return nothing
+    ratings = read_ratings(batch, name, scorer.k)
+    if ratings.rater and ratings.rater["rating_key"] != scorer.rating_key():
+        raise RatingsError(
+            f"The columns ending in __{name} hold ratings by {ratings.rater['model']!r} with other "
+            f"settings{_what_differs(scorer, ratings.rater)}. Give this scorer a name of its own, "
+            f"as in name='{name}_2', or drop those columns."
+        )
+    return ratings if ratings.rater else nothing
+
+
+def _check_overwrites(batch: Batch, columns: Iterable[str]) -> None:
+    taken = [column for column in columns if column in batch]
+    if taken:
+        raise RatingsError(
+            f"The dataset has a column {taken[0]!r} that is not ours and would be overwritten; "
+            "rename it, or give the scorer another name=."
+        )
+
+
+def _what_differs(scorer: Any, rater: Mapping[str, Any]) -> str:
+    from selectit_hf.rating.models.loading import DTYPES
+
+    for dtype in DTYPES:
+        if dataclasses.replace(scorer, dtype=dtype).rating_key() == rater["rating_key"]:
+            return f": they were rated in {dtype}, so give dtype={dtype!r} to reuse them"
+    if rater["revision"] != scorer.checkpoint.revision:
+        return f": they were rated at the model's revision {rater['revision']}"
+    return (
+        " (k, rating prompts, template, chat, columns, turns, length, dtype, quantization or "
+        "attention)"
+    )

@@ -1,0 +1,190 @@
+"""The charts of a report page as Bokeh figures: axes and glyphs, which the page's script fills.
+
+Glyphs are named after their colour: ``kept``, ``other``, and ``cut`` for the threshold; their data
+source ``kept data`` and so on. Colours that differ between light and dark are the script's, too.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from selectit_hf.errors import SettingError
+
+__all__ = ["ablation_figures", "bokeh_script", "figures", "on_page"]
+
+KEPT, OTHER, CUT = "#0072b2", "#b8bec6", "#d55e00"
+"""Okabe and Ito's blue and vermillion, and a grey: told apart with any colour vision."""
+
+POINT, SMALL_POINT, MANY = 4.5, 3, 3000
+LABEL = 8
+
+
+def figures(points: int, with_map: bool) -> dict[str, Any]:
+    """The charts of every page, by name, for as many points."""
+    size = POINT if points <= MANY else SMALL_POINT
+    charts = {
+        "scores": _scores(),
+        "lengths": _shares("characters of the response", "log"),
+        "spread": _points("score", "standard deviation over the rating prompts", size),
+    }
+    if with_map:
+        charts["map"] = _points("first principal component", "second principal component", size)
+        charts["distance"] = _shares("distance to the centre", "linear")
+    return charts
+
+
+ABLATIONS = {
+    "prompts": ("prompts", "mean", "rating prompts (mean of subsets)"),
+    "alphas": ("alpha", "overlap", "alpha"),
+    "proportions": ("proportion", "token_overlap", "proportion (one prompt alone)"),
+    "variants": ("variant", "overlap", "variant"),
+    "levels": ("level", "overlap", "level"),
+}
+"""Of each part of an ablation: the setting, what share of the selection stays, and its name."""
+
+
+def ablation_figures(ablation: Mapping[str, Any]) -> dict[str, Any]:
+    """One chart for each setting that was varied, by what it is called; names get no line.
+
+    Args:
+        ablation: see `Ablation`; parts with less than two points are left out.
+    """
+    charts = {}
+    for part, (setting, share, name) in ABLATIONS.items():
+        points = [(one[setting], one[share]) for one in ablation.get(part, ())]
+        points = [(value, found) for value, found in points if found is not None]
+        if len(points) > 1:
+            charts[name] = _curve(name, points)
+    return charts
+
+
+def on_page(chart: Any) -> dict[str, Any]:
+    """A chart as the page's script embeds it."""
+    from bokeh.embed import json_item
+
+    return dict(json_item(chart))
+
+
+@cache
+def bokeh_script() -> str:
+    """BokehJS itself, to be written into the page.
+
+    Raises:
+        SettingError: bokeh is not installed.
+    """
+    try:
+        from bokeh.resources import Resources
+    except ImportError as error:
+        raise SettingError(
+            "The report needs bokeh and scikit-learn; install them with "
+            "pip install 'selectit-hf[report]'."
+        ) from error
+    return "\n".join(Resources(mode="inline", components=["bokeh"], log_level="error").js_raw)
+
+
+def _scores() -> Any:
+    chart = _figure("score", "rows", height=300)
+    for name, color in (("other", OTHER), ("kept", KEPT)):
+        chart.quad(
+            left="left",
+            right="right",
+            bottom=0,
+            top="top",
+            source=_source(name, "left", "right", "top"),
+            fill_color=color,
+            line_color=None,
+            name=name,
+        )
+    chart.vspan("x", source=_source("cut", "x"), line_color=CUT, line_width=2, name="cut")
+    return chart
+
+
+def _shares(x: str, scale: str) -> Any:
+    """Kept and other rows over a quantity, each group as a share of its rows."""
+    from bokeh.models import NumeralTickFormatter
+
+    chart = _figure(x, "% of the group", height=260, x_axis_type=scale)
+    if scale == "log":
+        chart.xaxis.formatter = NumeralTickFormatter(format="0,0")
+    source = _source("other", "left", "right", "top")
+    chart.quad(
+        left="left",
+        right="right",
+        bottom=0,
+        top="top",
+        source=source,
+        fill_color=OTHER,
+        line_color=None,
+        name="other",
+    )
+    source = _source("kept", "x", "y")
+    chart.step("x", "y", source=source, mode="after", line_width=2, line_color=KEPT, name="kept")
+    return chart
+
+
+def _points(x: str, y: str, size: float) -> Any:
+    from bokeh.models import HoverTool
+
+    chart = _figure(x, y, height=380, tools="tap,box_zoom,pan,wheel_zoom,reset")
+    for name, color in (("other", OTHER), ("kept", KEPT)):
+        chart.scatter(
+            "x",
+            "y",
+            source=_source(name, "x", "y", "row", "score"),
+            size=size,
+            fill_color=color,
+            fill_alpha=0.7,
+            nonselection_fill_alpha=0.7,
+            line_color=None,
+            name=name,
+        )
+    tips = [("row", "@row{0,0}"), ("score", "@score{0.0000}")]
+    chart.add_tools(HoverTool(tooltips=tips, attachment="vertical"))
+    chart.toolbar.logo = None
+    chart.toolbar.active_drag = chart.toolbar.active_scroll = None
+    return chart
+
+
+def _curve(name: str, points: Sequence[tuple[float | str, float]]) -> Any:
+    labels = [str(value) for value, _ in points]
+    chart = _figure(name, "% of the selection kept", height=260, x_range=labels)
+    if max(map(len, labels)) > LABEL:
+        chart.xaxis.major_label_orientation = 0.6
+    shares = [100 * share for _, share in points]
+    if not any(isinstance(value, str) for value, _ in points):
+        chart.line(labels, shares, line_width=2, line_color=KEPT, name="kept")
+    chart.scatter(labels, shares, size=7, fill_color=KEPT, line_color=None, name="kept")
+    chart.y_range.start, chart.y_range.end = 0, 105
+    return chart
+
+
+def _source(name: str, *columns: str) -> Any:
+    from bokeh.models import ColumnDataSource
+
+    return ColumnDataSource({column: [] for column in columns}, name=f"{name} data")
+
+
+def _figure(x: str, y: str, height: int, tools: str = "", **settings: Any) -> Any:
+    from bokeh.plotting import figure
+
+    chart = figure(
+        height=height,
+        sizing_mode="stretch_width",
+        min_width=200,
+        tools=tools,
+        toolbar_location="right" if tools else None,
+        x_axis_label=x,
+        y_axis_label=y,
+        background_fill_color=None,
+        border_fill_color=None,
+        outline_line_color=None,
+        **settings,
+    )
+    chart.xgrid.grid_line_color = None
+    chart.yaxis.axis_line_color = chart.yaxis.major_tick_line_color = None
+    for axis in chart.axis:
+        axis.minor_tick_line_color = None
+        axis.axis_label_text_font_style = "normal"
+        axis.axis_label_text_font = axis.major_label_text_font = "system-ui, sans-serif"
+        axis.axis_label_text_font_size = axis.major_label_text_font_size = "12px"
+    return chart

@@ -1,0 +1,158 @@
+"""What a report page says in words: what was kept and why, and what speaks against trusting it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from selectit_hf.analysis import Finished
+from selectit_hf.rating import model_weights
+from selectit_hf.report.data import PageData
+from selectit_hf.selection import LOW_RATING_MASS
+
+__all__ = ["cautions", "cut_words", "level_of", "points_words", "reason", "weights_of"]
+
+DISAGREE = 0.2
+"""Models or prompts whose rankings correlate less than this hardly rate the same thing."""
+
+TRUNCATED = 0.05
+UNRATED = 0.01
+LENGTH_RATIO = 1.5
+
+
+def reason(finished: Finished) -> str:
+    """What was kept of what, and by whose score."""
+    facts, level = finished.facts, level_of(finished)
+    by = finished.by.partition("__")[2] or _listed([model["name"] for model in facts["models"]])
+    score = f"{level}-level score of SelectIT" if level else f"column {finished.by}"
+    words = [f"From {facts['input']['name']}: {cut_words(finished)} by the {score}, rated by {by}."]
+    if facts["selection"]["threshold"] is not None:
+        words.append(f"Every kept row scores {facts['selection']['threshold']:.4f} or more.")
+    if unrated := sum(_unrated(finished).values()):
+        words.append(f"{unrated:,} rows could not be rated, and are not kept.")
+    return " ".join(words)
+
+
+def level_of(finished: Finished) -> str:
+    """Which of SelectIT's scores ranked the rows: token, sentence or model; else nothing."""
+    level = finished.by.partition("_score")[0]
+    return level if level in ("token", "sentence", "model") else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1]
+
+
+def cut_words(finished: Finished) -> str:
+    """How much was asked for."""
+    cut = finished.facts["selection"]["cut"]
+    if cut["proportion"] is not None:
+        return f"the best {100 * cut['proportion']:g} %"
+    if cut["n"] is not None:
+        return f"the best {cut['n']:,} rows"
+    return f"all rows with {cut['threshold']:g} or more"
+
+
+def _unrated(finished: Finished) -> dict[str, int]:
+    decided = ("selected", "below the threshold")
+    reasons = finished.facts["selection"]["reasons"]
+    return {name: count for name, count in reasons.items() if name not in decided}
+
+
+def weights_of(finished: Finished) -> list[float]:
+    """The models' weights at model level; none at another."""
+    how = finished.facts["selection"]["reflection"]
+    if finished.by != "model_score":
+        return []
+    parameters = [model["parameters"] for model in finished.facts["models"]]
+    return [float(one) for one in model_weights(parameters, how["variant"], how["weights"])]
+
+
+def points_words(data: PageData) -> str:
+    """How many of the rated rows are drawn as points."""
+    rated, drawn = data.numbers["rated"], data.numbers["points"]["count"]
+    return f"A random {drawn:,} of {rated:,} rated rows." if drawn < rated else ""
+
+
+def cautions(finished: Finished, data: PageData) -> list[str]:
+    """What speaks against trusting the scores, each with what to do."""
+    found = (
+        _about_check(finished.facts.get("check")),
+        _about_models(finished.facts["models"]),
+        _about_agreement(data),
+        _about_unrated(finished),
+        _about_ties(finished, data),
+        _about_length(finished),
+    )
+    return [words for part in found for words in part]
+
+
+def _about_check(check: Mapping[str, Any] | None) -> Iterator[str]:
+    if check and check["verdict"]["kind"] != "well":
+        yield f"The trust check on {check['rows']:,} rows: {check['verdict']['words']}"
+
+
+def _about_agreement(data: PageData) -> Iterator[str]:
+    if data.models is not None and data.models.lowest < DISAGREE:
+        yield (
+            f"The models disagree: the rankings of two of them correlate by only "
+            f"{data.models.lowest:.2f}. Look at their rating mass, and leave out a model that does "
+            "not understand the question."
+        )
+    for prompts in data.prompts:
+        if prompts.mean < DISAGREE:
+            yield (
+                f"The rating prompts of {prompts.name} disagree: their rankings correlate by "
+                f"{prompts.mean:.2f} on average. Its scores depend on the wording; try a stronger "
+                "model or other rating prompts."
+            )
+
+
+def _about_unrated(finished: Finished) -> Iterator[str]:
+    rows, unrated = finished.facts["selection"]["rows"], _unrated(finished)
+    if sum(unrated.values()) > UNRATED * rows:
+        counts = ", ".join(f"{count:,} {name}" for name, count in unrated.items())
+        yield f"{sum(unrated.values()):,} of {rows:,} rows have no score: {counts}."
+
+
+def _about_models(models: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    masses = {model["name"]: model["rating_mass"] for model in models}
+    low = {name: m for name, m in masses.items() if m is not None and m < LOW_RATING_MASS}
+    if low:
+        each = _listed([f"{name} ({mass:.4f})" for name, mass in low.items()])
+        yield (
+            f"A small rating mass: the probability of any rating at all is under {LOW_RATING_MASS} "
+            f"on average for {each}. Such a model hardly understood the question, and its scores "
+            "mean little. Try a stronger base model, or other rating prompts."
+        )
+    for model in models:
+        statuses = model["statuses"]
+        rated = statuses.get("ok", 0) + statuses.get("truncated", 0)
+        if statuses.get("truncated", 0) > TRUNCATED * rated:
+            yield (
+                f"{model['name']} saw {statuses['truncated']:,} of {rated:,} rows cut to its "
+                "length. A model with a longer context sees all of them."
+            )
+
+
+def _about_ties(finished: Finished, data: PageData) -> Iterator[str]:
+    threshold, scores = finished.facts["selection"]["threshold"], data.ranking.scores
+    level = scores == threshold
+    best = data.ranking.ranks < finished.facts["selection"]["selected"]
+    outside = int((level & ~best).sum())
+    if outside:
+        yield (
+            f"{outside:,} rows that were not kept have the same score as the last kept one; "
+            "the order of the rows decided between them."
+        )
+
+
+def _about_length(finished: Finished) -> Iterator[str]:
+    groups = [finished.facts["contrast"].get(name, {}) for name in ("selected", "rejected")]
+    kept, other = (group.get("median_response_characters") for group in groups)
+    if not kept or not other:
+        return
+    if max(kept / other, other / kept) >= LENGTH_RATIO:
+        longer = "longer" if kept > other else "shorter"
+        yield (
+            f"The kept responses are {longer}: a median of {kept:,.0f} characters, against "
+            f"{other:,.0f} of the others. Part of what the scores tell may be length."
+        )

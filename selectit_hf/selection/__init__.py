@@ -1,0 +1,33 @@
+"""From scores to kept rows, and how those differ from the others."""
+
+from selectit_hf.selection.kept_rows import write_selected
+from selectit_hf.selection.selection import (
+    Cut,
+    Selection,
+    decide,
+    divide,
+    kept_rows,
+    score_column,
+    select,
+    status_column,
+    stored_scores,
+    stored_statuses,
+)
+from selectit_hf.selection.summary import LOW_RATING_MASS, ModelFacts, summarise
+
+__all__ = [
+    "LOW_RATING_MASS",
+    "Cut",
+    "ModelFacts",
+    "Selection",
+    "decide",
+    "divide",
+    "kept_rows",
+    "score_column",
+    "select",
+    "status_column",
+    "stored_scores",
+    "stored_statuses",
+    "summarise",
+    "write_selected",
+]

@@ -1,0 +1,90 @@
+"""A share for each group, so that one category cannot take all."""
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from selectit_hf.errors import SettingError
+from selectit_hf.selection import Cut, decide
+from selectit_hf.selectors.selector import Scores
+
+__all__ = ["quotas", "standing"]
+
+Rows = NDArray[np.int64]
+
+
+def quotas(scores: Scores, groups: Sequence[Hashable], cut: Cut) -> pa.Table:
+    """Decide within each group, so that no category takes all; see `Selection.decisions`.
+
+    As many rows as ``cut`` keeps of all are shared out in proportion to the groups' sizes (largest
+    remainders first, then larger groups), and each group keeps its own best. ``rank`` counts within
+    the group. ``groups`` (n) any values, ``None`` being a group like any other.
+
+    Raises:
+        SettingError: another number of groups than of scores, or a cut by threshold.
+    """
+    if len(groups) != len(scores.values):
+        raise SettingError(f"{len(groups)} groups for {len(scores.values)} rows; give one each.")
+    if cut.threshold is not None:
+        raise SettingError("A threshold keeps no quota of a group; give proportion or n.")
+    decided = decide(scores.values, cut, scores.statuses)
+    codes = _codes(groups)
+    ranks = _ranks_within(decided["rank"].fill_null(len(codes)).to_numpy(), codes)
+    shares = _shares(np.bincount(codes), min(cut.count(len(codes)), len(codes)))
+    scored = np.isfinite(scores.values)
+    kept = scored & (ranks < shares[codes])
+    if kept.any():
+        chosen = np.where(scored, kept.astype(np.float64), np.nan)
+        decided = decide(chosen, Cut(n=int(kept.sum())), scores.statuses)
+    return pa.table(
+        {
+            "row": decided["row"],
+            "score": pa.array(scores.values, pa.float64(), mask=~scored),
+            "rank": pa.array(ranks, pa.int64(), mask=~scored),
+            "reason": decided["reason"],
+        }
+    )
+
+
+def standing(scores: Scores, groups: Sequence[Hashable]) -> Scores:
+    """Where each row stands in its own group, above 0 and below 1 for the best.
+
+    ``1 - (r + 1/2) / g`` for the row with ``r`` better ones in its group of ``g`` rows, those
+    without a score counted; equal scores in row order. Whatever is kept by it, no group loses more
+    than one row of its share. Rows without a score stay without one.
+
+    Raises:
+        SettingError: another number of groups than of scores.
+    """
+    if len(groups) != len(scores.values):
+        raise SettingError(f"{len(groups)} groups for {len(scores.values)} rows; give one each.")
+    codes = _codes(groups)
+    ranks = decide(scores.values, Cut(), scores.statuses)["rank"]
+    within = _ranks_within(ranks.fill_null(len(codes)).to_numpy(), codes)
+    places = 1 - (within + 0.5) / np.bincount(codes)[codes]
+    return Scores(np.where(np.isfinite(scores.values), places, np.nan), scores.statuses)
+
+
+def _codes(groups: Sequence[Hashable]) -> Rows:
+    """The groups as numbers, in order of appearance."""
+    known: dict[Hashable, int] = {}
+    return np.array([known.setdefault(group, len(known)) for group in groups], dtype=np.int64)
+
+
+def _ranks_within(ranks: Rows, codes: Rows) -> Rows:
+    """Ranks among all rows to ranks among the rows of the same group."""
+    order = np.lexsort((ranks, codes))
+    starts = np.searchsorted(codes[order], codes[order])
+    within = np.empty(len(codes), np.int64)
+    within[order] = np.arange(len(codes)) - starts
+    return within
+
+
+def _shares(sizes: Rows, total: int) -> Rows:
+    """``total`` shared out in proportion to ``sizes``, by largest remainder."""
+    shares, remainders = np.divmod(sizes * total, max(int(sizes.sum()), 1))
+    first = np.lexsort((np.arange(len(sizes)), -sizes, -remainders))
+    shares[first[: total - int(shares.sum())]] += 1
+    return np.asarray(shares)

@@ -1,0 +1,505 @@
+"""The trust check: its numbers against literal loops, and controls whose answer is known."""
+
+import base64
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from scipy.stats import spearmanr
+
+import selectit_hf
+from selectit_hf.analysis.finished import Finished, from_run
+from selectit_hf.analysis.trust import auc
+from selectit_hf.analysis.trust.auc import separation
+from selectit_hf.analysis.trust.check_file import read_check
+from selectit_hf.analysis.trust.defects import DEFECTS, plant
+from selectit_hf.analysis.trust.trust_check import check
+from selectit_hf.analysis.trust.verdict import advice, verdict
+from selectit_hf.cli import app, display
+from selectit_hf.errors import InputError, SettingError
+from selectit_hf.formats.rows import Pair
+from selectit_hf.hub.card import CardSettings, Licence, make_card
+from selectit_hf.rating.model_level import ModelScore
+from selectit_hf.rating.reflection import token_score
+from selectit_hf.rating.scorers import SentenceScore
+from selectit_hf.report.check_plot import check_plot
+from selectit_hf.report.plots import card_plots
+from selectit_hf.runs import open_run
+from selectit_hf.selectors.perplexity import IFD
+
+SAMPLE = Path(selectit_hf.__file__).parent / "data" / "sample.jsonl"
+PAIR = Pair("Name 3 primes and the year 1999.", "1. Two is the first.\n2. Then 13 and 1789, I say.")
+OTHER = Pair("Say hello.", "Hello there.")
+
+
+@pytest.fixture(scope="module")
+def good() -> Dataset:
+    """The rows of the sample that are not broken on purpose."""
+    rows = [json.loads(line) for line in SAMPLE.read_text().splitlines()]
+    return Dataset.from_list([row for row in rows if row["defect"] == "none"])
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def selectit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Outcome]:
+    """Run the command in this process, in an empty folder and a wide terminal."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "400")
+    for console in (display._words, display._log):
+        monkeypatch.setattr(console, "width", 400)
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["selectit", *map(str, arguments)])
+        try:
+            app.main()
+        except SystemExit as stop:
+            return Outcome(int(stop.code or 0), *capsys.readouterr())
+        return Outcome(0, *capsys.readouterr())
+
+    return run
+
+
+# AUC
+
+
+def literal_auc(clean: list[float], copies: list[float]) -> float:
+    won = 0.0
+    for a in clean:
+        for b in copies:
+            a_, b_ = (-np.inf if np.isnan(x) else x for x in (a, b))
+            won += 1.0 if a_ > b_ else 0.5 if a_ == b_ else 0.0
+    return won / (len(clean) * len(copies))
+
+
+def literal_interval(
+    clean: list[float], copies: list[float], source: list[int], seed: int
+) -> tuple[float, float]:
+    """Rows drawn with replacement, each with its copies, and the AUC of what was drawn."""
+    rng = np.random.default_rng(seed)
+    n, found, left = len(clean), [], auc.RESAMPLES
+    while left:
+        for rows in rng.integers(n, size=(min(auc.BLOCK, left), n)).tolist():
+            drawn = [copies[j] for i in rows for j in range(len(copies)) if source[j] == i]
+            if drawn:
+                found.append(literal_auc([clean[i] for i in rows], drawn))
+            left -= 1
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)
+
+
+@pytest.mark.parametrize("matched", [True, False])
+def test_auc_and_interval_are_those_of_a_literal_loop(
+    matched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auc, "RESAMPLES", 150)
+    rng = np.random.default_rng(3)
+    clean = rng.integers(5, size=9).astype(float)  # many ties
+    clean[4] = np.nan
+    source = np.array([0, 0, 2, 3, 4, 4, 8], np.int64)
+    copies = rng.integers(4, size=len(source)).astype(float)
+    copies[5] = np.nan
+    found = separation(clean, copies, source, seed=7, matched=matched)
+
+    rows = sorted(set(source.tolist())) if matched else list(range(len(clean)))
+    mine, places = [float(clean[i]) for i in rows], [rows.index(i) for i in source.tolist()]
+    low, high = literal_interval(mine, copies.tolist(), places, 7)
+    pairs = [literal_auc([mine[i]], [b]) for i, b in zip(places, copies.tolist(), strict=True)]
+    assert found.auc == pytest.approx(literal_auc(mine, copies.tolist()), abs=1e-12)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-12)
+    assert found.pairs_right == pytest.approx(sum(pairs) / len(pairs))
+    assert (found.rows, found.copies) == (5, 7)
+    assert low < found.auc < high
+
+
+def test_a_row_without_a_score_ranks_below_every_row_with_one() -> None:
+    one = np.array([0], np.int64)
+    assert separation(np.array([np.nan]), np.array([-5.0]), one).auc == 0
+    assert separation(np.array([-5.0]), np.array([np.nan]), one).auc == 1
+    assert separation(np.array([np.nan]), np.array([np.nan]), one).auc == 0.5
+
+
+# Defects
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_defect_breaks_what_it_says_and_is_the_same_for_the_same_seed(name: str) -> None:
+    made = [DEFECTS[name](PAIR, OTHER, np.random.default_rng(5)) for _ in range(2)]
+    assert made[0] == made[1] != PAIR
+    broken = made[0]
+    assert broken is not None
+    changed = "instruction" if name == "noise" else "response"
+    kept = "response" if name == "noise" else "instruction"
+    assert getattr(broken, kept) == getattr(PAIR, kept)
+    new, old = getattr(broken, changed), getattr(PAIR, changed)
+    if name == "swapped":
+        assert new == OTHER.response
+    elif name == "cut":
+        assert old.startswith(new)
+        assert len(new.split()) == 4  # of 12 words
+    elif name == "shuffled":
+        assert sorted(new.split()) == sorted(old.split())
+    elif name == "repeated":
+        assert any(new.count(" ".join(old.split()[i : i + 2])) == 6 for i in range(12))
+        assert set(new.split()) == set(old.split())
+    elif name == "number":
+        different = [(a, b) for a, b in zip(old, new, strict=True) if a != b]
+        assert len(different) == 1
+        assert all(c.isdigit() for c in different[0])
+        assert new.startswith("1. ")
+        assert "\n2. " in new
+    elif name == "noise":
+        shape = ["a" if c.isalpha() else c for c in old]
+        assert ["a" if c.isalpha() else c for c in new] == shape
+
+
+def test_what_cannot_be_broken_is_left_out() -> None:
+    pairs = [Pair("Say yes.", "yes"), Pair("Add.", "17"), Pair("Listen.", "1. One\n2. Two three")]
+    planted = plant(pairs, [4, 8, 9], DEFECTS, {"rejected": [None, OTHER, pairs[2]]})
+    has = {
+        name: set(planted.source[planted.defect == i].tolist())
+        for i, name in enumerate(planted.names)
+    }
+    assert has["number"] == {1}  # a list's numbers are no statements
+    assert has["cut"] == {0, 2}  # of two characters there is no third
+    assert has["rejected"] == {1}  # one is missing, one is the row itself
+    assert planted.clean == 3
+    assert all(planted.pairs[i] != planted.pairs[s] for i, s in enumerate(planted.source) if i > 2)
+
+
+def test_a_draw_depends_on_seed_row_and_name_alone() -> None:
+    pairs = [PAIR, OTHER]
+    whole = plant(pairs, [4, 8], DEFECTS, {}, seed=1)
+    alone = plant(pairs, [4, 8], {"number": DEFECTS["number"]}, {}, seed=1)
+    which = np.flatnonzero(whole.defect == whole.names.index("number")).tolist()
+    assert [whole.pairs[i] for i in which] == alone.pairs[2:]
+    seeds = {plant(pairs, [4, 8], {"number": DEFECTS["number"]}, {}, s).pairs[2] for s in range(9)}
+    assert len(seeds) > 4
+
+
+def test_a_defect_that_gives_no_pair_is_named() -> None:
+    with pytest.raises(InputError, match=r"'mine' gave str.*return pair\._replace"):
+        plant([PAIR, OTHER], [0, 1], {"mine": lambda pair, other, rng: "no"}, {})  # type: ignore
+    with pytest.raises(InputError, match="can have any of the defects mine"):
+        plant([PAIR, OTHER], [0, 1], {"mine": lambda pair, other, rng: None}, {})
+
+
+# Controls
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_tiny_rater_ranks_its_own_sample_well(good: Dataset, seed: int) -> None:
+    found = check(good, SentenceScore("tiny-rater"), rows=20, seed=seed)
+    assert found.verdict["kind"] == "well", found.verdict
+    assert found.advice == []
+    assert found.used["all"]["low"] > 0.8
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_random_checkpoint_is_not_told_to_rank(
+    good: Dataset, make_checkpoint: Callable[..., Path], tmp_path: Path, seed: int
+) -> None:
+    model = make_checkpoint(tmp_path / "random", seed=seed)
+    found = check(good, SentenceScore(str(model)), rows=20, seed=seed)
+    assert found.verdict["kind"] in ("undecided", "mixed", "backwards"), found.verdict
+    assert "Do not" in found.verdict["words"]
+    assert any("larger model" in words for words in found.advice)
+
+
+# The same path as a run
+
+
+@pytest.fixture(scope="module")
+def two_models(
+    make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> list[SentenceScore]:
+    folder = tmp_path_factory.mktemp("models")
+    paths = [make_checkpoint(folder / f"m{i}", seed=i, layers=1 + i) for i in range(2)]
+    return [SentenceScore(str(path), alpha=9.0) for path in paths]
+
+
+def test_scores_and_facts_are_those_of_mapped_rows(
+    good: Dataset, two_models: list[SentenceScore]
+) -> None:
+    count = 6
+    found = check(good, two_models, rows=count, seed=4, by=["length", "ifd", "random"])
+    order = np.random.default_rng(4).permutation(len(good)).tolist()
+    pairs, numbers = [], []
+    for i in order:
+        pair = two_models[0].reader.pairs(good[i : i + 1])[0]
+        if pair not in pairs and len(pairs) < count:
+            pairs.append(pair)
+            numbers.append(i)
+    planted = plant(pairs, numbers, DEFECTS, {}, 4)
+    rows = Dataset.from_list([pair._asdict() for pair in planted.pairs])
+    mapped = rows
+    for scorer in two_models:
+        mapped = mapped.map(scorer, batched=True)
+    mapped = mapped.map(ModelScore(alpha=9.0), batched=True)
+    mapped = mapped.map(IFD(two_models[0].model), batched=True)
+
+    columns = {
+        "token:m0": "token_score__m0",
+        "sentence:m1": "sentence_score__m1",
+        "model": "model_score",
+        "ifd": "score__ifd_m0",
+    }
+    by_name = {one["name"]: one for one in found.selectors}
+    for name, column in columns.items():
+        values = [float("nan") if v is None else v for v in mapped[column]]
+        for at, defect in enumerate(planted.names):
+            copies = np.flatnonzero(planted.defect == at).tolist()
+            clean = [values[i] for i in planted.source[copies].tolist()]
+            literal = literal_auc(clean, [values[i] for i in copies])
+            assert by_name[name]["defects"][defect]["auc"] == pytest.approx(literal, abs=1e-9)
+        over_all = literal_auc(values[:count], values[count:])
+        assert by_name[name]["all"]["auc"] == pytest.approx(over_all, abs=1e-9)
+        assert by_name[name]["unscored"] == sum(np.isnan(values))
+    assert found.level == "model"
+    assert set(by_name) == {
+        *(f"{level}:m{i}" for level in ("token", "sentence", "expected") for i in range(2)),
+        *("model", "expected", "length", "ifd", "random"),
+    }
+
+    raw = np.array(mapped[f"rating_logprobs__{found.models[1]['name']}"][:count])
+    assert found.models[1]["rating_mass"] == pytest.approx(np.exp(raw).sum(axis=2).mean(), rel=1e-5)
+    likeliest = [int(np.argmax(raw[i, j])) for i in range(count) for j in range(5)]
+    shares = [likeliest.count(k) / len(likeliest) for k in range(5)]
+    assert found.models[1]["ratings"] == pytest.approx(shares, abs=1e-4)
+    tokens = token_score(raw)
+    alike = [spearmanr(tokens[:, i], tokens[:, j]).statistic for i in range(5) for j in range(i)]
+    assert found.models[1]["prompt_correlation"] == pytest.approx(np.mean(alike), abs=1e-9)
+    assert json.loads(json.dumps(found.to_dict())) == found.to_dict()
+
+
+def test_own_defects_and_columns_of_worse_responses(checkpoint: Path) -> None:
+    rows = Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": f"Say {i}."}],
+                "chosen": [{"role": "assistant", "content": f"{i} it is, as you asked."}],
+                "rejected": [{"role": "assistant", "content": "No." if i else f"{i} it is"}],
+            }
+            for i in range(8)
+        ]
+    )
+    seen: list[Pair] = []
+
+    def rude(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair | None:
+        seen.append(pair)
+        return pair._replace(response=f"Obviously, {pair.response}") if "3" in pair else None
+
+    scorer = SentenceScore(str(checkpoint))
+    found = check(rows, scorer, rows=5, defects={"rude": rude}, bad=["rejected"])
+    assert found.defects == {"rejected": 5}  # no row can be rude
+    assert {pair.response for pair in seen} < {f"{i} it is, as you asked." for i in range(8)}
+    with pytest.raises(InputError, match=r"'absent' must be a column with worse responses than"):
+        check(rows, scorer, bad=["absent"])
+    with pytest.raises(InputError, match="worse responses than 'chosen'"):
+        check(rows, scorer, bad=["chosen"])
+
+
+def test_what_cannot_be_checked_is_refused(good: Dataset, checkpoint: Path) -> None:
+    scorer = SentenceScore(str(checkpoint))
+    with pytest.raises(SettingError, match=r"--by 'best'.*length, perplexity, ifd, random"):
+        check(good, scorer, by=["best"])
+    with pytest.raises(SettingError, match="at least 2"):
+        check(good, scorer, rows=1)
+    with pytest.raises(SettingError, match="each model once"):
+        check(good, [scorer, scorer])
+    same = Dataset.from_list([{"instruction": "a", "output": "b"}] * 5)
+    with pytest.raises(InputError, match="1 of 5 rows can be read"):
+        check(same, scorer)
+
+
+# Words
+
+
+def made_up(over_all: tuple[float, float, float], *defects: tuple[float, float]) -> dict[str, Any]:
+    middle, low, high = over_all
+    each = {
+        f"d{i}": {"auc": (a + b) / 2, "low": a, "high": b, "rows": 9}
+        for i, (a, b) in enumerate(defects)
+    }
+    found = {"auc": middle, "low": low, "high": high, "rows": 9}
+    return {"name": "sentence", "all": found, "defects": each}
+
+
+RIGHT, WRONG, OPEN = (0.6, 0.8), (0.2, 0.4), (0.4, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "over_all", "defects"),
+    [
+        ("well", (0.75, 0.7, 0.8), (RIGHT, RIGHT, OPEN)),
+        ("well", (0.75, 0.7, 0.8), (RIGHT, RIGHT, WRONG)),
+        ("weakly", (0.75, 0.7, 0.8), (RIGHT, OPEN, OPEN)),
+        ("weakly", (0.6, 0.55, 0.65), (RIGHT, RIGHT, OPEN)),
+        ("weakly", (0.6, 0.55, 0.65), (RIGHT, RIGHT, RIGHT, WRONG)),
+        ("mixed", (0.6, 0.55, 0.65), (RIGHT, RIGHT, WRONG)),
+        ("mixed", (0.4, 0.35, 0.45), (RIGHT, WRONG, WRONG)),
+        ("backwards", (0.4, 0.35, 0.45), (OPEN, WRONG, WRONG)),
+        ("undecided", (0.55, 0.49, 0.61), (RIGHT, OPEN)),
+    ],
+)
+def test_the_verdict_follows_the_rules(kind: str, over_all: Any, defects: Any) -> None:
+    found = verdict(made_up(over_all, *defects))
+    assert found["kind"] == kind
+    lists = (("Recognised", RIGHT), ("Preferred to good rows", WRONG), ("Not told apart", OPEN))
+    for words, kind_of in lists:
+        names = ", ".join(f"d{i}" for i, one in enumerate(defects) if one is kind_of)
+        assert (f"{words}: {names}." in found["words"]) == bool(names)
+
+
+def test_an_interval_of_few_rows_decides_nothing() -> None:
+    used = made_up((0.9, 0.8, 1.0), RIGHT, RIGHT)
+    assert verdict(used)["kind"] == "well"
+    for auc_ in (used["all"], *used["defects"].values()):
+        auc_["rows"] = 7
+    found = verdict(used)
+    assert found["kind"] == "undecided"
+    assert "Not told apart: d0, d1." in found["words"]
+
+
+def test_advice_names_what_helps() -> None:
+    used = made_up((0.55, 0.49, 0.61), OPEN)
+    better = made_up((0.7, 0.6, 0.8), RIGHT) | {"name": "ifd"}
+    lucky = made_up((0.9, 0.8, 0.95), RIGHT) | {"name": "random"}
+    model = {
+        "name": "m",
+        "rating_mass": 0.05,
+        "ratings": [0.9, 0.1, 0, 0, 0],
+        "other_ends": {" is: ": 0.7, " is:": 0.04},
+        "chat": False,
+        "has_chat_template": True,
+    }
+    words = "\n".join(advice(used, [used, better, lucky], [model], 100, 999))
+    for part in (
+        "0.05: it hardly understood",
+        "ends in ' is: '",
+        "0.7, instead of 0.05",
+        "answers 1 to 90% of",
+        "--chat",
+        "'ifd' ranks better: 0.70",
+        "--rows 400",
+        "larger model",
+    ):
+        assert part in words
+    assert "random" not in words
+    quiet = {**model, "rating_mass": 0.6, "other_ends": {}}
+    assert advice(made_up((0.8, 0.75, 0.85), RIGHT), [used], [quiet], 100, 999) == []
+
+
+def test_other_ends_of_the_template_have_the_mass_that_is_said(good: Dataset) -> None:
+    scorer = SentenceScore("tiny-rater", template="{rating_prompt} {instruction} {response} Rate")
+    ends = check(good, scorer, rows=3).models[0]["other_ends"]
+    assert ends
+    pairs = check_pairs(good, 3)
+    for end, mass in ends.items():
+        other = replace(scorer, template="{rating_prompt} {instruction} {response}" + end)
+        rated = other.rate(Dataset.from_list([pair._asdict() for pair in pairs])[:])
+        assert mass == pytest.approx(np.exp(rated.logprobs[:, 0]).sum(axis=1).mean(), abs=1e-3)
+
+
+def check_pairs(rows: Dataset, count: int) -> list[Any]:
+    numbers = np.random.default_rng(0).permutation(len(rows))[:count].tolist()
+    return [SentenceScore("tiny-rater").reader.pairs(rows[i : i + 1])[0] for i in numbers]
+
+
+# Stored, drawn and shown
+
+
+def test_the_command_stores_what_report_and_card_show(
+    selectit: Callable[..., Any], good: Dataset, checkpoint: Path, tmp_path: Path
+) -> None:
+    good.select(range(40)).to_json("good.jsonl")
+    asked = ("check", "good.jsonl", "--model", checkpoint, "--rows", 6)
+    done = selectit(*asked, "--out", "run", "--plot", "plot.png", "--by", "length")
+    assert done.code == 0, done.err
+    facts = json.loads(Path("run/check.json").read_text())
+    assert facts["rows"] == 6
+    assert "in about" in done.err
+    for words in ("swapped", "Not told apart", "6 of 40 rows, seed 0", "pairs", "rating mass"):
+        assert words in done.out
+    assert facts["verdict"]["words"] in done.out
+    assert Path("plot.png").read_bytes() == check_plot(facts)
+
+    done = selectit("run", "good.jsonl", "--model", checkpoint, "--out", "run")
+    assert done.code == 0, done.err
+    assert "selectit check" not in done.err
+    done = selectit("report", "run", "--data", "good.jsonl")
+    assert done.code == 0, done.err
+    page = Path("run/report/report.html").read_text()
+    assert "Can these models rank these rows?" in page
+    assert "copies of 6 rows, seed 0" in page
+    assert base64.b64encode(check_plot(facts)).decode() in page
+    assert Path("run/report/images/check.png").read_bytes() == check_plot(facts)
+    card = stage_card(from_run("run"))
+    assert "copies of 6 rows of the source (seed 0)" in card
+    assert "| swapped | 6 |" in card
+    assert "images/check.png" in card
+
+
+def stage_card(finished: Finished) -> str:
+    made = make_card(
+        finished.facts,
+        "user/kept",
+        licence=Licence(),
+        settings=CardSettings(),
+        source_card={},
+        datasets_data={},
+        plots=[name for name, _ in card_plots(finished)],
+    )
+    return made.text()
+
+
+def test_json_is_for_machines_and_require_for_pipelines(
+    selectit: Callable[..., Any], good: Dataset, checkpoint: Path
+) -> None:
+    good.to_json("good.jsonl")
+    asked = ("check", "good.jsonl", "--rows", 10, "--json")
+    done = selectit(*asked, "--model", "tiny-rater", "--require", 0.7)
+    assert done.code == 0, done.err
+    facts = json.loads(done.out)
+    assert facts["verdict"]["kind"] == "well"
+    done = selectit(*asked, "--model", checkpoint, "--require", 0.9)
+    assert done.code == 1
+    assert json.loads(done.out)["level"] == "sentence"
+    assert "below --require 0.9" in done.err
+
+
+def test_a_check_of_something_else_is_refused_or_left_out(
+    selectit: Callable[..., Any], good: Dataset, checkpoint: Path
+) -> None:
+    good.select(range(20)).to_json("good.jsonl")
+    good.select(range(19)).to_json("other.jsonl")
+    done = selectit("run", "good.jsonl", "--model", checkpoint, "--out", "run")
+    assert "selectit check good.jsonl --model" in done.err
+    asked = ("--model", checkpoint, "--out", "run", "--rows", 4)
+    done = selectit("check", "other.jsonl", *asked)
+    assert done.code == 1
+    assert "planned with another dataset" in done.err
+    done = selectit("check", "good.jsonl", *asked, "--k", 4)
+    assert "planned with other models or settings" in done.err
+    assert not Path("run/check.json").exists()
+
+    assert selectit("check", "good.jsonl", *asked).code == 0
+    assert read_check(open_run("run")) is not None
+    facts = json.loads(Path("run/check.json").read_text())
+    facts["models"][0]["rating_key"] = "another"
+    for text in (json.dumps(facts), "[]", '{"input": 3}', "{"):
+        Path("run/check.json").write_text(text)
+        assert read_check(open_run("run")) is None
+        assert "check" not in from_run("run").facts
