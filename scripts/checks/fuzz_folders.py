@@ -444,7 +444,7 @@ class Room:
         publishing._client = client
         self.cli, shown = app, typer.main.get_command(app.app)
         app.app = shown  # type: ignore[assignment]  # made once
-        self._drawing = [(plots, "_png", b"PNG"), (page, "on_page", {})]
+        self._drawing = [(plots, "png_of", b"PNG"), (page, "on_page", {})]
         self._drawn = [getattr(module, name) for module, name, _ in self._drawing]
         if mutant is not None:
             break_checks(mutant)

@@ -18,7 +18,7 @@ from selectit_hf.analysis.choices import Reader, rank_by
 from selectit_hf.cli import options
 from selectit_hf.errors import SettingError
 from selectit_hf.formats.sources import Source
-from selectit_hf.rating import rater, scorers
+from selectit_hf.rating import rater, scorer_settings
 from selectit_hf.rating.engine.engine import Engine
 from selectit_hf.rating.models import loading
 from selectit_hf.rating.models.checkpoints import Checkpoint
@@ -160,7 +160,7 @@ def test_what_reads_responses_is_the_model_that_rated(
         asked.append((name, revision))
         return Checkpoint("user/model", str(checkpoint), "c0ffee")
 
-    monkeypatch.setattr(scorers, "resolve", found)
+    monkeypatch.setattr(scorer_settings, "resolve", found)
     monkeypatch.setattr(Checkpoint, "load_arguments", {"trust_remote_code": False})
     rows = Dataset.from_list(ROWS)
     scorer = SentenceScore("user/model", revision="branch", k=2)

@@ -131,7 +131,7 @@ def test_a_reader_that_leaves_and_a_poor_terminal_stop_nothing(
 
 def test_warnings_are_shown_as_text() -> None:
     code = (
-        "import warnings\nfrom selectit_hf import screen\nscreen.quieten(False)\n"
+        "import warnings\nfrom selectit_hf.cli import display\ndisplay.quieten(False)\n"
         "warnings.warn('row says \\x1b[2J', stacklevel=1)"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from selectit_hf import SentenceScore
 from selectit_hf.errors import ModelError, SettingError
 from selectit_hf.rating.models import checkpoints
 from selectit_hf.rating.models.checkpoints import is_local, resolve
@@ -131,12 +130,6 @@ def test_a_file_has_three_names_and_one_hash(
     assert resolve(str(file)).revision != one.revision
     with pytest.raises(ModelError, match="not revision"):
         resolve(str(file), one.revision)
-
-
-def test_files_of_one_repository_have_keys_of_their_own() -> None:
-    models = ["user/quants:a-Q4.gguf", "user/quants:b-Q8.gguf"]
-    scorers = [SentenceScore(model, "a" * 40, dtype="float32", name="m") for model in models]
-    assert scorers[0].rating_key() != scorers[1].rating_key()
 
 
 def test_a_file_that_is_cut_off_is_named(file: Path) -> None:

@@ -191,7 +191,7 @@ ODD = [
 LINES = [json.dumps(row).encode() + b"\n" for row in ODD]
 READ = """
 import json, sys
-from selectit_hf.sources import load, stream
+from selectit_hf.formats.sources import load, stream
 from selectit_hf.errors import SelectItError
 for name in json.loads(sys.argv[1]):
     for read in (load, stream):
@@ -263,3 +263,18 @@ def test_views_of_text_stream_into_a_run_and_are_pushed(server: HubServer, tmp_p
     (kept,) = [data for name, data in files.items() if name.startswith("data/train")]
     for found in (pq.read_table(f"{out}/selected.parquet"), pq.read_table(io.BytesIO(kept))):
         assert found.select(list(ROWS[0])).to_pylist() == ROWS
+
+
+KEYS = """
+from selectit_hf import SentenceScore
+for file in ("a-Q4.gguf", "b-Q8.gguf"):
+    print(SentenceScore(f"user/quants:{file}", dtype="float32", name="m").rating_key())
+"""
+
+
+def test_gguf_files_of_one_repository_have_keys_of_their_own(
+    server: HubServer, tmp_path: Path
+) -> None:
+    done = python(server, tmp_path / "home", "-c", KEYS)
+    assert done.returncode == 0, done.stderr
+    assert len({*done.stdout.split()}) == 2

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def fuzz(*flags: object) -> dict[str, Any]:
-    command = [sys.executable, ROOT / "scripts" / "fuzz_folders.py", *flags]
+    command = [sys.executable, ROOT / "scripts" / "checks" / "fuzz_folders.py", *flags]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=280)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

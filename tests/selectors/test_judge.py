@@ -265,8 +265,8 @@ def test_nobody_there(tmp_path):
 CHILD = """
 import sys
 from datasets import Dataset
-from selectit_hf.endpoint import Endpoint
-from selectit_hf.judge import Judge
+from selectit_hf.selectors.endpoint import Endpoint
+from selectit_hf.selectors.judge import Judge
 rows = [{"instruction": f"Say {i}.", "output": f"It is {i}."} for i in range(8)]
 judge = Judge(Endpoint("some/judge", sys.argv[1], concurrency=2), sys.argv[2], slug="j")
 judge(Dataset.from_list(rows).to_dict())
