@@ -22,12 +22,13 @@ from transformers import LlamaForCausalLM
 
 from selectit_hf import SentenceScore, runs
 from selectit_hf.errors import RunError, SelectItError
+from selectit_hf.json_files import facts_hash
 from selectit_hf.rating import rater
 from selectit_hf.rating.engine import forward as engines_forward
 from selectit_hf.rating.models import hardware
 from selectit_hf.rating.rater import Rater
 from selectit_hf.rating.ratings import Ratings
-from selectit_hf.runs import Run, plans, store
+from selectit_hf.runs import Run, plans
 
 MODEL = "small"
 SHARDS = -(-chaos.ROWS // chaos.SHARD_SIZE)
@@ -164,8 +165,7 @@ def stretch(run: Path) -> None:
     facts = json.loads(path.read_text())
     del facts["facts_sha256"]
     facts["rows"] = [4, 10]
-    digest = store.sha256(json.dumps(facts, sort_keys=True).encode())
-    path.write_text(json.dumps(facts | {"facts_sha256": digest}))
+    path.write_text(json.dumps(facts | {"facts_sha256": facts_hash(facts)}))
 
 
 def double(run: Path) -> None:
