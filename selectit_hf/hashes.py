@@ -9,7 +9,7 @@ from pathlib import Path
 
 from selectit_hf.errors import ModelError
 
-__all__ = ["LOADED", "content_hash", "file_sha256", "leading_out", "sha256"]
+__all__ = ["LOADED", "TEMPLATES", "content_hash", "file_sha256", "leading_out", "sha256"]
 
 LOADED = (
     ".bpe",

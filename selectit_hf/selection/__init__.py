@@ -1,6 +1,6 @@
 """From scores to kept rows, and how those differ from the others."""
 
-from selectit_hf.selection.kept_rows import write_selected
+from selectit_hf.selection.selected_file import write_selected
 from selectit_hf.selection.selection import (
     Cut,
     Selection,

@@ -440,7 +440,7 @@ def test_a_new_version_changes_the_hash(
     scorer: SentenceScore, monkeypatch: pytest.MonkeyPatch, module: str, constant: str
 ) -> None:
     before = Hasher.hash(scorer)
-    monkeypatch.setattr(f"selectit_hf.{module}.{constant}", 99)
+    monkeypatch.setattr(f"selectit_hf.rating.{module}.{constant}", 99)
     assert Hasher.hash(scorer) != before
 
 

@@ -21,7 +21,7 @@ from selectit_hf.rating.ratings import Ratings, nested_lists, nulled
 from selectit_hf.rating.reflection import Reflection
 from selectit_hf.runs import Run, finish, open_run, ranking_column, ratings_of
 from selectit_hf.selection import contrast
-from selectit_hf.selection import kept_rows as selected_rows
+from selectit_hf.selection import selected_file as selected_rows
 from selectit_hf.selection.selection import Cut
 
 
