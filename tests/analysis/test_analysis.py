@@ -161,7 +161,7 @@ def test_what_reads_responses_is_the_model_that_rated(
         return Checkpoint("user/model", str(checkpoint), "c0ffee")
 
     monkeypatch.setattr(scorer_settings, "resolve", found)
-    monkeypatch.setattr(Checkpoint, "folder", lambda *_: str(checkpoint))
+    monkeypatch.setattr(Checkpoint, "folder", lambda *_, **__: str(checkpoint))
     rows = Dataset.from_list(ROWS)
     scorer = SentenceScore("user/model", revision="branch", k=2)
     source = Source("rows", None, "train", "sha256:0")
