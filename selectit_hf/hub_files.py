@@ -7,12 +7,14 @@ the listing; whoever loads them finds them on the disk and asks nobody.
 
 import functools
 import hashlib
+import re
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import (
+    HfApi,
     RepoFile,
     constants,
     get_cached_repo_tree,
@@ -33,7 +35,9 @@ from selectit_hf.hashes import file_sha256
 from selectit_hf.patience import FAILURES, bounded, patiently
 from selectit_hf.redaction import redacted
 
-__all__ = ["Unverified", "fetch", "listing", "place", "said"]
+__all__ = ["COMMIT", "Unverified", "commit_of", "fetch", "listing", "place", "said"]
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 SAID = (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError)
 
@@ -43,6 +47,23 @@ AT_ONCE = 8
 
 class Unverified(OSError):
     """What was loaded cannot be shown to be what the Hub lists."""
+
+
+def commit_of(
+    kind: str, name: str, revision: str | None, api: HfApi | None = None
+) -> tuple[str, set[str]]:
+    """The sha of a revision, and the paths that the Hub names there.
+
+    Raises:
+        Unverified: the Hub answers without a commit.
+        GatedRepoError, RepositoryNotFoundError, ...: see `selectit_hf.patience.FAILURES`.
+    """
+    bounded()
+    client = api or HfApi()
+    info: Any = patiently(lambda: client.repo_info(name, repo_type=kind, revision=revision))
+    if not COMMIT.fullmatch(str(info.sha)):
+        raise Unverified(f"the Hub names no commit but {info.sha!r}")
+    return str(info.sha), {file.rfilename for file in info.siblings or ()}
 
 
 def listing(kind: str, name: str, sha: str, known: Collection[str] = ()) -> Mapping[str, RepoFile]:

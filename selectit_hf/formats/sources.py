@@ -25,7 +25,6 @@ from datasets import (
 from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.exceptions import DatasetsError
 from httpx2 import HTTPError
-from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -37,7 +36,7 @@ from selectit_hf import hub_files
 from selectit_hf.errors import InputError, SelectItError
 from selectit_hf.formats.readers.files import KINDS, as_held, kind_of, read_files
 from selectit_hf.hashes import file_sha256, leading_out
-from selectit_hf.patience import FAILURES, bounded, patiently
+from selectit_hf.patience import FAILURES
 
 __all__ = ["FOREIGN", "Source", "load", "local_files", "readable", "stream", "without_rows"]
 
@@ -50,7 +49,6 @@ READ_HERE = ("json", "csv")
 SETTINGS = ("README.md", ".huggingface.yaml", "dataset_infos.json")
 """What `datasets` reads before it knows the data files."""
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_NAME = re.compile(r"(?P<name>[^:@]+)(:(?P<config>[^@]+))?(@(?P<revision>.+))?")
 
 
@@ -401,10 +399,8 @@ def _read_hub(builder: Any, name: str, found: Sequence[str], sha: str) -> Datase
 
 def _commit(name: str, revision: str | None) -> tuple[str, set[str]]:
     """The sha of a revision, and the paths that the Hub names there."""
-    bounded()
     try:
-        info = patiently(lambda: HfApi().dataset_info(name, revision=revision))
-        sha, known = str(info.sha), {file.rfilename for file in info.siblings or ()}
+        return hub_files.commit_of("dataset", name, revision)
     except GatedRepoError as error:
         raise _gated(name) from error
     except RevisionNotFoundError as error:
@@ -415,16 +411,13 @@ def _commit(name: str, revision: str | None) -> tuple[str, set[str]]:
             "this login can see. Check the spelling; for a private dataset, log in with "
             "'hf auth login' or set HF_TOKEN."
         ) from error
+    except hub_files.Unverified as error:
+        raise InputError(f"Looking up the dataset {name!r}, {error}. Repeat it later.") from error
     except FAILURES as error:
         raise InputError(
             f"The Hub cannot be reached to look up the dataset {name!r} ({hub_files.said(error)}). "
             "Connect, or name a local file."
         ) from error
-    if not COMMIT.fullmatch(sha):
-        raise InputError(
-            f"The Hub names no commit of the dataset {name!r} ({sha!r}). Repeat the command later."
-        )
-    return sha, known
 
 
 def _gated(name: str) -> InputError:

@@ -19,7 +19,6 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from selectit_hf.errors import HubError, SettingError
 from selectit_hf.hub.card import Card, merged
 from selectit_hf.hub.remote import (
-    COMMIT,
     KIND,
     Remote,
     downloaded,
@@ -32,6 +31,7 @@ from selectit_hf.hub.remote import (
     tree,
 )
 from selectit_hf.hub.staging import CARD, MANIFEST, File, Staged, describe_file
+from selectit_hf.hub_files import COMMIT
 from selectit_hf.patience import (
     FAILURES,
     WAITS,

@@ -17,8 +17,9 @@ from selectit_hf.errors import InputError
 from selectit_hf.formats import Source, sources
 from selectit_hf.hub.card import CardSettings, as_dict, inherited, make_card
 from selectit_hf.hub.commits import Pushed, PushPlan, PushSettings, check_repo, plan_push, push
-from selectit_hf.hub.remote import COMMIT, failure
+from selectit_hf.hub.remote import failure
 from selectit_hf.hub.staging import stage
+from selectit_hf.hub_files import commit_of
 from selectit_hf.patience import FAILURES, patiently, time_limit
 from selectit_hf.rating import ModelScore, RatingScorer
 from selectit_hf.runs import open_run
@@ -185,9 +186,7 @@ def _pinned(api: HfApi, source: str, split: str) -> Source:
         )
     name, config, revision = match.groups()
     try:
-        sha = str(patiently(lambda: api.dataset_info(name, revision=revision)).sha)
-        if not COMMIT.fullmatch(sha):
-            raise LookupError("the answer names no commit")
+        sha, _ = commit_of("dataset", name, revision, api)
     except FAILURES as error:
         raise failure(error, f"The source {source} cannot be found; nothing was pushed.") from None
     return Source(name, config, split, sha)

@@ -1,7 +1,6 @@
 """Reading the Hub, patiently: what is there, and what to make of requests that fail."""
 
 import json
-import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,11 +12,11 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from selectit_hf.errors import HubError
 from selectit_hf.hub.staging import CARD, MANIFEST, File
+from selectit_hf.hub_files import COMMIT
 from selectit_hf.patience import FAILURES, patiently
 from selectit_hf.redaction import redacted
 
 __all__ = [
-    "COMMIT",
     "KIND",
     "Remote",
     "downloaded",
@@ -32,7 +31,6 @@ __all__ = [
 
 T = TypeVar("T")
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
 KIND: dict[str, Any] = {"repo_type": "dataset"}
 
 

@@ -2,11 +2,10 @@
 
 import json
 import logging
-import re
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -17,7 +16,7 @@ from huggingface_hub.errors import (
 from selectit_hf import hub_files
 from selectit_hf.errors import ModelError
 from selectit_hf.hashes import LOADED, TEMPLATES
-from selectit_hf.patience import FAILURES, bounded, patiently
+from selectit_hf.patience import FAILURES
 from selectit_hf.rating.models import adapters
 
 __all__ = ["TOKENIZER", "HubModel", "find", "folder", "gated"]
@@ -27,7 +26,6 @@ logger = logging.getLogger(__name__)
 TOKENIZER = "tokenizer_config.json"
 CONFIG = "config.json"
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HubModel(NamedTuple):
@@ -51,12 +49,12 @@ def find(model: str, revision: str | None, gguf_file: str | None) -> HubModel:
     wanted = revision or constants.DEFAULT_REVISION
     offline, known = constants.is_offline_mode(), set[str]()
     try:
-        if COMMIT.fullmatch(wanted):
+        if hub_files.COMMIT.fullmatch(wanted):
             sha = wanted
         elif offline:
             sha = _cached(model, wanted)
         else:
-            sha, known = _commit(model, wanted)
+            sha, known = hub_files.commit_of("model", model, wanted)
         names = set(hub_files.listing("model", model, sha, known))
         adapter = gguf_file is None and adapters.is_adapter(model, names)
         needed = gguf_file or (adapters.CONFIG if adapter else CONFIG)
@@ -65,7 +63,7 @@ def find(model: str, revision: str | None, gguf_file: str | None) -> HubModel:
         # One file at least pins the revision in the cache, for a time without a network.
         if gguf_file is None:
             folder = hub_files.fetch("model", model, sha, [needed])
-        if not COMMIT.fullmatch(wanted) and not offline:
+        if not hub_files.COMMIT.fullmatch(wanted) and not offline:
             _remember(model, wanted, sha)
     except GatedRepoError as error:
         raise gated(model) from error
@@ -81,15 +79,6 @@ def find(model: str, revision: str | None, gguf_file: str | None) -> HubModel:
         raise _unreached(model, error) from error
     config = folder / needed if adapter else None
     return HubModel(sha, config, not adapter or TOKENIZER in names, offline)
-
-
-def _commit(model: str, revision: str) -> tuple[str, set[str]]:
-    """The sha of a revision, and the paths that the Hub names there."""
-    bounded()
-    info = patiently(lambda: HfApi().model_info(model, revision=revision))
-    if not COMMIT.fullmatch(str(info.sha)):
-        raise hub_files.Unverified(f"the Hub names no commit but {info.sha!r}")
-    return str(info.sha), {file.rfilename for file in info.siblings or ()}
 
 
 def _cached(model: str, revision: str) -> str:
