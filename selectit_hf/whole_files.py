@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,12 +28,12 @@ def reached(point: str) -> None:
 
 @contextmanager
 def replacing(path: Path, place: Callable[[Path, Path], object] = Path.replace) -> Iterator[Path]:
-    """A file beside ``path`` to write, which takes its place when the block ends well.
+    """A file, or a folder, beside ``path`` to write; it takes its place when the block ends well.
 
     Raises:
         OSError: the disk is full or failing. What was there is still there.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(6).hex()}.partial")
+    partial = path.with_name(f".{os.getpid()}-{os.urandom(6).hex()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -47,7 +48,10 @@ def replacing(path: Path, place: Callable[[Path, Path], object] = Path.replace) 
         raise
     finally:
         with suppress(OSError):
-            partial.unlink(missing_ok=True)
+            if partial.is_dir():
+                shutil.rmtree(partial)
+            else:
+                partial.unlink(missing_ok=True)
 
 
 def write(path: Path, data: bytes, place: Callable[[Path, Path], object] = Path.replace) -> None:

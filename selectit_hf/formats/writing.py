@@ -3,8 +3,6 @@
 import base64
 import datetime
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from functools import partial
@@ -14,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset
 
+from selectit_hf import whole_files
 from selectit_hf.errors import InputError, SettingError
 from selectit_hf.formats.media import check_media, embedded
 from selectit_hf.formats.rows import SURROGATE
@@ -50,14 +49,8 @@ def writer(out: Path, inputs: Iterable[Path] = ()) -> Callable[[Dataset], Any]:
 
 
 def _whole(out: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside ``out``, then rename."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=".selectit-", dir=out.parent))
-    try:
-        write(beside / "rows")
-        (beside / "rows").replace(out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    with whole_files.replacing(out) as partial:
+        write(partial)
 
 
 def check_writable(out: Path, rows: Dataset) -> None:

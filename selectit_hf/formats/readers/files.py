@@ -4,9 +4,8 @@ The Arrow file is named after what the files hold, so a file overwritten in plac
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features
 
+from selectit_hf import whole_files
 from selectit_hf.errors import InputError
 from selectit_hf.formats.readers.arrow_types import as_array, fit, held, holdable, infer, unholdable
 from selectit_hf.formats.readers.records import COMPRESSIONS, Record, csv_rows, json_rows
 from selectit_hf.hashes import file_sha256
 
-__all__ = ["KINDS", "as_held", "holdable_schema", "kind_of", "read_files"]
+__all__ = ["KINDS", "as_held", "holdable_schema", "kind_of", "read_files", "write_arrow"]
 
 VERSION = 1
 """Raised whenever the same files are read in another way."""
@@ -110,15 +110,15 @@ def _folder() -> Path:
 
 
 def _store(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    partial_path = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        with pa.OSFile(str(partial_path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for table in tables:
-                writer.write_table(table)
-        partial_path.replace(path)
-    finally:
-        with suppress(OSError):
-            partial_path.unlink(missing_ok=True)
+    with whole_files.replacing(path) as partial:
+        write_arrow(partial, schema, tables)
+
+
+def write_arrow(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """Write tables of one schema to an Arrow file."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for table in tables:
+            writer.write_table(table)
 
 
 def _cast(

@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset
 
 from selectit_hf.errors import InputError
 from selectit_hf.formats.readers.arrow_types import held
-from selectit_hf.formats.readers.files import holdable_schema
+from selectit_hf.formats.readers.files import holdable_schema, write_arrow
 from selectit_hf.formats.sources import readable, without_rows
 
 __all__ = ["write_stream"]
@@ -40,14 +40,14 @@ def write_stream(stream: IterableDataset, path: Path, name: str) -> int:
         for schema, tables in groupby(_tables(stream, name), key=lambda table: table.schema):
             parts.append(path.with_name(f"{path.name}-{len(parts)}.partial"))
             schemas.append(schema)
-            _write_part(parts[-1], schema, tables)
+            write_arrow(parts[-1], schema, tables)
         if not parts:
             raise without_rows(name)
         if len(parts) == 1:
             parts[0].replace(path)
         else:
             schema = _unified(schemas, name)
-            _write_part(path, schema, _promoted(parts, schema))
+            write_arrow(path, schema, _promoted(parts, schema))
     finally:
         for part in parts:
             with suppress(OSError):
@@ -65,12 +65,6 @@ def _tables(stream: IterableDataset, name: str) -> Iterator[pa.Table]:
         else:
             for batch in stream.with_format(None).iter(ROWS):
                 yield Dataset.from_dict(batch).data.table
-
-
-def _write_part(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for table in tables:
-            writer.write_table(table)
 
 
 def _unified(schemas: list[pa.Schema], name: str) -> pa.Schema:
