@@ -186,29 +186,22 @@ def finish(
     store = run.store if out is None else open_store(out)
     ranges = [part.rows for part in run.parts]
     schema = score_schema(run.slugs, run.plan["rating"]["k"])
-    with ExitStack() as writing:
-        with ExitStack() as files:
-            selected, scores = (files.enter_context(store.replacing(n)) for n in (SELECTED, SCORES))
-            ranked = _write_scores(scores, schema, rated, ranges, how, by)
-            selection = _select(dataset, by, cut, ranked, schema.names)
-            write_selected(selected, scores, dataset, selection.kept, ranges)
-            summary = summarise(dataset, selection, ranked.models, run.reader)
-            for slug, one in rated.items():
-                summary["models"][slug]["made_with"] = one.made_with
-            said = as_json(summary)
-            manifest = _manifest(selection, how) | {
-                "sha256": {
-                    SCORES: file_sha256(scores),
-                    SELECTED: file_sha256(selected),
-                    SUMMARY: sha256(said),
-                },
-                "tables": {
-                    slug: [facts["sha256"] for facts in one.facts] for slug, one in rated.items()
-                },
-            }
-            writing.enter_context(store.writing_results())
-            run.check_plan()
-            store.remove(MANIFEST)
+    with ExitStack() as alone, ExitStack() as files:
+        selected, scores = (files.enter_context(store.replacing(n)) for n in (SELECTED, SCORES))
+        ranked = _write_scores(scores, schema, rated, ranges, how, by)
+        selection = _select(dataset, by, cut, ranked, schema.names)
+        write_selected(selected, scores, dataset, selection.kept, ranges)
+        summary = summarise(dataset, selection, ranked.models, run.reader)
+        for slug, one in rated.items():
+            summary["models"][slug]["made_with"] = one.made_with
+        said = as_json(summary)
+        manifest = _manifest(selection, how, rated)
+        manifest["sha256"] = {SCORES: file_sha256(scores), SELECTED: file_sha256(selected)}
+        manifest["sha256"][SUMMARY] = sha256(said)
+        alone.enter_context(store.writing_results())
+        run.check_plan()
+        store.remove(MANIFEST)
+        files.close()  # both take their places
         store.write(SUMMARY, said)
         store.write_json(MANIFEST, manifest | {"manifest_sha256": facts_hash(manifest)})
     for name in run.store.sizes(PROGRESS) if out is None else ():
@@ -256,7 +249,8 @@ def _select(
     return divide(dataset, by, scores, statuses, cut)
 
 
-def _manifest(selection: Selection, how: Reflection) -> dict[str, Any]:
+def _manifest(selection: Selection, how: Reflection, rated: Mapping[str, _Rated]) -> dict[str, Any]:
+    """How the rows were chosen, and from which tables."""
     return {
         "by": selection.by,
         "cut": asdict(selection.cut),
@@ -265,4 +259,5 @@ def _manifest(selection: Selection, how: Reflection) -> dict[str, Any]:
         "rows": len(selection.kept),
         "selected": len(selection.selected),
         "reasons": selection.reasons,
+        "tables": {slug: [facts["sha256"] for facts in one.facts] for slug, one in rated.items()},
     }
