@@ -13,7 +13,7 @@ from selectit_hf.analysis.finished import (
     is_score,
 )
 from selectit_hf.analysis.measures import Measures
-from selectit_hf.analysis.trust.check_file import check_place, has_check, write_check
+from selectit_hf.analysis.trust.check_file import check_place
 from selectit_hf.analysis.trust.defects import DEFECTS
 from selectit_hf.analysis.trust.trust_check import check, duration
 from selectit_hf.analysis.trust.verdict import CHANCE, side
@@ -36,8 +36,6 @@ __all__ = [
     "duration",
     "from_run",
     "from_selection",
-    "has_check",
     "is_score",
     "side",
-    "write_check",
 ]

@@ -9,8 +9,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from selectit_hf import runs
-from selectit_hf.analysis import check, check_place, duration, side, write_check
+from selectit_hf import runs, whole_files
+from selectit_hf.analysis import check, check_place, duration, side
 from selectit_hf.cli import display, options
 from selectit_hf.cli.options import DatasetName, Split, with_flags
 from selectit_hf.cli.run_commands import Stop
@@ -92,9 +92,9 @@ def check_command(
     stop.heed()
     facts = found.to_dict()
     if store is not None:
-        write_check(store, facts)
+        store.write_json(runs.CHECK, facts)
     if plot is not None:
-        plot.write_bytes(check_plot(facts))
+        whole_files.write(plot, check_plot(facts))
     if as_json:
         display.say(facts, True, "")
     else:

@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from selectit_hf import runs
 from selectit_hf.analysis import NAMES as SELECTORS
-from selectit_hf.analysis import Reader, choices, has_check
+from selectit_hf.analysis import Reader, choices
 from selectit_hf.cli import display, options
 from selectit_hf.cli.options import (
     AllowUnrated,
@@ -233,11 +233,11 @@ def status_command(run: RunNamed, as_json: bool) -> None:
 def _tell_of_check(dataset: str, scorers: Sequence[SentenceScore], out: str) -> None:
     """Say, of a run that is new, how to find out beforehand what its scores are worth."""
     store = runs.open_store(out)
-    if store.exists("plan.json") or has_check(store):
+    if store.exists("plan.json") or store.exists(runs.CHECK):
         return
     models = " ".join(shlex.join(["--model", model_name(one.model)]) for one in scorers)
     display.tell(
-        "Whether these models can rank these rows is found out in minutes: selectit check "
+        "To see in minutes whether these models can rank these rows: selectit check "
         f"{shlex.quote(dataset)} {models} --out {shlex.quote(out)}"
     )
 

@@ -2,11 +2,10 @@
 
 import base64
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from selectit_hf.analysis.trust.check_file import read_check
 from selectit_hf.analysis.trust.defects import DEFECTS, plant
 from selectit_hf.analysis.trust.trust_check import check
 from selectit_hf.analysis.trust.verdict import advice, verdict
-from selectit_hf.cli import app, display
 from selectit_hf.errors import InputError, SettingError
 from selectit_hf.formats.rows import Pair
 from selectit_hf.hub.card import CardSettings, Licence, make_card
@@ -43,33 +41,6 @@ def good() -> Dataset:
     """The rows of the sample that are not broken on purpose."""
     rows = [json.loads(line) for line in SAMPLE.read_text().splitlines()]
     return Dataset.from_list([row for row in rows if row["defect"] == "none"])
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def selectit(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., Outcome]:
-    """Run the command in this process, in an empty folder and a wide terminal."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "400")
-    for console in (display._words, display._log):
-        monkeypatch.setattr(console, "width", 400)
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["selectit", *map(str, arguments)])
-        try:
-            app.main()
-        except SystemExit as stop:
-            return Outcome(int(stop.code or 0), *capsys.readouterr())
-        return Outcome(0, *capsys.readouterr())
-
-    return run
 
 
 # AUC
@@ -498,8 +469,20 @@ def test_a_check_of_something_else_is_refused_or_left_out(
     assert selectit("check", "good.jsonl", *asked).code == 0
     assert read_check(open_run("run")) is not None
     facts = json.loads(Path("run/check.json").read_text())
-    facts["models"][0]["rating_key"] = "another"
-    for text in (json.dumps(facts), "[]", '{"input": 3}', "{"):
+    other = [{**facts["models"][0], "rating_key": "another"}]
+    odd = [
+        {"models": other},
+        {"level": "nowhere"},
+        {"selectors": []},
+        {"selectors": [{**one, "defects": {}} for one in facts["selectors"]]},
+        {"selectors": [{**one, "all": {"auc": "high"}} for one in facts["selectors"]]},
+        {"defects": {"swapped": None}},
+        {"verdict": {"kind": 1, "words": []}},
+        {"advice": "none"},
+        {"rows": 10**400},
+    ]
+    texts = [json.dumps({**facts, **change}) for change in odd]
+    for text in (*texts, "[]", '{"input": 3}', "{"):
         Path("run/check.json").write_text(text)
         assert read_check(open_run("run")) is None
         assert "check" not in from_run("run").facts

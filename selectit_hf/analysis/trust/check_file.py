@@ -9,11 +9,37 @@ from selectit_hf.formats import Source
 from selectit_hf.rating import RatingScorer
 from selectit_hf.runs import CHECK, Run, Store, check_folder, open_run
 
-__all__ = ["check_place", "has_check", "read_check", "write_check"]
+__all__ = ["check_place", "read_check"]
 
 logger = logging.getLogger(__name__)
 
-FIELDS = ("input", "rows", "seed", "defects", "models", "selectors", "level", "verdict", "advice")
+AUC = {
+    **dict.fromkeys(("rows", "copies"), int),
+    **dict.fromkeys(("auc", "low", "high", "pairs_right"), float),
+}
+SCHEMA = {
+    "input": {"name": str, "split": str, "revision": str, "rows": int},
+    "rows": int,
+    "seed": int,
+    "defects": {str: int},
+    "models": [
+        {
+            **dict.fromkeys(("name", "model", "revision", "rating_key"), str),
+            "parameters": int,
+            "rating_mass": (float, None),
+            "ratings": [float],
+            "prompt_correlation": (float, None),
+            "other_ends": {str: float},
+            **dict.fromkeys(("chat", "has_chat_template"), bool),
+            **dict.fromkeys(("seconds", "whole_seconds"), float),
+        }
+    ],
+    "selectors": [{"name": str, "all": AUC, "defects": {str: AUC}, "unscored": int}],
+    "level": str,
+    "verdict": {"kind": str, "words": str},
+    "advice": [str],
+}
+"""What ``check.json`` holds; see `selectit_hf.json_files.misfit`."""
 
 
 def check_place(store: Store, source: Source, scorers: Sequence[RatingScorer]) -> None:
@@ -34,24 +60,15 @@ def check_place(store: Store, source: Source, scorers: Sequence[RatingScorer]) -
         )
 
 
-def has_check(store: Store) -> bool:
-    """Whether a check was made for this run."""
-    return store.exists(CHECK)
-
-
-def write_check(store: Store, facts: Mapping[str, Any]) -> None:
-    """Write the facts of a `Check` into a run folder, whole or not."""
-    store.write_json(CHECK, dict(facts))
-
-
 def read_check(run: Run) -> dict[str, Any] | None:
     """The check of a run; ``None`` without one, or where it is of something else, which is told."""
-    if not has_check(run.store):
+    if not run.store.exists(CHECK):
         return None
+    facts: dict[str, Any] = {}
     try:
-        facts = run.store.read_json(CHECK)
-        other = _other(run.plan, facts) if all(key in facts for key in FIELDS) else "other fields"
-    except (RunError, KeyError, TypeError, AttributeError):
+        facts = run.store.read_json(CHECK, SCHEMA)
+        other = _other(run.plan, facts) if _is_whole(facts) else "other fields"
+    except RunError:
         other = "something else"
     if other:
         logger.warning(
@@ -60,6 +77,12 @@ def read_check(run: Run) -> dict[str, Any] | None:
         )  # fmt: skip
         return None
     return facts
+
+
+def _is_whole(facts: Mapping[str, Any]) -> bool:
+    """Whether each selector says something of each defect, and one of them is the level's."""
+    of = {one["name"]: one["defects"].keys() for one in facts["selectors"]}
+    return facts["level"] in of and all(names == facts["defects"].keys() for names in of.values())
 
 
 def _other(plan: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
