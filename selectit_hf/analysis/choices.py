@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from selectit_hf.analysis.ablation import ablate
 from selectit_hf.analysis.candidates import NAMES, Candidates
 from selectit_hf.analysis.comparison import Comparison, compare
-from selectit_hf.analysis.finished import from_run
+from selectit_hf.analysis.finished import check_written
 from selectit_hf.analysis.measures import Measures
 from selectit_hf.errors import InputError, SettingError
 from selectit_hf.hashes import sha256
@@ -182,7 +182,7 @@ def ablate_run(run: Run) -> dict[str, Any]:
 
 
 def _as_selected(run: Run) -> tuple[Reflection, Cut]:
-    facts = from_run(run).facts["selection"]
+    facts = check_written(run)
     weights = facts["reflection"]["weights"]
     how = {name: facts["reflection"][name] for name in ("alpha", "variant")}
     return Reflection(**how, weights=weights and tuple(weights)), Cut(**facts["cut"])

@@ -172,7 +172,7 @@ def from_run(run: Run | str | Path) -> Finished:
         "input": plan["input"],
         "rating": {key: plan["rating"].get(key) for key in ASKING},
         "models": [model | _model_facts(summary, model["name"]) for model in plan["models"]],
-        "selection": {key: _known(chosen[key], schema) for key, schema in CHOSEN.items()},
+        "selection": {key: chosen[key] for key in CHOSEN},
         "score_quantiles": summary["score_quantiles"],
         "contrast": summary.get("contrast", {}),
         "versions": plan["versions"],
@@ -206,7 +206,7 @@ def check_written(run: Run) -> dict[str, Any]:
     """Compare results and ratings with the hashes that were written down with them.
 
     Returns:
-        ``selection.json``.
+        What ``selection.json`` says of the selection, and the hashes in it.
 
     Raises:
         RunError: a file is not the one that was written; it is named. Runs of 0.1.0 hold fewer
@@ -225,7 +225,8 @@ def check_written(run: Run) -> dict[str, Any]:
             run.shards(slug).check()
         except RunError as error:
             raise _unfinished(str(error).partition(";")[0]) from error
-    return chosen
+    hashes = {name: chosen[name] for name in ("sha256", "tables")}
+    return hashes | {name: _known(chosen[name], schema) for name, schema in CHOSEN.items()}
 
 
 def _hash(store: Store, name: str) -> str:

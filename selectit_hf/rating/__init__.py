@@ -35,7 +35,7 @@ from selectit_hf.rating.reflection import (
     rating_mass,
 )
 from selectit_hf.rating.score_tables import score_schema, score_table, scorers_of
-from selectit_hf.rating.scorer_settings import OF_A_PLACE, OF_THE_WEIGHTS
+from selectit_hf.rating.scorer_settings import OF_A_PLACE, OF_THE_WEIGHTS, settings_of
 from selectit_hf.rating.scorers import (
     SentenceScore,
     TokenScore,
@@ -92,6 +92,7 @@ __all__ = [
     "scorers_of",
     "sentence_score",
     "set_threads",
+    "settings_of",
     "shares",
     "slug",
     "text_ids",

@@ -225,5 +225,5 @@ class ScorerSettings:
 
 
 def settings_of(scorer: Any) -> dict[str, Any]:
-    """The fields of a scorer that its caller sets."""
+    """The fields of a scorer or selector that its caller sets, with their values."""
     return {f.name: getattr(scorer, f.name) for f in dataclasses.fields(scorer) if f.init}

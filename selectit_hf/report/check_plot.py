@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from selectit_hf.analysis import CHANCE
-from selectit_hf.report.figures import figure_of, png_of
+from selectit_hf.report.figures import figure_of, png_of, shortened
 
 __all__ = ["check_plot"]
 
@@ -41,7 +41,7 @@ def check_plot(facts: Mapping[str, Any]) -> bytes:
             color=COLORS[i % len(COLORS)],
             markersize=5,
             linewidth=1.2,
-            label=_short(one["name"]),
+            label=shortened(one["name"], NAME_LENGTH),
         )
     axes.set_yticks(range(len(rows)), [f"{n} ({_count(facts, n)})" for n in rows], fontsize=9)
     axes.axhline(len(rows) - 1.5, color="#cbd5e1", linewidth=0.8)
@@ -56,7 +56,3 @@ def check_plot(facts: Mapping[str, Any]) -> bytes:
 def _count(facts: Mapping[str, Any], name: str) -> int:
     defects = facts["defects"]
     return int(sum(defects.values()) if name == "all" else defects[name])
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"

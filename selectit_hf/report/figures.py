@@ -5,7 +5,7 @@ from typing import Any
 
 from selectit_hf.errors import SettingError
 
-__all__ = ["figure_of", "png_of"]
+__all__ = ["figure_of", "png_of", "shortened"]
 
 
 def figure_of(width: float, height: float) -> tuple[Any, Any]:
@@ -32,3 +32,8 @@ def png_of(figure: Any) -> bytes:
     with io.BytesIO() as file:
         figure.savefig(file, format="png", metadata={"Software": None})
         return file.getvalue()
+
+
+def shortened(name: str, length: int) -> str:
+    """A name for a tick or a legend, cut where it is longer."""
+    return name if len(name) <= length else f"{name[: length - 1]}…"

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from selectit_hf.analysis import Finished
 from selectit_hf.report.check_plot import check_plot
-from selectit_hf.report.figures import figure_of, png_of
+from selectit_hf.report.figures import figure_of, png_of, shortened
 
 __all__ = [
     "agreement_plot",
@@ -87,7 +87,7 @@ def agreement_plot(names: Sequence[str], correlations: NDArray[np.float64]) -> b
     side = 1.6 + 0.9 * count
     figure, axes = figure_of(side + 1.4, side)
     axes.imshow(correlations, cmap="Blues", vmin=-0.2, vmax=1.2)
-    short = [name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…" for name in names]
+    short = [shortened(name, NAME_LENGTH) for name in names]
     axes.set_xticks(range(count), short, rotation=30, ha="right", fontsize=8)
     axes.set_yticks(range(count), short, fontsize=8)
     for (row, column), value in np.ndenumerate(correlations):

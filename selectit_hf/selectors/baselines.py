@@ -24,6 +24,7 @@ from selectit_hf.rating import (
     TokenScore,
     read_ratings,
     reflection,
+    settings_of,
     text_ids,
 )
 from selectit_hf.selectors.selector import (
@@ -209,7 +210,7 @@ class Length(ResolvedSelector):
     fields: ClassVar[dict[str, Any]] = {"tokens": Value("int32"), "status": Value("string")}
 
     def __post_init__(self) -> None:
-        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+        settings = settings_of(self)
         # No model runs, so no other device is looked for.
         rater = TokenScore(name=settings.pop("slug"), device="cpu", **settings)
         object.__setattr__(self, "_rater", rater)

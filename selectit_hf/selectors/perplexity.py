@@ -36,6 +36,7 @@ from selectit_hf.rating import (
     Template,
     TokenScore,
     context_length,
+    settings_of,
 )
 from selectit_hf.selectors.selector import (
     Measured,
@@ -110,7 +111,7 @@ class ResponseScorer(ResolvedSelector):
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything resolved that can change a score, as `RatingScorer.__getstate__`."""
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+        own = settings_of(self)
         rater = self.rater.__getstate__()
         resolved = {name: rater[name] for name in OF_A_RATER if name in rater}
         places = dict.fromkeys(OF_A_PLACE)

@@ -5,7 +5,6 @@ would rate them. No label and no other model is needed. What it cannot see: a sc
 planted defects may still say little about which of two good rows teaches more.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from selectit_hf.rating import (
     TokenScore,
     encoders_by_end,
     reflection,
+    settings_of,
 )
 from selectit_hf.selectors import IFD, Expected, Length, Perplexity, Random, Selector
 
@@ -363,7 +363,7 @@ class _Bench:
         """The rating mass that other ends of the template would have, on a few rows."""
         if scorer.chat or mass is None or mass >= MASS_TO_IMPROVE:
             return {}
-        settings = {f.name: getattr(scorer, f.name) for f in dataclasses.fields(scorer) if f.init}
+        settings = settings_of(scorer)
         few = _part(self.batch, np.arange(min(PAIRS_OF_AN_END, self.planted.clean)))
 
         def make(template: Template) -> TokenScore:
