@@ -146,7 +146,7 @@ def select_command(
         if reader != Reader() and not choices.is_selector(rows, how.by):
             raise SettingError(
                 "--model, --device and --device-map are of a model that reads responses, for --by "
-                "ifd, perplexity or length; leave them away."
+                "ifd, perplexity or length; omit them."
             )
         rows, how = choices.rank_by(run, rows, how, cut, reader, seed)
         summary = runs.finish(run, rows, how, cut, out, allow_mixed=True)

@@ -289,7 +289,7 @@ def run_all(
             summary = _finished(started, rows, scorers, settings)
         except KeyboardInterrupt:
             where = started.where
-            display.tell(f"Stopped. The same command goes on from the last full shard in {where}.")
+            display.tell(f"Stopped. The same command resumes after the last full shard in {where}.")
             raise
     if summary is not None:
         display.show_summary(summary, started.where, as_json)

@@ -248,7 +248,7 @@ def _check_visibility(plan: PushPlan) -> None:
     if plan.settings.public:
         raise HubError(
             f"{plan.repo} is there already and private; nothing was pushed. Make it public in its "
-            "settings, or leave --public away."
+            "settings, or omit --public."
         )
     raise HubError(
         f"{plan.repo} is there already and public; nothing was pushed. Add --public if everybody "
@@ -262,7 +262,7 @@ def _check_allowed(plan: PushPlan) -> None:
         if settings.create_pr:
             raise HubError(
                 f"There is no dataset {plan.repo} that this login can see, so there is nothing to "
-                "make a pull request to; leave --create-pr away."
+                "make a pull request to; omit --create-pr."
             )
         return
     if settings.overwrite or set(remote.files) <= EMPTY:

@@ -95,7 +95,7 @@ def score(
     if spread and num_proc not in (None, 1):
         raise SettingError(
             f"num_proc={num_proc} and the device map {spread!r} contradict each other: one process "
-            "takes all GPUs. Leave num_proc away; 'selectit run --workers' shares the GPUs out to "
+            "takes all GPUs. Omit num_proc; 'selectit run --workers' shares the GPUs out to "
             "several."
         )
     one = not isinstance(scorer, RatingScorer) or scorer.device or spread

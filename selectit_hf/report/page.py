@@ -1,6 +1,6 @@
 """The report page of a finished run: one HTML file that shows what was kept and why.
 
-The page asks no other file or server for anything: its Content-Security-Policy forbids it, and
+The page loads nothing from other files or servers: its Content-Security-Policy forbids it, and
 allows only the scripts that were written into it. Texts of rows travel as JSON and are shown as
 text, never as HTML.
 """

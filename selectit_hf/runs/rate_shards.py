@@ -243,7 +243,7 @@ def _noted(rows: range, slug: str) -> Iterator[None]:
     except BaseException as error:
         error.add_note(
             f"This was at {rows_words(rows)}, by {slug!r}. Whole shards stay; the same command "
-            "goes on from them."
+            "resumes after them."
         )
         raise
 

@@ -282,7 +282,7 @@ class Store:
                 raise
             raise RunError(
                 f"{self} failed at {name!r} ({type(error).__name__}: {error}). Whole shards stay "
-                "there; the same command goes on from them."
+                "there; the same command resumes after them."
             ) from error
 
 

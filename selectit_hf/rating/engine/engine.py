@@ -256,7 +256,7 @@ class Engine:
             tally.gap = max(tally.gap, gap)
 
     def _shared(self, task: _Task, told: Told) -> dict[SharedPrefix, list[int]]:
-        """The sequences that go on from each prefix, which is recorded."""
+        """The sequences that begin with each prefix, which is recorded."""
         shared = {}
         for ids, rows in members_of(task.ids, task.prefixes, self._forward.rope_limit).items():
             prefix = self._in_memory(partial(self._forward.record, ids))

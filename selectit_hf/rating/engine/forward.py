@@ -104,7 +104,7 @@ class Forward:
 
     @torch.inference_mode()
     def record(self, ids: Sequence[int]) -> SharedPrefix:
-        """The prefix ``ids``, for batches that go on from it.
+        """The prefix ``ids``, for batches whose prompts begin with it.
 
         Raises:
             Unshareable: the model's attention is of another kind.

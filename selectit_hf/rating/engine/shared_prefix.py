@@ -35,7 +35,7 @@ class Unshareable(Exception):
 
 
 class SharedPrefix:
-    """What a model's attention layers keep of the tokens that a batch goes on from.
+    """What a model's attention layers keep of the tokens that the prompts of a batch begin with.
 
     Attributes:
         length: number of those tokens.
@@ -52,7 +52,7 @@ class SharedPrefix:
         self.recording = False
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuse what was recorded of a model that cannot go on from it.
+        """Refuse what was recorded of a model that cannot continue it.
 
         Raises:
             Unshareable: with the reason.
@@ -74,7 +74,7 @@ _SHARED: ContextVar[SharedPrefix] = ContextVar("shared_prefix")
 
 @contextmanager
 def sharing(model: PreTrainedModel, prefix: SharedPrefix) -> Iterator[None]:
-    """Let the model's attention go on from ``prefix``, or add to it while it is recording."""
+    """Let the model's attention continue ``prefix``, or add to it while it is recording."""
     before = model.config._attn_implementation
     token = _SHARED.set(prefix)
     model.set_attn_implementation(NAME)
@@ -95,7 +95,7 @@ def _attention(
     dropout: float = 0.0,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of a batch that goes on from the shared prefix."""
+    """Causal attention of a batch whose prompts begin with the shared prefix."""
     for name in CHANGES_ATTENTION:
         if settings.get(name) is not None:
             raise Unshareable(f"its attention has {name}")

@@ -103,7 +103,7 @@ class Batch:
     Attributes:
         ids: the token ids that are fed, by the number of their sequence; behind the prefix.
         length: what they are padded to.
-        prefix: what they go on from.
+        prefix: the shared prefix that comes before them.
     """
 
     ids: Mapping[int, Sequence[int]]
@@ -114,7 +114,7 @@ class Batch:
 def members_of(
     ids: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]], longest: int | None
 ) -> dict[tuple[int, ...], list[int]]:
-    """The sequences that go on from each prefix, of up to ``longest`` ids; two of them at least."""
+    """The sequences that begin with each prefix, of up to ``longest`` ids; two of them at least."""
     members: dict[tuple[int, ...], list[int]] = {
         prefix: [] for prefix in sorted({tuple(p) for p in prefixes if p}, key=len, reverse=True)
     }
@@ -136,7 +136,7 @@ def batches_of(
 ) -> list[Batch]:
     """All sequences in batches.
 
-    ``shared`` holds the sequences that go on from each prefix. Those of more than ``longest`` ids,
+    ``shared`` holds the sequences that begin with each prefix. Those of more than ``longest`` ids,
     from which on the model's positions depend on the length of the batch, meet only their like.
     """
     taken = {i for rows in shared.values() for i in rows}
