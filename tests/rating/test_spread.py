@@ -443,7 +443,7 @@ def test_several_processes_of_a_machine_do_not_each_take_all_its_gpus(
 def test_map_takes_one_process(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = Dataset.from_dict({"instruction": ["Say."] * 3, "output": ["a", "b", "c"]})
     scorer = TokenScore(str(checkpoint), device_map="auto")
-    with pytest.raises(SettingError, match="Leave num_proc away"):
+    with pytest.raises(SettingError, match="Omit num_proc"):
         score(rows, scorer, num_proc=2)
     monkeypatch.setattr(mapping, "device_count", lambda: 4)
     scored = score(rows, scorer)
