@@ -13,7 +13,8 @@ from datasets import Dataset
 from scipy.stats import spearmanr
 
 import selectit_hf
-from selectit_hf.analysis.finished import Finished, from_run
+from selectit_hf.analysis.finished import Finished
+from selectit_hf.analysis.finished_run import from_run
 from selectit_hf.analysis.trust import auc
 from selectit_hf.analysis.trust.auc import separation
 from selectit_hf.analysis.trust.check_file import read_check
