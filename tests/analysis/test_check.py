@@ -30,7 +30,7 @@ from selectit_hf.rating.scorers import SentenceScore
 from selectit_hf.report.check_plot import check_plot
 from selectit_hf.report.plots import card_plots
 from selectit_hf.runs import open_run
-from selectit_hf.selectors.perplexity import IFD
+from selectit_hf.selectors.ifd import IFD
 
 SAMPLE = Path(selectit_hf.__file__).parent / "data" / "sample.jsonl"
 PAIR = Pair("Name 3 primes and the year 1999.", "1. Two is the first.\n2. Then 13 and 1789, I say.")
