@@ -586,7 +586,7 @@ def test_ctrl_c_leaves_whole_shards_and_the_same_command_goes_on(
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=100)
     assert process.returncode == 130, err
-    assert "The same command goes on" in err
+    assert "The same command resumes" in err
     assert "Traceback" not in err
     assert not (tmp_path / "stopped" / "selected.parquet").exists()
     for folder in ("stopped", "straight"):
