@@ -24,7 +24,7 @@ from selectit_hf.rating.scorers import SentenceScore
 from selectit_hf.runs import Run
 from selectit_hf.selection.selection import Cut, decide, kept_rows
 from selectit_hf.selectors.baselines import Random
-from selectit_hf.selectors.perplexity import IFD
+from selectit_hf.selectors.ifd import IFD
 
 RESAMPLES = 1000
 TOP = 0.2

@@ -4,19 +4,16 @@ from selectit_hf.analysis import choices
 from selectit_hf.analysis.candidates import NAMES, Candidates
 from selectit_hf.analysis.choices import JudgeSettings, Reader
 from selectit_hf.analysis.comparison import compare
-from selectit_hf.analysis.finished import (
-    Finished,
-    Rows,
-    check_unchanged,
-    from_run,
-    from_selection,
-    is_score,
-)
+from selectit_hf.analysis.finished import Finished, Rows, is_score
+from selectit_hf.analysis.finished_run import from_run
+from selectit_hf.analysis.finished_selection import from_selection
 from selectit_hf.analysis.measures import Measures
+from selectit_hf.analysis.trust.bench import duration
 from selectit_hf.analysis.trust.check_file import check_place
 from selectit_hf.analysis.trust.defects import DEFECTS
-from selectit_hf.analysis.trust.trust_check import check, duration
+from selectit_hf.analysis.trust.trust_check import check
 from selectit_hf.analysis.trust.verdict import CHANCE, side
+from selectit_hf.analysis.verified_results import check_unchanged
 
 __all__ = [
     "CHANCE",

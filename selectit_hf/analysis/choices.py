@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from selectit_hf.analysis.ablation import ablate
 from selectit_hf.analysis.candidates import NAMES, Candidates
 from selectit_hf.analysis.comparison import Comparison, compare
-from selectit_hf.analysis.finished import check_written
 from selectit_hf.analysis.measures import Measures
+from selectit_hf.analysis.verified_results import check_written
 from selectit_hf.errors import InputError, SettingError
 from selectit_hf.hashes import sha256
 from selectit_hf.rating import RatingScorer, Reflection

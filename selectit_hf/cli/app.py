@@ -13,11 +13,11 @@ import typer
 
 from selectit_hf import runs
 from selectit_hf.analysis import JudgeSettings, Reader, choices
-from selectit_hf.cli import display, options
+from selectit_hf.cli import display, flag_groups
 from selectit_hf.cli.check_command import checking
 from selectit_hf.cli.failures import explained
-from selectit_hf.cli.launch_command import launching
-from selectit_hf.cli.options import (
+from selectit_hf.cli.flag_groups import with_flags
+from selectit_hf.cli.flags import (
     AllowUnrated,
     Data,
     DatasetName,
@@ -26,16 +26,12 @@ from selectit_hf.cli.options import (
     RunNamed,
     Seed,
     Split,
-    with_flags,
+    here,
 )
-from selectit_hf.cli.run_commands import (
-    Settings,
-    Stop,
-    commands,
-    refuse_nothing_rated,
-    run_all,
-    tell_survey,
-)
+from selectit_hf.cli.launch_command import launching
+from selectit_hf.cli.run_commands import commands
+from selectit_hf.cli.run_steps import Settings, refuse_nothing_rated, run_all, tell_survey
+from selectit_hf.cli.stop_signals import Stop
 from selectit_hf.errors import SettingError
 from selectit_hf.formats import check_writable, sources, writer
 from selectit_hf.hub import CardSettings, Pushed, PushSettings, push_run
@@ -67,14 +63,12 @@ app.add_typer(launching)
 
 
 @app.command()
-@with_flags(scorers=options.scorers, how=options.formula, as_json=options.as_json)
+@with_flags(scorers=flag_groups.scorers, how=flag_groups.formula, as_json=flag_groups.as_json)
 def score(
     dataset: DatasetName,
     out: Annotated[
         Path,
-        typer.Option(
-            parser=options.here, metavar="OUT", help="A .parquet or .jsonl file, or a folder."
-        ),
+        typer.Option(parser=here, metavar="OUT", help="A .parquet or .jsonl file, or a folder."),
     ],
     scorers: list[SentenceScore],
     how: Reflection,
@@ -110,7 +104,12 @@ def score(
 
 
 @app.command(name="select")
-@with_flags(how=options.reflection, cut=options.cut, reader=options.reader, as_json=options.as_json)
+@with_flags(
+    how=flag_groups.reflection,
+    cut=flag_groups.cut,
+    reader=flag_groups.reader,
+    as_json=flag_groups.as_json,
+)
 def select_command(
     scored: Annotated[
         str, typer.Argument(metavar="SCORED", help="Run folder, or a dataset with score columns.")
@@ -180,7 +179,7 @@ def select_command(
 
 
 @app.command()
-@with_flags(card=options.card, settings=options.push, as_json=options.as_json)
+@with_flags(card=flag_groups.card, settings=flag_groups.push, as_json=flag_groups.as_json)
 def push(
     run: RunNamed,
     repo: Annotated[str, typer.Argument(help="As in user/selective-alpaca.")],
@@ -204,7 +203,7 @@ def push(
 
 
 @app.command()
-@with_flags(as_json=options.as_json)
+@with_flags(as_json=flag_groups.as_json)
 def demo(
     as_json: bool,
     out: Out = "selectit-demo",
@@ -224,11 +223,11 @@ def demo(
 
 @app.command()
 @with_flags(
-    how=options.formula,
-    cut=options.cut,
-    reader=options.reader,
-    judge=options.judge,
-    as_json=options.as_json,
+    how=flag_groups.formula,
+    cut=flag_groups.cut,
+    reader=flag_groups.reader,
+    judge=flag_groups.judge,
+    as_json=flag_groups.as_json,
 )
 def compare(
     run: RunNamed,
@@ -267,7 +266,7 @@ def compare(
 
 
 @app.command()
-@with_flags(as_json=options.as_json)
+@with_flags(as_json=flag_groups.as_json)
 def report(
     run: RunNamed,
     as_json: bool,
@@ -275,9 +274,7 @@ def report(
     split: Split = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            parser=options.here, metavar="FOLDER", help="Folder. Default: report in the run."
-        ),
+        typer.Option(parser=here, metavar="FOLDER", help="Folder. Default: report in the run."),
     ] = None,
     embeddings: Annotated[
         str | None, typer.Option(help="Column of embeddings for the map; default: words.")

@@ -11,9 +11,14 @@ from rich.text import Text
 
 from selectit_hf import runs, whole_files
 from selectit_hf.analysis import check, check_place, duration, side
-from selectit_hf.cli import display, options
-from selectit_hf.cli.options import DatasetName, Split, with_flags
-from selectit_hf.cli.run_commands import Stop
+from selectit_hf.cli import display, flag_groups
+from selectit_hf.cli.flag_groups import with_flags
+from selectit_hf.cli.flags import (
+    DatasetName,
+    Split,
+    here,
+)
+from selectit_hf.cli.stop_signals import Stop
 from selectit_hf.errors import SettingError
 from selectit_hf.formats import sources
 from selectit_hf.rating import Reflection, SentenceScore
@@ -29,7 +34,7 @@ MARKS = {"recognised": "+", "preferred": "-", "undecided": " "}
 
 
 @checking.command(name="check")
-@with_flags(scorers=options.scorers, how=options.formula, as_json=options.as_json)
+@with_flags(scorers=flag_groups.scorers, how=flag_groups.formula, as_json=flag_groups.as_json)
 def check_command(
     dataset: DatasetName,
     scorers: list[SentenceScore],
@@ -64,7 +69,7 @@ def check_command(
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(parser=options.here, metavar="FILE", help="Draw it into a PNG file."),
+        typer.Option(parser=here, metavar="FILE", help="Draw it into a PNG file."),
     ] = None,
 ) -> None:
     """Can these models tell good rows of this dataset from broken ones? Minutes, before hours.

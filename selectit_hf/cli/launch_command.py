@@ -5,9 +5,17 @@ from typing import Annotated, Any, cast
 import typer
 
 from selectit_hf import runs
-from selectit_hf.cli import display, options
-from selectit_hf.cli.options import Data, RunNamed, Split, with_flags
-from selectit_hf.cli.run_commands import AllowMixed, Folders, Stop
+from selectit_hf.cli import display, flag_groups
+from selectit_hf.cli.flag_groups import with_flags
+from selectit_hf.cli.flags import (
+    AllowMixed,
+    Data,
+    DeviceMap,
+    Folders,
+    RunNamed,
+    Split,
+)
+from selectit_hf.cli.stop_signals import Stop
 from selectit_hf.rating import Reflection
 from selectit_hf.runs import Launch
 from selectit_hf.selection import Cut
@@ -19,7 +27,7 @@ launching = typer.Typer()
 
 
 @launching.command()
-@with_flags(how=options.reflection, cut=options.cut, as_json=options.as_json)
+@with_flags(how=flag_groups.reflection, cut=flag_groups.cut, as_json=flag_groups.as_json)
 def launch(
     run: RunNamed,
     on: Annotated[
@@ -53,7 +61,7 @@ def launch(
     model: Folders = None,
     data: Data = None,
     split: Split = None,
-    device_map: options.DeviceMap = None,
+    device_map: DeviceMap = None,
     allow_mixed: AllowMixed = False,
 ) -> None:
     """Rate a planned run with many tasks on an engine, then finish it in one more task.

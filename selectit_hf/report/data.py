@@ -94,7 +94,7 @@ def gather(finished: Finished, dataset: Dataset, embeddings: str | None = None) 
     """Everything a page shows of a finished selection.
 
     Args:
-        finished: see `selectit_hf.analysis.finished.from_run`.
+        finished: see `selectit_hf.analysis.finished_run.from_run`.
         dataset: the rows that were rated.
         embeddings: a column of the dataset with embeddings, instead of those made of words.
 

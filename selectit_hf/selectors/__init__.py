@@ -1,12 +1,14 @@
-"""Other ways to rank rows: length, perplexity and IFD, a judge, diversity, quotas."""
+"""Other ways to rank rows: length, perplexity, IFD, a judge, diversity, quotas."""
 
 from selectit_hf.selectors.baselines import Expected, Length, Random
 from selectit_hf.selectors.diversity import Diverse, embed
 from selectit_hf.selectors.duplicates import DuplicateIndex
 from selectit_hf.selectors.endpoint import Endpoint
+from selectit_hf.selectors.ifd import IFD
 from selectit_hf.selectors.judge import JUDGE_THRESHOLD, Judge
-from selectit_hf.selectors.perplexity import IFD, Perplexity, ResponseScorer
+from selectit_hf.selectors.perplexity import Perplexity
 from selectit_hf.selectors.quotas import standing
+from selectit_hf.selectors.response_scorer import ResponseScorer
 from selectit_hf.selectors.selector import (
     Measurement,
     Progress,

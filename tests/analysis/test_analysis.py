@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from selectit_hf import SentenceScore, runs
 from selectit_hf.analysis.choices import Reader, rank_by
-from selectit_hf.cli import options
+from selectit_hf.cli import flag_groups
 from selectit_hf.errors import SettingError
 from selectit_hf.formats.sources import Source
 from selectit_hf.rating import rater, scorer_settings
@@ -123,7 +123,7 @@ def test_a_scheduler_that_stops_a_comparison_is_heeded(
 
 def test_a_revision_without_a_model_is_refused() -> None:
     with pytest.raises(SettingError, match="names no model"):
-        options.reader("@v1")
+        flag_groups.reader("@v1")
 
 
 @pytest.mark.parametrize(
@@ -143,9 +143,9 @@ def test_a_models_revision_stands_behind_its_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("folder@home").mkdir()
-    read = options.reader(name)
+    read = flag_groups.reader(name)
     assert (read.model, read.revision) == expected
-    (rated,) = options.scorers(None if name is None else [name])
+    (rated,) = flag_groups.scorers(None if name is None else [name])
     assert (rated.model, rated.revision) == expected
 
 

@@ -13,7 +13,8 @@ from datasets import Dataset
 from scipy.stats import spearmanr
 
 import selectit_hf
-from selectit_hf.analysis.finished import Finished, from_run
+from selectit_hf.analysis.finished import Finished
+from selectit_hf.analysis.finished_run import from_run
 from selectit_hf.analysis.trust import auc
 from selectit_hf.analysis.trust.auc import separation
 from selectit_hf.analysis.trust.check_file import read_check
@@ -29,7 +30,7 @@ from selectit_hf.rating.scorers import SentenceScore
 from selectit_hf.report.check_plot import check_plot
 from selectit_hf.report.plots import card_plots
 from selectit_hf.runs import open_run
-from selectit_hf.selectors.perplexity import IFD
+from selectit_hf.selectors.ifd import IFD
 
 SAMPLE = Path(selectit_hf.__file__).parent / "data" / "sample.jsonl"
 PAIR = Pair("Name 3 primes and the year 1999.", "1. Two is the first.\n2. Then 13 and 1789, I say.")

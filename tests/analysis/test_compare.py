@@ -21,9 +21,10 @@ from selectit_hf.selection.selection import Cut
 from selectit_hf.selectors.baselines import expected_rating
 from selectit_hf.selectors.diversity import Diverse
 from selectit_hf.selectors.endpoint import Endpoint
+from selectit_hf.selectors.ifd import IFD
 from selectit_hf.selectors.journal import Answer
 from selectit_hf.selectors.judge import Judge
-from selectit_hf.selectors.perplexity import IFD, Perplexity
+from selectit_hf.selectors.perplexity import Perplexity
 from selectit_hf.selectors.selector import Scores
 
 SOURCE = Source("rows.jsonl", None, "train", "sha256:0")

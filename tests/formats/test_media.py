@@ -13,7 +13,7 @@ from datasets import Audio, Dataset, Features, Image, LargeList, List, Pdf, Valu
 from finished_runs import make_run
 from media_rows import NESTED, png, typed
 
-from selectit_hf.analysis.finished import from_run
+from selectit_hf.analysis.finished_run import from_run
 from selectit_hf.errors import InputError, RunError
 from selectit_hf.formats.media import REMEDY, check_media, with_contents
 from selectit_hf.formats.sources import load

@@ -20,7 +20,8 @@ from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from selectit_hf.analysis.finished import Finished, from_run
+from selectit_hf.analysis.finished import Finished
+from selectit_hf.analysis.finished_run import from_run
 from selectit_hf.errors import HubError, InputError, RunError, SettingError
 from selectit_hf.hub import card as cards
 from selectit_hf.hub.card import Card, CardSettings, escaped, inherited, make_card, merged

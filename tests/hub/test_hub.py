@@ -25,7 +25,7 @@ from hub_server import (
 )
 from huggingface_hub import HfApi, close_session, constants
 
-from selectit_hf.analysis.finished import from_run
+from selectit_hf.analysis.finished_run import from_run
 from selectit_hf.errors import HubError, SettingError
 from selectit_hf.hub.card import Card, CardSettings, inherited, make_card
 from selectit_hf.hub.commits import Pushed, PushPlan, PushSettings, plan_push, push

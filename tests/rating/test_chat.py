@@ -7,7 +7,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from selectit_hf import SentenceScore
-from selectit_hf.cli.options import scorers
+from selectit_hf.cli.flag_groups import scorers
 from selectit_hf.errors import SettingError, TokenizerError
 from selectit_hf.formats.rows import Pair
 from selectit_hf.rating.prompts import chat_probe, chat_templates

@@ -17,7 +17,7 @@ from datasets import ClassLabel, Dataset, Features
 from finished_runs import make_rows, make_run
 from scipy.stats import spearmanr
 
-from selectit_hf.analysis.finished import from_run
+from selectit_hf.analysis.finished_run import from_run
 from selectit_hf.errors import InputError, RunError
 from selectit_hf.rating.reflection import Reflection
 from selectit_hf.report import data as page_data

@@ -21,7 +21,7 @@ from selectit_hf.formats.sources import Source
 from selectit_hf.rating import mapping
 from selectit_hf.rating.ratings import Ratings
 from selectit_hf.runs import Run, rate_shards
-from selectit_hf.runs.engines import local
+from selectit_hf.runs.engines import local, workers
 from selectit_hf.runs.engines.launchers import Rank
 
 SOURCE = Source("rows.json", None, "train", "sha256:0")
@@ -100,7 +100,7 @@ def made_up(
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "_CONTEXT", multiprocessing.get_context("fork"))
+    monkeypatch.setattr(workers, "_CONTEXT", multiprocessing.get_context("fork"))
     monkeypatch.setattr(SentenceScore, "prepare", lambda self: None)
     monkeypatch.setattr(SentenceScore, "rate", made_up)
 
@@ -242,7 +242,7 @@ def test_workers_that_spread_a_model_see_their_own_gpus(
             file.write(f"{seen} {rank} {scorer.place(rank).device_map}\n")
         return made_up(scorer, batch, rank, progress)
 
-    monkeypatch.setattr(local, "_CONTEXT", Pickling())
+    monkeypatch.setattr(workers, "_CONTEXT", Pickling())
     monkeypatch.setattr(SentenceScore, "rate", rate)
     monkeypatch.setattr(mapping, "device_count", lambda: 4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")

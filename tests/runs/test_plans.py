@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selectit_hf import SentenceScore, runs
-from selectit_hf.analysis.finished import from_run
+from selectit_hf.analysis.finished_run import from_run
 from selectit_hf.errors import InputError, RunError
 from selectit_hf.formats import sources
 from selectit_hf.formats.fingerprints import fingerprint

@@ -20,7 +20,7 @@ from finished_runs import make_rows, make_run
 from folder_mutations import seal
 
 from selectit_hf import runs, whole_files
-from selectit_hf.analysis.finished import from_run
+from selectit_hf.analysis.finished_run import from_run
 from selectit_hf.errors import RunError
 from selectit_hf.hub import publishing
 from selectit_hf.hub.card import CardSettings

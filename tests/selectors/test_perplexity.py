@@ -20,8 +20,9 @@ from selectit_hf.rating.models import loading
 from selectit_hf.rating.prompts.response_spans import ResponseEncoder
 from selectit_hf.rating.scorer_settings import OF_A_PLACE
 from selectit_hf.rating.scorers import SentenceScore
-from selectit_hf.selectors import perplexity
-from selectit_hf.selectors.perplexity import IFD, Perplexity
+from selectit_hf.selectors import response_scorer
+from selectit_hf.selectors.ifd import IFD
+from selectit_hf.selectors.perplexity import Perplexity
 
 ROWS = Dataset.from_list(
     [
@@ -285,7 +286,7 @@ def test_a_pickle_from_before_a_field_came_is_read(checkpoint):
 def test_where_a_model_runs_is_in_no_key(checkpoint, monkeypatch):
     """Not even as nothing where it came to the settings after keys had been written."""
     hashed = {}
-    monkeypatch.setattr(perplexity, "key_of", lambda state: hashed.update(state) or "key")
+    monkeypatch.setattr(response_scorer, "key_of", lambda state: hashed.update(state) or "key")
     Perplexity(str(checkpoint), device_map="auto", token_budget=7).given().key()
     assert {"revision", "device", "token_budget"} < set(hashed)
     assert hashed["token_budget"] is None

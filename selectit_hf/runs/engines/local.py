@@ -1,47 +1,20 @@
-"""Several processes of one machine, each watched and started again if it dies.
-
-After the second death at a shard, each further try halves the batches, and the shard's sidecar
-counts that as splits. An error is not retried; it stops the run.
-"""
+"""A run on one machine: alone in its folder, and rated by several worker processes."""
 
 import fcntl
-import logging
-import multiprocessing
 import os
-import signal
-import threading
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from multiprocessing import connection
-from multiprocessing.connection import Connection
-from typing import Any
 
 from datasets import Dataset
 
-from selectit_hf.errors import RunError, SelectItError
-from selectit_hf.quiet_libraries import quiet_libraries
-from selectit_hf.rating import SentenceScore, environment, shares
-from selectit_hf.runs.rate_shards import Progress, prepare, rate_shard, shards_of, with_next
+from selectit_hf.errors import RunError
+from selectit_hf.rating import SentenceScore
+from selectit_hf.runs.engines.workers import Work, supervise
+from selectit_hf.runs.rate_shards import Progress, prepare, shards_of
 from selectit_hf.runs.run import LOCK, Run
-from selectit_hf.runs.shards import rows_words
 from selectit_hf.runs.store import Store
 
 __all__ = ["alone", "rate"]
-
-logger = logging.getLogger(__name__)
-
-DEATHS = 5
-"""So many workers may die at one shard; then the run stops."""
-PATIENCE = 10.0
-"""Seconds for a worker to end in order when it is asked to."""
-WORDS = 10_000
-"""Characters of an error that reach the supervisor; a pipe holds them."""
-
-_CONTEXT = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-
-Shard = tuple[str, int]
 
 
 @contextmanager
@@ -74,58 +47,6 @@ def alone(store: Store) -> Iterator[None]:
                     folder.rmdir()
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What every worker is given. Where a scorer rates does not travel with it when it is pickled,
-    so ``places`` has device, device map and token budget of each.
-    """
-
-    run: Run
-    dataset: Dataset
-    scorers: dict[str, SentenceScore]
-    places: dict[str, dict[str, Any]]
-    count: int
-    spread: bool
-    allow_mixed: bool
-
-
-@dataclass
-class _Worker:
-    """A worker process, and the shard it is at."""
-
-    rank: int
-    process: Any
-    pipe: Connection
-    at: Shard | None = None
-    told: int = 0
-    """Prompts of this shard that the progress knows of."""
-    speaks: bool = True
-
-    def listen(self, progress: Progress | None) -> None:
-        """Take in what it said so far.
-
-        Raises:
-            Exception: what stopped it.
-        """
-        try:
-            while self.speaks and self.pipe.poll():
-                said = self.pipe.recv()
-                if isinstance(said, Exception):
-                    raise said
-                if isinstance(said, tuple):
-                    self.at, self.told = said, 0
-                else:
-                    self.tell(progress, said)
-        except EOFError:
-            self.speaks = False
-
-    def tell(self, progress: Progress | None, prompts: int) -> None:
-        """Tell the progress of so many more prompts."""
-        self.told += prompts
-        if progress is not None and self.at is not None:
-            progress(self.at[0], prompts)
-
-
 def rate(
     run: Run,
     dataset: Dataset,
@@ -154,98 +75,5 @@ def rate(
     place = ("device", "device_map", "token_budget")
     places = {slug: {name: getattr(one, name) for name in place} for slug, one in of.items()}
     spread = any(scorer.spread for scorer in scorers)
-    work = _Work(run, dataset, of, places, count, spread, allow_mixed)
-    seen = shares(count) if spread else [None] * count
-    died: Counter[Shard | None] = Counter()
-    workers: list[_Worker] = []
-    try:
-        workers += [_start(work, rank, seen[rank], died) for rank in range(count)]
-        while workers:
-            pipes = [worker.pipe for worker in workers if worker.speaks]
-            connection.wait([*pipes, *(worker.process.sentinel for worker in workers)])
-            for worker in list(workers):
-                is_over = not worker.process.is_alive()
-                worker.listen(progress)
-                if is_over:
-                    workers.remove(worker)
-                if is_over and worker.process.exitcode != 0:
-                    worker.tell(progress, -worker.told)
-                    _bury(run, worker, died)
-                    workers.append(_start(work, worker.rank, seen[worker.rank], died))
-    finally:
-        for worker in workers:
-            worker.process.terminate()
-        for worker in workers:
-            worker.process.join(PATIENCE)
-            worker.process.kill()
-
-
-def _start(work: _Work, rank: int, gpus: str | None, died: Counter[Shard | None]) -> _Worker:
-    listens, speaks = _CONTEXT.Pipe(duplex=False)
-    process = _CONTEXT.Process(target=_serve, args=(work, rank, dict(died), speaks))
-    with environment({"CUDA_VISIBLE_DEVICES": gpus}):
-        process.start()
-    speaks.close()
-    return _Worker(rank, process, listens)
-
-
-def _bury(run: Run, worker: _Worker, died: Counter[Shard | None]) -> None:
-    """Count a death at the shard the worker was at."""
-    code, at = worker.process.exitcode, worker.at
-    where = f"{rows_words(run.parts[at[1]].rows)}, by {at[0]!r}" if at else "no shard yet"
-    how = f"signal {-code}" if code < 0 else f"code {code}"
-    logger.warning("Worker %d died (%s) at %s.", worker.rank, how, where)
-    died[at] += 1
-    if died[at] >= DEATHS:
-        raise RunError(
-            f"{DEATHS} workers died ({how}) at {where}. If memory ran out, take a machine with "
-            "more of it, fewer --workers or a 16-bit --dtype; whole shards stay."
-        )
-
-
-# In the worker
-
-
-def _serve(work: _Work, rank: int, died: dict[Shard | None, int], says: Connection) -> None:
-    """What a worker process does; an error goes to the supervisor, which shows it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor's to handle
-    signal.signal(signal.SIGTERM, _leave)
-    quiet_libraries()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        for slug, number, then in with_next(shards_of(work.run, rank, work.count)):
-            says.send((slug, number))
-            # The first death at a shard may have had any cause; the second asks for less memory.
-            halvings = max(0, died.get((slug, number), 0) - 1)
-            rate_shard(
-                work.run, slug, number, work.dataset,
-                replace(work.scorers[slug], **work.places[slug]),
-                local_rank=0 if work.spread else rank,  # of the GPUs of its share, the first
-                halvings=halvings, allow_mixed=work.allow_mixed, then=then,
-                progress=lambda slug, prompts: says.send(prompts),
-            )  # fmt: skip
-    except Exception as error:
-        says.send(_sendable(error))
-        raise SystemExit(1) from error
-
-
-def _sendable(error: Exception) -> Exception:
-    """An error that can be pickled, with its notes."""
-    if isinstance(error, (SelectItError, OSError)):
-        return error
-    sent = RuntimeError(f"{type(error).__name__}: {error}"[:WORDS])
-    for note in getattr(error, "__notes__", ()):
-        sent.add_note(note)
-    return sent
-
-
-def _leave(number: int, frame: Any) -> None:
-    """End, and remove on the way what is half written."""
-    raise SystemExit(128 + number)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    work = Work(run, dataset, of, places, count, spread, allow_mixed)
+    supervise(work, progress)

@@ -1,0 +1,48 @@
+"""A finished selection from a run folder, all of which is verified on the way."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from selectit_hf.analysis.finished import ASKING, Finished, assemble, model_facts
+from selectit_hf.analysis.trust.check_file import read_check
+from selectit_hf.analysis.verified_results import (
+    CHOSEN,
+    check_rows,
+    check_written,
+    read_rows,
+    read_summary,
+)
+from selectit_hf.rating import score_schema
+from selectit_hf.runs import Run, open_run
+
+__all__ = ["from_run"]
+
+
+def from_run(run: Run | str | Path) -> Finished:
+    """A run that has been finished, or its folder or URL.
+
+    Raises:
+        RunError: it is not finished, or its files do not belong together.
+    """
+    run = run if isinstance(run, Run) else open_run(run)
+    plan, store = run.plan, run.store
+    chosen = check_written(run)
+    summary = read_summary(run)
+    facts = {
+        "input": plan["input"],
+        "rating": {key: plan["rating"].get(key) for key in ASKING},
+        "models": [model | model_facts(summary, model["name"]) for model in plan["models"]],
+        "selection": {key: chosen[key] for key in CHOSEN},
+        "score_quantiles": summary["score_quantiles"],
+        "contrast": summary.get("contrast", {}),
+        "versions": plan["versions"],
+    }
+    checked = read_check(run)
+    facts |= {"check": checked} if checked else {}
+    ours = score_schema(run.slugs, plan["rating"]["k"])
+    columns = set(plan["input"]["columns"])
+    kept = read_rows(store, "selected.parquet", chosen["selected"], ours.remove(0), columns)
+    scores = read_rows(store, "scores.parquet", run.rows, ours)
+    finished = assemble(facts, kept, scores, summary)
+    check_rows(finished)
+    return replace(finished, written=chosen)

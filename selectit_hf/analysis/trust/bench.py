@@ -1,0 +1,180 @@
+"""The bench of a trust check: good rows and their broken copies, scored by one after another."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from selectit_hf.analysis.trust.auc import separation
+from selectit_hf.analysis.trust.defects import Planted
+from selectit_hf.analysis.trust.rated_model import facts_of_model
+from selectit_hf.formats import READING
+from selectit_hf.rating import Batch, ModelScore, Ratings, SentenceScore
+from selectit_hf.selectors import IFD, Expected, Length, Perplexity, Random, Selector
+
+__all__ = ["Bench", "Progress", "Tell", "duration"]
+
+PROBE = 8
+BESIDE = 100
+"""Characters that a rating prompt adds to a pair, roughly, for estimates of time."""
+COLUMNS: dict[str, Any] = {
+    **dict.fromkeys(READING),
+    "instruction_column": "instruction",
+    "response_column": "response",
+}
+
+Floats = NDArray[np.float64]
+Tell = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
+
+
+class Bench:
+    """The good rows and their copies, scored by one after another."""
+
+    def __init__(self, planted: Planted, whole: int, tell: Tell, progress: Progress | None) -> None:
+        self.planted, self._whole, self._tell, self._progress = planted, whole, tell, progress
+        self.batch: Batch = {
+            "instruction": [pair.instruction for pair in planted.pairs],
+            "response": [pair.response for pair in planted.pairs],
+        }
+        self._sizes = np.array([BESIDE + sum(map(len, pair)) for pair in planted.pairs])
+        self._ratings: dict[str, Ratings] = {}
+        self._tables: dict[tuple[str, str], pa.Table] = {}
+        self.scores: dict[str, Floats] = {}
+        self.models: list[dict[str, Any]] = []
+
+    def rate(self, scorer: SentenceScore, alone: bool) -> None:
+        """Let a model rate all, as `Dataset.map` and runs do."""
+        slug, named = scorer.slug, replace(scorer, **COLUMNS)
+        named.prepare()
+        took = self._probe(named)
+        self._tell(
+            f"{slug} rates {self.planted.clean} rows and {len(self._sizes) - self.planted.clean} "
+            f"broken copies in about {duration(took)}, as measured on {self._some().size} of them."
+        )
+        started = time.perf_counter()
+        ratings = named.rate(self.batch, progress=self._counted(slug, named))
+        seconds = time.perf_counter() - started
+        self._ratings[slug] = ratings
+        values = named.values(ratings)
+        suffix = "" if alone else f":{slug}"
+        for level in ("token", "sentence"):
+            self.scores[f"{level}{suffix}"] = _floats(values[f"{level}_score__{slug}"])
+        self.scores[f"expected{suffix}"] = Expected().combine({slug: ratings}).values
+        rows = self._sizes[: self.planted.clean].mean() * self._whole
+        whole = {"seconds": round(seconds, 1), "whole_seconds": round(self._share(seconds, rows))}
+        facts = facts_of_model(scorer, named, ratings, self.batch, self.planted.clean)
+        self.models.append(facts | whole)
+
+    def _share(self, seconds: float, size: float) -> float:
+        return float(seconds * size / self._sizes.sum())
+
+    def _some(self) -> NDArray[np.int64]:
+        """Rows of all lengths to measure the speed on."""
+        order = np.argsort(self._sizes, kind="stable")
+        places = np.linspace(0, len(order) - 1, min(PROBE, len(order))).round().astype(int)
+        return np.asarray(order[places], np.int64)
+
+    def _probe(self, scorer: SentenceScore) -> float:
+        """Seconds that all will take, from a few and fewer of them, once the model is loaded.
+
+        The engine compares some sequences of every call with plain passes, so a call has a cost of
+        its own, which the difference of two calls leaves out.
+        """
+        some = self._some()
+        few = some[1::3]
+        scorer.rate(_part(self.batch, some[:1]))
+        (little, short), (much, long) = (self._timed(scorer, rows) for rows in (few, some))
+        speed = max((long - short) / max(much - little, 1.0), long / much / 4)
+        return max(long - speed * much, 0.0) + speed * float(self._sizes.sum())
+
+    def _timed(self, scorer: SentenceScore, rows: NDArray[np.int64]) -> tuple[float, float]:
+        """How much some rows are, and how long they take."""
+        started = time.perf_counter()
+        scorer.rate(_part(self.batch, rows))
+        return float(self._sizes[rows].sum()), time.perf_counter() - started
+
+    def _counted(self, slug: str, scorer: SentenceScore) -> Callable[[int], None] | None:
+        if self._progress is None:
+            return None
+        progress, total, done = self._progress, len(self._sizes) * scorer.k, 0
+
+        def told(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(slug, min(done, total), total)
+
+        return told
+
+    # What follows from the ratings, and other selectors
+
+    def combine(self, scorer: SentenceScore, weights: Sequence[float] | None) -> None:
+        """The model level, and the expected rating of all models."""
+        level = ModelScore(weights=weights, alpha=scorer.alpha, variant=scorer.variant)
+        self.scores["model"] = _floats(level.combine(self._ratings)["model_score"])
+        self.scores["expected"] = Expected(weights=weights).combine(self._ratings).values
+
+    def measure(self, by: str | Selector, scorer: SentenceScore, seed: int) -> None:
+        """Another selector's scores; what two of them need is measured once."""
+        if by == "random":
+            self.scores["random"] = Random(seed).draw(range(len(self._sizes))).values
+            return
+        selector = _selector(by, scorer) if isinstance(by, str) else by
+        name = by if isinstance(by, str) else selector.name
+        tables = []
+        for one in selector.measurements():
+            key = (one.column, one.key())
+            if key not in self._tables:
+                self._tables[key] = one.measure(self.batch).table
+            tables.append(self._tables[key])
+        self.scores[name] = selector.scores(tables).values
+
+    def found(self, name: str, seed: int) -> dict[str, Any]:
+        """How well the scores of this name put good rows above broken ones."""
+        scores, at = self.scores[name], self.planted.clean
+        clean, copies = scores[:at], scores[at:]
+        source, defect = self.planted.source[at:], self.planted.defect[at:]
+        each = {}
+        for i, one in enumerate(self.planted.names):
+            mine = defect == i
+            each[one] = separation(clean, copies[mine], source[mine], seed)._asdict()
+        return {
+            "name": name,
+            "all": separation(clean, copies, source, seed, matched=False)._asdict(),
+            "defects": each,
+            "unscored": int(np.isnan(scores).sum()),
+        }
+
+
+def _selector(name: str, scorer: SentenceScore) -> Selector:
+    """A selector for which this scorer's model reads, at the same place."""
+    who = ("model", "revision", "base_model")
+    settings = {key: getattr(scorer, key) for key in who} | COLUMNS
+    if name == "length":
+        return Length(**settings)
+    where = (
+        "max_length", "dtype", "quantization", "attn_implementation", "device", "device_map",
+        "token_budget",
+    )  # fmt: skip
+    settings |= {key: getattr(scorer, key) for key in where}
+    return IFD(**settings) if name == "ifd" else Perplexity(**settings)
+
+
+def _part(batch: Batch, rows: NDArray[np.int64]) -> Batch:
+    return {name: [values[i] for i in rows.tolist()] for name, values in batch.items()}
+
+
+def _floats(values: Sequence[Any]) -> Floats:
+    return np.array([np.nan if value is None else value for value in values], np.float64)
+
+
+def duration(seconds: float) -> str:
+    """As in ``40 s``, ``3 min`` or ``2 h 10 min``."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -1,0 +1,76 @@
+"""The rows that a trust check is made of, drawn from a dataset."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+
+from selectit_hf.errors import InputError
+from selectit_hf.formats import Pair, RowReader
+
+__all__ = ["Sample", "draw"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows that a check is made of.
+
+    Attributes:
+        rows: their numbers.
+        pairs: what is read of them.
+        bad: by column, the pairs with its worse responses; ``None`` where it has none.
+    """
+
+    rows: list[int]
+    pairs: list[Pair]
+    bad: dict[str, list[Pair | None]]
+
+
+def draw(dataset: Dataset, reader: RowReader, count: int, seed: int, bad: Sequence[str]) -> Sample:
+    """Different rows that can be read, in a random order that the seed decides.
+
+    Raises:
+        InputError: fewer than two can be read, or a column of ``bad`` is not there.
+    """
+    names = dataset.column_names
+    columns, response = list(reader.columns(names)), _response_column(reader, names)
+    for column in bad:
+        if column not in names or column == response:
+            raise InputError(
+                f"--bad {column!r} must be a column with worse responses than {response!r}; the "
+                f"dataset has {names}."
+            )
+    read = dataset.with_format(None).select_columns(list(dict.fromkeys([*columns, *bad])))
+    order = np.random.default_rng(seed).permutation(len(dataset)).tolist()
+    found = Sample([], [], {column: [] for column in bad})
+    seen: set[Pair] = set()
+    for start in range(0, len(order), count):
+        numbers = order[start : start + count]
+        batch = read[numbers]
+        good = {column: batch[column] for column in columns}
+        pairs = reader.pairs(good)
+        worse = {c: reader.pairs({**good, response: batch[c]}) for c in bad}
+        for i, pair in enumerate(pairs):
+            if isinstance(pair, Pair) and pair not in seen and len(found.rows) < count:
+                seen.add(pair)
+                found.rows.append(numbers[i])
+                found.pairs.append(pair)
+                for column in bad:
+                    other = worse[column][i]
+                    found.bad[column].append(other if isinstance(other, Pair) else None)
+        if len(found.rows) == count:
+            break
+    if len(found.rows) < 2:
+        raise InputError(
+            f"{len(found.rows)} of {len(dataset)} rows can be read, and the check needs at least "
+            "2 different ones."
+        )
+    return found
+
+
+def _response_column(reader: RowReader, names: Sequence[str]) -> str:
+    """The column that holds the response, or the whole conversation."""
+    layout, columns = reader.layout(names), reader.columns(names)
+    own = columns[: len(layout.columns[0]) if layout.columns else 2]
+    return next((column for column in own if column.lower() == "chosen"), own[-1])

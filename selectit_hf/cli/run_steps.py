@@ -1,0 +1,191 @@
+"""The steps behind the commands of a run, from what is said beforehand to a summary."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+from datasets import Dataset
+
+from selectit_hf import runs
+from selectit_hf.analysis import Reader, choices
+from selectit_hf.cli import display
+from selectit_hf.cli.stop_signals import Stop
+from selectit_hf.errors import InputError, RunError, SettingError
+from selectit_hf.formats import Source, look, sources
+from selectit_hf.rating import RATED, Reflection, SentenceScore, mapping, model_name
+from selectit_hf.runs import Rank, Run, local
+from selectit_hf.selection import Cut
+
+__all__ = [
+    "Settings",
+    "count_workers",
+    "load_rows",
+    "refuse_nothing_rated",
+    "run_all",
+    "tell_of_check",
+    "tell_survey",
+]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is rated and selected from.
+
+    Attributes:
+        how, cut: see `runs.finish`.
+        rank: which part is this process's.
+        count: worker processes; 1 for none but this.
+        wait: see `runs.wait_and_take_over`.
+        allow_mixed: see `runs.rate_shard`.
+    """
+
+    how: Reflection = Reflection()  # noqa: RUF009  (frozen)
+    cut: Cut = Cut()  # noqa: RUF009  (frozen)
+    rank: Rank = Rank()  # noqa: RUF009  (frozen)
+    count: int = 1
+    wait: float = 600.0
+    allow_mixed: bool = False
+
+
+def run_all(
+    rows: Dataset,
+    source: Source,
+    scorers: Sequence[SentenceScore],
+    out: str,
+    settings: Settings,
+    as_json: bool,
+    shard_size: int | None = None,
+) -> None:
+    """Plan, rate and finish."""
+    store, shared = runs.open_store(out), settings.rank.world > 1
+    runs.check_folder(store)
+    with nullcontext() if shared else local.alone(store):
+        started = runs.plan(rows, source, scorers, out, shard_size)
+        later = choices.is_selector(rows, settings.how.by)
+        how = replace(settings.how, by=None) if later else settings.how
+        runs.ranking_column(started.plan, how, rows.column_names)
+        stop = Stop()
+        try:
+            _rate(started, rows, scorers, settings, stop, as_json)
+            stop.heed()
+            summary = _finished(started, rows, scorers, settings)
+        except KeyboardInterrupt:
+            where = started.where
+            display.tell(f"Stopped. The same command resumes after the last full shard in {where}.")
+            raise
+    if summary is not None:
+        display.show_summary(summary, started.where, as_json)
+        refuse_nothing_rated({m: facts["statuses"] for m, facts in summary["models"].items()})
+
+
+def _rate(
+    started: Run,
+    rows: Dataset,
+    scorers: Sequence[SentenceScore],
+    settings: Settings,
+    stop: Stop,
+    as_json: bool,
+) -> None:
+    rank, given = settings.rank, (started, rows, scorers)
+    with display.progress(started, quiet=as_json) as shown:
+        how: dict[str, Any] = {
+            "progress": stop.heeding(shown),
+            "allow_mixed": settings.allow_mixed,
+        }
+        if settings.count > 1:
+            local.rate(*given, settings.count, **how)
+            return
+        how["local_rank"] = rank.local_rank
+        runs.rate(*given, rank.rank, rank.world, **how)
+        if rank.world > 1 and rank.rank == 0:
+            runs.wait_and_take_over(*given, settings.wait, rank.world, **how)
+
+
+def _finished(
+    started: Run, rows: Dataset, scorers: Sequence[SentenceScore], settings: Settings
+) -> dict[str, Any] | None:
+    """The summary; shards that turn out to be damaged are rated again first.
+
+    One of several processes finishes: the others have nothing to show.
+    """
+    if settings.rank.rank > 0:
+        return None
+    mixed = settings.allow_mixed
+
+    def finish() -> dict[str, Any]:
+        reader = Reader.of(scorers[0])
+        ranked, how = choices.rank_by(started, rows, settings.how, settings.cut, reader)
+        return runs.finish(started, ranked, how, settings.cut, allow_mixed=mixed)
+
+    try:
+        return finish()
+    except RunError:
+        if not runs.pending(started):
+            raise
+    here = settings.rank.local_rank
+    runs.rate(started, rows, scorers, local_rank=here, allow_mixed=mixed)
+    return finish()
+
+
+def count_workers(rank: Rank, workers: int | None, scorers: Sequence[SentenceScore]) -> int:
+    """How many worker processes to start; 1 for none but this. Refuses what has no place to run."""
+    scorers[0].place(rank.local_rank)
+    if rank.world > 1:
+        if workers not in (None, 1):
+            raise SettingError(
+                f"--workers {workers} and a launcher of {rank.world} processes contradict each "
+                "other; omit --workers."
+            )
+        return 1
+    if scorers[0].spread:
+        return len(mapping.shares(workers or 1))
+    return workers or (1 if scorers[0].device else max(1, mapping.device_count()))
+
+
+def load_rows(dataset: str, split: str | None, streaming: bool, out: str) -> tuple[Dataset, Source]:
+    """The rows of a dataset, pinned; those of a stream are kept in the run folder first."""
+    if not streaming:
+        return sources.load(dataset, split)
+    stream, source = sources.stream(dataset, split)
+    store = runs.open_store(out)
+    runs.check_folder(store)
+    return runs.spool(stream, store, source)
+
+
+def tell_survey(
+    rows: Dataset, name: str, scorers: Sequence[SentenceScore], allow_unrated: bool
+) -> None:
+    """Read all rows before any model is loaded, and say what is read.
+
+    Raises:
+        InputError: rating them would be in vain; see `survey.look`.
+    """
+    display.tell(look(rows, scorers[0].reader, allow_unrated).words(name))
+
+
+def tell_of_check(dataset: str, scorers: Sequence[SentenceScore], out: str) -> None:
+    """Say, of a run that is new, how to find out beforehand what its scores are worth."""
+    store = runs.open_store(out)
+    if store.exists("plan.json") or store.exists(runs.CHECK):
+        return
+    models = " ".join(shlex.join(["--model", model_name(one.model)]) for one in scorers)
+    display.tell(
+        "To see in minutes whether these models can rank these rows: selectit check "
+        f"{shlex.quote(dataset)} {models} --out {shlex.quote(out)}"
+    )
+
+
+def refuse_nothing_rated(statuses: Mapping[str, Mapping[str, int]]) -> None:
+    """Let a model that rated no row at all be an error.
+
+    Raises:
+        InputError: it names the model and the statuses.
+    """
+    for slug, counts in statuses.items():
+        if not any(counts.get(status) for status in RATED):
+            raise InputError(
+                f"{slug} rated none of the rows: {display.counts(dict(counts))}. Rows of the "
+                "status 'oom' need a smaller --token-budget, and 'nonfinite' another --dtype."
+            )
