@@ -488,8 +488,8 @@ class Room:
         counts: Counter[str] = Counter({"folders": 1, **{f"with {kind}": 1 for kind in kinds}})
         violations = []
         facts = {"folder": number, "seed": seed, "base": name, "mutations": said}
-        watch = self.watch(canary)
         state = state_of(self.run, self.bases[name][0]) if name != "0.1.0" else []
+        watch = self.watch(canary)
         by = chooser.choice(BY.get(name, ["token", "sentence", "random"]))
         self.draw(number % WHOLE == 0)
         for command in (*COMMANDS[:3], chooser.choice(COMMANDS[3:])):

@@ -9,6 +9,7 @@ import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ DRAWN_ROWS = 100_000
 POINTS = 10_000
 CATEGORIES = 30
 CATEGORY_COLUMNS = 4
+LOOKED_AT = 100
+"""Columns beside the text that may be categories; each costs a pass over the drawn rows."""
 SEED = 0
 NO_RANK = 2**32 - 1
 
@@ -278,11 +281,12 @@ def _between_prompts(name: str, tokens: NDArray[np.float64]) -> Agreement:
 def _categories(
     dataset: Dataset, reader: RowReader, drawn: NDArray[np.int64]
 ) -> list[dict[str, Any]]:
-    """The columns beside the text that have few values, with each drawn row's value."""
+    """The first columns beside the text that have few values, with each drawn row's value."""
     read = reader.columns(dataset.column_names)
-    others = [c for c in dataset.column_names if c not in read and not is_score(c)]
-    found = (_category(dataset, column, drawn) for column in others)
-    return [one for one in found if one is not None][:CATEGORY_COLUMNS]
+    others = [c for c in dataset.column_names if c not in read and not is_score(c)][:LOOKED_AT]
+    narrow = dataset.select_columns(others)
+    found = (_category(narrow, column, drawn) for column in others)
+    return list(islice((one for one in found if one is not None), CATEGORY_COLUMNS))
 
 
 def _category(dataset: Dataset, column: str, drawn: NDArray[np.int64]) -> dict[str, Any] | None:

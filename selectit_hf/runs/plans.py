@@ -197,6 +197,7 @@ def read_plan(folder: Store) -> dict[str, Any]:
         )
     plan = plan if plan["format"] == FORMAT else _upgraded(plan)
     place = misfit(plan, SCHEMA) or segments.misfit(plan) or _unknown(plan["rating"])
+    place = place or (None if plan["models"] else "models")
     if place is not None:
         raise RunError(
             f"plan.json does not hold what this version reads at {place!r}. Restore it, or rate "

@@ -26,6 +26,7 @@ from selectit_hf.errors import HubError, InputError, RunError, SettingError
 from selectit_hf.hub import card as cards
 from selectit_hf.hub.card import Card, CardSettings, escaped, inherited, make_card, merged
 from selectit_hf.hub.staging import Staged, stage
+from selectit_hf.json_files import facts_hash
 from selectit_hf.rating.reflection import Reflection
 from selectit_hf.report.plots import agreement_plot, lengths_plot, rank_correlations, scores_plot
 from selectit_hf.runs.plans import encoded
@@ -230,6 +231,7 @@ def test_a_low_rating_mass_is_a_warning(tmp_path: Path) -> None:
     digest = hashlib.sha256((run / "summary.json").read_bytes()).hexdigest()
     selection["sha256"]["summary.json"] = digest
     del selection["manifest_sha256"]
+    selection["manifest_sha256"] = facts_hash(selection)
     (run / "selection.json").write_text(json.dumps(selection))
     finished = from_run(run)
     made = plain_card(finished)

@@ -195,6 +195,15 @@ def test_columns_with_few_values_are_categories():
         assert labels == [show(rows[int(i)][name]) for i in drawn]
 
 
+def test_categories_are_looked_for_in_a_hundred_columns():
+    from selectit_hf.formats.rows import RowReader
+    from selectit_hf.report.data import _categories
+
+    columns = {f"c{i}": [i in (98, 99, 100) and n % 2 for n in range(60)] for i in range(130)}
+    found = _categories(make_rows(60, **columns), RowReader(), np.arange(60))
+    assert [one["column"] for one in found] == ["c98", "c99"]
+
+
 # The map
 
 

@@ -94,6 +94,9 @@ def test_a_plan_survives_its_file_and_nothing_else_does(
         path.write_bytes(written.replace(old, new))
         with pytest.raises(RunError, match="is not what was written"):
             plans.read_plan(folder)
+    path.write_bytes(plans.encoded(plan | {"models": []}))
+    with pytest.raises(RunError, match="what this version reads at 'models'"):
+        plans.read_plan(folder)
     path.write_bytes(plans.encoded(plan | {"format": 9}))
     with pytest.raises(RunError, match="of format 9, and this version reads 2 and 3"):
         plans.read_plan(folder)
