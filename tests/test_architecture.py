@@ -35,8 +35,6 @@ TOO_LONG = (
     "analysis.trust.trust_check",
     "cli.options",
     "cli.run_commands",
-    "formats.readers.records",
-    "formats.sources",
     "hub.card",
     "hub.commits",
     "rating.models.checkpoints",
