@@ -35,7 +35,6 @@ TOO_LONG = (
     "analysis.trust.trust_check",
     "cli.options",
     "cli.run_commands",
-    "rating.models.checkpoints",
 )
 """Modules that still have to become two."""
 
