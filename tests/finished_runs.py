@@ -9,7 +9,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from selectit_hf.formats.fingerprints import fingerprint
-from selectit_hf.rating.models.checkpoints import slug
+from selectit_hf.rating.models.model_names import slug
 from selectit_hf.rating.prompts.rating_prompts import RELEASED_TEMPLATE, load_rating_prompts
 from selectit_hf.rating.ratings import Ratings
 from selectit_hf.rating.reflection import Reflection

@@ -111,12 +111,12 @@ def _hurry(mutant: bool) -> None:
     import huggingface_hub.constants as hub
 
     from selectit_hf import patience
-    from selectit_hf.formats import sources
+    from selectit_hf.formats import hub_datasets
 
     hub.HF_HUB_ETAG_TIMEOUT = hub.HF_HUB_DOWNLOAD_TIMEOUT = 5
     patience.PATIENCE = PATIENCE
     if mutant:
-        sources._data_files = _believed  # type: ignore[assignment]
+        hub_datasets._data_files = _believed  # type: ignore[assignment]
 
 
 def _believed(builder: Any, name: str, sha: str, listed: Any) -> dict[str, list[str]]:

@@ -4,6 +4,7 @@ from selectit_hf.formats import sources
 from selectit_hf.formats.fingerprints import fingerprint, survey
 from selectit_hf.formats.media import check_media, with_contents
 from selectit_hf.formats.readers.arrow_types import not_floats
+from selectit_hf.formats.readers.failures import FOREIGN
 from selectit_hf.formats.readers.streams import write_stream
 from selectit_hf.formats.rows import (
     READING,
@@ -15,7 +16,7 @@ from selectit_hf.formats.rows import (
     pair_hash,
     worst,
 )
-from selectit_hf.formats.sources import FOREIGN, Source
+from selectit_hf.formats.sources import Source
 from selectit_hf.formats.survey import REMEDIES, check_ranking, check_space, look, of_statuses
 from selectit_hf.formats.writing import check_writable, writer
 

@@ -1,7 +1,8 @@
 """The only writers to the Hub: card, staged files, one commit."""
 
 from selectit_hf.hub.card import CardSettings
-from selectit_hf.hub.commits import Pushed, PushSettings
+from selectit_hf.hub.commits import Pushed
 from selectit_hf.hub.publishing import publish, push_run
+from selectit_hf.hub.push_plan import PushSettings
 
 __all__ = ["CardSettings", "PushSettings", "Pushed", "publish", "push_run"]

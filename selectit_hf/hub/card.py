@@ -1,8 +1,7 @@
 """The dataset card of a published selection: facts in, Markdown out.
 
-Values come from people, datasets and models, so every value that a template prints is escaped for
-Markdown and HTML unless a filter already did, and the front matter is written by `DatasetCardData`
-alone. The text between two marker lines is ours; what people write around it survives an update.
+The front matter is written by `DatasetCardData` alone. The text between two marker lines is ours;
+what people write around it survives an update.
 """
 
 import json
@@ -10,25 +9,21 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, Literal
 
 from huggingface_hub import DatasetCard, DatasetCardData
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from selectit_hf.errors import HubError, SettingError
-from selectit_hf.rating import OF_BASE, RELEASED_TEMPLATE, load_rating_prompts, model_weights
+from selectit_hf.hub.markdown import HUB_NAME, environment, one_line
+from selectit_hf.rating import RELEASED_TEMPLATE, load_rating_prompts, model_weights
 from selectit_hf.selection import LOW_RATING_MASS
-from selectit_hf.templates import templates
 
 __all__ = [
     "Card",
     "CardSettings",
     "Licence",
     "as_dict",
-    "escaped",
     "inherited",
     "make_card",
     "merged",
@@ -37,15 +32,9 @@ __all__ = [
 BEGIN = "<!-- selectit: the text from here to the next such line is generated; write around it -->"
 END = "<!-- selectit: end of the generated text -->"
 LICENCE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 LANGUAGE = re.compile(r"[a-z]{2,8}(-[A-Za-z0-9]{1,8})*")
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"),
          (10**7, "1M<n<10M"), (10**8, "10M<n<100M"))  # fmt: skip
-UNSEEN = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-
-UNKNOWN = "\ufffd"
 
 
 @dataclass(frozen=True)
@@ -134,9 +123,9 @@ def make_card(
         examples: best and worst rows; shown if the settings say so.
         version: of this package.
     """
-    name = _one_line(settings.pretty_name or _pretty(repo))
+    name = one_line(settings.pretty_name or _pretty(repo))
     shown = examples if settings.examples else None
-    body = _environment().get_template("card.md.jinja").render(
+    body = environment().get_template("card.md.jinja").render(
         repo=repo,
         name=name,
         licence=licence,
@@ -211,7 +200,7 @@ def inherited(source_card: Mapping[str, Any], settings: CardSettings) -> Licence
         return Licence()
     keys = ("license_name", "license_link")
     said_more = {key: source_card.get(key) for key in keys}
-    more = {key: v for key, v in said_more.items() if isinstance(v, str) and v == _one_line(v)}
+    more = {key: v for key, v in said_more.items() if isinstance(v, str) and v == one_line(v)}
     return Licence(of_source, "source", of_source, more)
 
 
@@ -263,10 +252,6 @@ def _is_local(source: Mapping[str, Any]) -> bool:
 
 def _is_on_hub(source: Mapping[str, Any]) -> bool:
     return not _is_local(source) and HUB_NAME.fullmatch(source["name"]) is not None
-
-
-def _one_line(text: str) -> str:
-    return " ".join(UNSEEN.sub(UNKNOWN, text).split())
 
 
 # Commands and code
@@ -330,81 +315,3 @@ def _weights(facts: Mapping[str, Any]) -> list[float]:
     if facts["selection"]["by"] != "model_score":
         return []
     return [float(weight) for weight in model_weights(counts, how["variant"], how["weights"])]
-
-
-# Escaping and templates
-
-
-def escaped(value: object) -> Markup:
-    """A value as inline Markdown that shows just its characters, on one line."""
-    text = str(Markup.escape(_one_line(str(value))))
-    text = re.sub(r"([\\`*_\[\]|~])", r"\\\1", text)
-    text = text.replace("$", "&#36;").replace("@", "&#64;").replace("://", "&#58;//")
-    text = re.sub(r"\b(www)\.", r"\1&#46;", text, flags=re.IGNORECASE)
-    return Markup(re.sub(r"^([-+=#]|\d+(?=[.)](\s|$)))", _as_entity, text))
-
-
-def _as_entity(match: re.Match[str]) -> str:
-    return f"&#{ord(match[0][0])};{match[0][1:]}"
-
-
-def _lines(value: object) -> Markup:
-    """Text of several lines inside a list item."""
-    return Markup("<br>").join(escaped(line) for line in str(value).splitlines() if line.strip())
-
-
-def _block(value: object, language: str = "") -> Markup:
-    """Text as a block of code: fenced, or as HTML where a fence could be broken out of."""
-    text = UNSEEN.sub(UNKNOWN, str(value))
-    if re.search(r"[<&]|```|~~~", text):
-        shown = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        return Markup(f"<pre><code>{shown}</code></pre>")
-    return Markup(f"```{language}\n{text}\n```")
-
-
-def _dataset_link(name: str, revision: str) -> Markup:
-    return _link(name, f"https://huggingface.co/datasets/{name}/tree/{revision}", revision)
-
-
-def _model_link(name: str, revision: str) -> Markup:
-    own = revision.partition(OF_BASE)[0]
-    return _link(name, f"https://huggingface.co/{name}/tree/{own}", own)
-
-
-def _link(name: str, address: str, revision: str) -> Markup:
-    linked = HUB_NAME.fullmatch(name) and re.fullmatch(r"[0-9a-f]{40}", revision)
-    return Markup(f"[{escaped(name)}]({address})") if linked else escaped(name)
-
-
-def _decimals(number: float, digits: int = 4) -> str:
-    return f"{number:.{digits}f}"
-
-
-def _short(revision: str) -> str:
-    """A revision that fits on a phone; the manifest has all of it."""
-    parts = revision.split(OF_BASE)
-    short = (part[:23] + "…" if part.startswith("sha256:") else part for part in parts)
-    return ", of its base ".join(short)
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FunctionLoader(lambda name: templates().joinpath(name).read_text("utf-8")),
-        undefined=StrictUndefined,
-        autoescape=True,
-        finalize=lambda value: value if isinstance(value, Markup) else escaped(value),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "block": _block,
-        "lines": _lines,
-        "count": "{:,}".format,
-        "short": _short,
-        "percent": "{:.1%}".format,
-        "decimals": _decimals,
-    }
-    environment.globals |= {"dataset_link": _dataset_link, "model_link": _model_link}
-    return environment

@@ -16,7 +16,8 @@ from selectit_hf.analysis import Finished, check_unchanged, from_run, from_selec
 from selectit_hf.errors import InputError
 from selectit_hf.formats import Source, sources
 from selectit_hf.hub.card import CardSettings, as_dict, inherited, make_card
-from selectit_hf.hub.commits import Pushed, PushPlan, PushSettings, check_repo, plan_push, push
+from selectit_hf.hub.commits import Pushed, push
+from selectit_hf.hub.push_plan import PushPlan, PushSettings, check_repo, plan_push
 from selectit_hf.hub.remote import failure
 from selectit_hf.hub.staging import stage
 from selectit_hf.hub_files import commit_of
@@ -58,7 +59,7 @@ def push_run(
         api: the client, with a token; by default that of the login.
 
     Raises:
-        SettingError, RunError, HubError: see `commits` and `finished`.
+        SettingError, RunError, HubError: see `push_plan`, `commits` and `finished`.
     """
     check_repo(repo)
     api, settings = api or _client(), settings or PushSettings()
@@ -109,8 +110,8 @@ def publish(
             Without a revision the source's present commit is named.
         scorers: the scorers that were mapped, where their settings are not the defaults.
         split: of the source.
-        license, language, pretty_name, examples: see `selectit_hf.hub.card.CardSettings`.
-        public, update, overwrite, create_pr, timeout: see `selectit_hf.hub.commits.PushSettings`.
+        license, language, pretty_name, examples: see `selectit_hf.hub.CardSettings`.
+        public, update, overwrite, create_pr, timeout: see `selectit_hf.hub.PushSettings`.
         dry_run: plan only, and write nothing to the Hub.
         api: the client, with a token; by default that of the login.
 

@@ -17,13 +17,16 @@ from selectit_hf.patience import FAILURES, patiently
 from selectit_hf.redaction import redacted
 
 __all__ = [
+    "EMPTY",
     "KIND",
     "Remote",
     "downloaded",
     "exists",
     "failure",
+    "find_proposal",
     "is_ours",
     "is_same",
+    "is_there",
     "read_remote",
     "state",
     "tree",
@@ -32,6 +35,8 @@ __all__ = [
 T = TypeVar("T")
 
 KIND: dict[str, Any] = {"repo_type": "dataset"}
+EMPTY = {".gitattributes"}
+"""What is in a repository that nobody has put a file in."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,21 @@ def is_ours(path: str, remote: Remote) -> bool:
     recorded = (remote.manifest or {}).get("files", {}).get(path, {})
     hashes = (recorded.get("sha256", ""), recorded.get("git", ""))
     return path in remote.files and is_same(File(0, *hashes), remote.files[path])
+
+
+def is_there(api: HfApi, repo: str, revision: str, path: str, file: File) -> bool:
+    """Whether a revision has these bytes at a path."""
+    found = patiently(lambda: api.get_paths_info(repo, [path], revision=revision, **KIND))
+    return any(isinstance(f, RepoFile) and is_same(file, f) for f in found)
+
+
+def find_proposal(api: HfApi, repo: str, manifest: File) -> str | None:
+    """The pull request with this manifest, which names every byte of a push."""
+    refs = patiently(lambda: api.list_repo_refs(repo, include_pull_requests=True, **KIND))
+    for request in reversed(refs.pull_requests or []):
+        if is_there(api, repo, str(request.ref), MANIFEST, manifest):
+            return str(request.ref)
+    return None
 
 
 def exists(api: HfApi, repo: str) -> bool:

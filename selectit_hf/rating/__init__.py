@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 from selectit_hf.rating import mapping, reflection
 from selectit_hf.rating.mapping import environment, score, shares
 from selectit_hf.rating.model_level import ModelScore
-from selectit_hf.rating.models.checkpoints import (
+from selectit_hf.rating.models.checkpoints import OF_BASE, Checkpoint
+from selectit_hf.rating.models.model_names import (
     DEFAULT_MODEL,
-    OF_BASE,
     TINY_RATER,
-    Checkpoint,
     is_local,
     model_name,
     resolve,

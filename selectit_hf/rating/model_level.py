@@ -13,7 +13,7 @@ from selectit_hf.errors import RatingsError
 from selectit_hf.formats import STATUSES, check_batch, worst
 from selectit_hf.rating import reflection
 from selectit_hf.rating.batches import as_lists, with_columns
-from selectit_hf.rating.models.checkpoints import slug
+from selectit_hf.rating.models.model_names import slug
 from selectit_hf.rating.ratings import Batch, Ratings, nulled, read_ratings, typed
 from selectit_hf.rating.reflection import Variant, check_alpha, check_variant
 from selectit_hf.rating.scorer_settings import settings_of

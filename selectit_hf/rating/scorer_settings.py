@@ -11,7 +11,8 @@ from typing import Any, Self
 from selectit_hf.errors import SettingError
 from selectit_hf.formats import READING, RowReader, Turns
 from selectit_hf.rating import reflection
-from selectit_hf.rating.models.checkpoints import Checkpoint, model_name, resolve, slug
+from selectit_hf.rating.models.checkpoints import Checkpoint
+from selectit_hf.rating.models.model_names import model_name, resolve, slug
 from selectit_hf.rating.placement import check_device_map, choose_place, spread_here
 from selectit_hf.rating.prompts.chat_templates import chat_kwargs_text
 from selectit_hf.rating.prompts.rating_prompts import (
@@ -152,7 +153,7 @@ class ScorerSettings:
         every time.
 
         Raises:
-            ModelError: see `selectit_hf.rating.models.checkpoints.resolve`.
+            ModelError: see `selectit_hf.rating.models.model_names.resolve`.
         """
         wanted = (model_name(self.model), self.revision, self.base_model)
         if wanted in self._pinned:

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from selectit_hf.errors import ModelError
 from selectit_hf.hashes import content_hash
-from selectit_hf.rating.models.checkpoints import resolve
 from selectit_hf.rating.models.loading import load_model
+from selectit_hf.rating.models.model_names import resolve
 
 
 @pytest.fixture

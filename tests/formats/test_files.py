@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from selectit_hf.cli import app
 from selectit_hf.errors import InputError, SettingError
 from selectit_hf.formats import sources
-from selectit_hf.formats.readers import records
+from selectit_hf.formats.readers import json_records, text_lines
 from selectit_hf.formats.rows import Pair, RowReader
 from selectit_hf.formats.sources import load, local_files, stream
 from selectit_hf.formats.survey import take_in
@@ -132,10 +132,10 @@ def test_the_text_of_a_list_is_looked_through_once(tmp_path, monkeypatch):
         def search(self, text: str) -> None:
             searched.append(len(text))
 
-    monkeypatch.setattr(records, "ESCAPED", Watched())
+    monkeypatch.setattr(json_records, "ESCAPED", Watched())
     for text in (json.dumps(ROWS * 20), "\n".join(json.dumps(r, indent=1) for r in ROWS * 20)):
         (tmp_path / "rows.json").write_text(text)
-        assert [row for _, row in records.json_rows(tmp_path / "rows.json", "r")] == ROWS * 20
+        assert [row for _, row in json_records.json_rows(tmp_path / "rows.json", "r")] == ROWS * 20
     assert len(searched) == 2
 
 
@@ -144,7 +144,7 @@ def test_an_object_over_several_lines_has_its_line(tmp_path):
     (tmp_path / "rows.json").write_text("\n" + text)
     with pytest.raises(InputError, match="line 32: a row must be an object"):
         load(str(tmp_path / "rows.json"))
-    found = [line for line, _ in records._documents(text[:-1], "rows.json")]
+    found = [line for line, _ in json_records._documents(text[:-1], "rows.json")]
     assert found == [1, 6, 11, 16, 21, 26]
 
 
@@ -428,7 +428,7 @@ def test_a_file_that_unpacks_without_end_is_refused(
     ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its ratio, before a line of it is whole."""
-    monkeypatch.setattr(records, "UNPACKED", 4 << 20)
+    monkeypatch.setattr(text_lines, "UNPACKED", 4 << 20)
     path = tmp_path / f"rows.{ending}"
     openers: dict[str, Any] = {"gz": gzip.open, "xz": lzma.open}
     open_it = openers.get(path.suffix[1:], lambda path, _: pa.output_stream(path, "zstd"))
@@ -443,7 +443,7 @@ def test_lines_are_split_wherever_the_blocks_end() -> None:
     for end in (text, text + b"g"):
         for size in range(1, len(end) + 1):
             blocks = [end[i : i + size] for i in range(0, len(end), size)]
-            assert list(records._split(iter(blocks))) == io.BytesIO(end).readlines()
+            assert list(text_lines._split(iter(blocks))) == io.BytesIO(end).readlines()
 
 
 # What is written

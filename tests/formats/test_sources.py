@@ -136,6 +136,20 @@ def test_names_with_odd_characters(tmp_path, name):
 # Pinned
 
 
+@pytest.mark.parametrize("is_saved", [True, False])
+def test_the_working_directory_is_called_by_its_name(tmp_path, monkeypatch, is_saved):
+    folder = tmp_path / "mine"
+    if is_saved:
+        Dataset.from_list(ROWS).save_to_disk(folder)
+    else:
+        folder.mkdir()
+        write_jsonl(folder / "rows.jsonl")
+    expected = load(str(folder))[1]
+    monkeypatch.chdir(folder)
+    assert load(".")[1] == expected
+    assert expected.name == "mine"
+
+
 def test_the_same_contents_elsewhere_have_the_same_revision(tmp_path):
     (tmp_path / "other").mkdir()
     first, second = (write_json(f / "rows.json") for f in (tmp_path, tmp_path / "other"))

@@ -24,7 +24,9 @@ from selectit_hf.analysis.finished import Finished
 from selectit_hf.analysis.finished_run import from_run
 from selectit_hf.errors import HubError, InputError, RunError, SettingError
 from selectit_hf.hub import card as cards
-from selectit_hf.hub.card import Card, CardSettings, escaped, inherited, make_card, merged
+from selectit_hf.hub import markdown
+from selectit_hf.hub.card import Card, CardSettings, inherited, make_card, merged
+from selectit_hf.hub.markdown import escaped
 from selectit_hf.hub.staging import Staged, stage
 from selectit_hf.json_files import facts_hash
 from selectit_hf.rating.reflection import Reflection
@@ -240,7 +242,7 @@ def test_a_low_rating_mass_is_a_warning(tmp_path: Path) -> None:
 
 def test_an_unknown_name_in_a_template_is_an_error() -> None:
     with pytest.raises(jinja2.UndefinedError):
-        cards._environment().from_string("{{ nothing_of_the_kind }}").render()
+        markdown.environment().from_string("{{ nothing_of_the_kind }}").render()
 
 
 # The licence
@@ -320,7 +322,7 @@ def test_no_value_breaks_out_of_the_card(tmp_path: Path, payload: str) -> None:
     text = made.text()
     data = front_matter(text)
     assert data["license"] == "cc-by-nc-4.0"
-    assert data["pretty_name"].split() == re.sub(cards.UNSEEN, cards.UNKNOWN, payload).split()
+    assert data["pretty_name"].split() == re.sub(markdown.UNSEEN, markdown.UNKNOWN, payload).split()
     assert "source_datasets" not in data
     assert column in [feature["name"] for feature in data["dataset_info"][0]["features"]]
     assert tags(text) <= KNOWN_TAGS

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from selectit_hf import SentenceScore
 from selectit_hf.errors import ModelError
 from selectit_hf.rating.models import adapters
-from selectit_hf.rating.models.checkpoints import resolve
 from selectit_hf.rating.models.loading import load_model
+from selectit_hf.rating.models.model_names import resolve
 
 ROWS = {"instruction": ["Name a colour.", "Add 1 and 2."], "output": ["Blue", "3"]}
 

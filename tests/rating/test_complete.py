@@ -13,9 +13,9 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
 from selectit_hf.errors import ModelError, TokenizerError
-from selectit_hf.rating.models.checkpoints import resolve
 from selectit_hf.rating.models.completeness import check_tokenizer, check_weights
 from selectit_hf.rating.models.loading import embedding_rows, load_model
+from selectit_hf.rating.models.model_names import resolve
 
 
 @pytest.fixture

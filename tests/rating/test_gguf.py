@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from selectit_hf.errors import ModelError, SettingError
 from selectit_hf.rating.models import checkpoints
-from selectit_hf.rating.models.checkpoints import is_local, resolve
 from selectit_hf.rating.models.loading import embedding_rows, load_model
+from selectit_hf.rating.models.model_names import is_local, resolve, slug
 
 WORDS = [*map(chr, range(33, 127)), "Ġ", "Ċ", "he", "Ġthe"]
 MERGES = ["h e", "Ġ t", "Ġt he"]
@@ -119,7 +119,7 @@ def test_a_file_has_three_names_and_one_hash(
     found = {resolve(name) for name in names}
     (one,) = found
     assert (one.name, one.gguf_file) == ("folder:tiny.gguf", "tiny.gguf")
-    assert checkpoints.slug(one.name) == "folder_tiny_gguf"
+    assert slug(one.name) == "folder_tiny_gguf"
     assert not is_local("user/name:tiny.gguf")
 
     write_gguf(file.parent / "other.gguf", tiny())

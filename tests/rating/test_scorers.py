@@ -693,7 +693,7 @@ def test_a_long_response_is_truncated_and_rated(checkpoint: Path, asked: Counter
 def test_the_tiny_rater_is_never_picked_silently(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from selectit_hf.rating.models.checkpoints import DEFAULT_MODEL, _announce_default, model_name
+    from selectit_hf.rating.models.model_names import DEFAULT_MODEL, _announce_default, model_name
 
     monkeypatch.delenv("SELECTIT_MODEL", raising=False)
     _announce_default.cache_clear()

@@ -16,9 +16,9 @@ from datasets import Dataset
 import selectit_hf
 from selectit_hf import SentenceScore, select
 from selectit_hf.errors import ModelError
-from selectit_hf.rating.models import checkpoints
-from selectit_hf.rating.models.checkpoints import TINY_RATER, resolve
+from selectit_hf.rating.models import model_names
 from selectit_hf.rating.models.loading import load_model
+from selectit_hf.rating.models.model_names import TINY_RATER, resolve
 from selectit_hf.rating.prompts.rating_prompts import load_rating_prompts
 
 SAMPLE = Path(selectit_hf.__file__).parent / "data" / "sample.jsonl"
@@ -114,7 +114,7 @@ def test_a_folder_of_its_name_is_told_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(resolve(TINY_RATER).path, tmp_path / TINY_RATER)
-    checkpoints._say_which_tiny_rater.cache_clear()
+    model_names._say_which_tiny_rater.cache_clear()
     own = resolve(TINY_RATER)
     monkeypatch.chdir(tmp_path)
     assert resolve(TINY_RATER) == own

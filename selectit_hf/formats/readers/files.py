@@ -18,7 +18,9 @@ from datasets import Dataset, Features
 from selectit_hf import whole_files
 from selectit_hf.errors import InputError
 from selectit_hf.formats.readers.arrow_types import as_array, fit, held, holdable, infer, unholdable
-from selectit_hf.formats.readers.records import COMPRESSIONS, Record, csv_rows, json_rows
+from selectit_hf.formats.readers.csv_records import csv_rows
+from selectit_hf.formats.readers.json_records import json_rows
+from selectit_hf.formats.readers.text_lines import COMPRESSIONS, Record
 from selectit_hf.hashes import file_sha256
 
 __all__ = ["KINDS", "as_held", "holdable_schema", "kind_of", "read_files", "write_arrow"]

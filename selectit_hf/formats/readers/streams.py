@@ -11,8 +11,8 @@ from datasets import Dataset, IterableDataset
 
 from selectit_hf.errors import InputError
 from selectit_hf.formats.readers.arrow_types import held
+from selectit_hf.formats.readers.failures import readable, without_rows
 from selectit_hf.formats.readers.files import holdable_schema, write_arrow
-from selectit_hf.formats.sources import readable, without_rows
 
 __all__ = ["write_stream"]
 

@@ -1,14 +1,13 @@
 """Token ids in, log-probabilities out: of the next token, or of a span.
 
 Sequences are computed together by the first of `WAYS` that agrees with plain
-forward passes of some of them. Where memory runs out, batches are halved.
+forward passes of some of them; see `out_of_memory` for what does not fit.
 """
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 
 from selectit_hf.errors import ModelError
 from selectit_hf.rating.engine.forward import Forward
+from selectit_hf.rating.engine.out_of_memory import in_memory, read_halved
 from selectit_hf.rating.engine.shared_prefix import SharedPrefix, Unshareable, last_mlp
 from selectit_hf.rating.engine.tally import Read, Tally, Told
 from selectit_hf.rating.engine.verification import (
@@ -31,7 +31,6 @@ from selectit_hf.rating.engine.verification import (
 from selectit_hf.rating.models.loading import (
     default_budget,
     input_device,
-    is_out_of_memory,
     parameter_count,
     tame_fork,
 )
@@ -39,8 +38,6 @@ from selectit_hf.rating.models.loading import (
 __all__ = ["Engine", "set_threads", "thread_count"]
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 SPAN_LOGITS = 2**28
 """Logits that reading spans may hold at once: 1 GiB in float32."""
@@ -216,7 +213,7 @@ class Engine:
 
         first = [batch for batch in batches if not batch.ids.keys().isdisjoint(chosen)]
         for batch in first:
-            self._read(batch, read, tally)
+            read_halved(batch, read, tally, self.device)
         self._compare(chosen, task, tally)
         if (
             not tally.compared
@@ -227,7 +224,7 @@ class Engine:
         told.reach(tally.done)
         for batch in batches:
             if batch not in first:
-                self._read(batch, read, tally)
+                read_halved(batch, read, tally, self.device)
                 told.reach(tally.done)
         tally.splits += told.unshared
         return tally.read(task.width, way)
@@ -238,7 +235,7 @@ class Engine:
             found = tally.of(i)
             if found is None:
                 continue
-            computed = self._in_memory(partial(task.plain, i))
+            computed = in_memory(partial(task.plain, i), self.device)
             if computed is None:
                 logger.warning("Out of memory with a plain pass of sequence %d; not compared.", i)
                 tally.splits += 1
@@ -259,7 +256,7 @@ class Engine:
         """The sequences that begin with each prefix, which is recorded."""
         shared = {}
         for ids, rows in members_of(task.ids, task.prefixes, self._forward.rope_limit).items():
-            prefix = self._in_memory(partial(self._forward.record, ids))
+            prefix = in_memory(partial(self._forward.record, ids), self.device)
             if prefix is None:
                 logger.warning(
                     "Out of memory with a shared prefix of %d tokens; not shared.", len(ids)
@@ -298,44 +295,6 @@ class Engine:
         sums = torch.zeros(len(batch.ids), dtype=torch.float64, device=logits.device)
         sums.index_add_(0, rows.to(logits.device), (found - logits.logsumexp(dim=-1)).double())
         return sums.float().unsqueeze(1)
-
-    # Memory
-
-    def _read(self, batch: Batch, read: Callable[[Batch], Tensor], tally: Tally) -> None:
-        """One batch; halved, at the same padded length, for as long as it is out of memory.
-
-        A sequence alone is tried once more without padding before it is given up.
-        """
-        values = self._in_memory(partial(read, batch))
-        if values is not None:
-            tally.add(batch, values)
-            return
-        rows, length = list(batch.ids.items()), batch.length
-        own = max(map(len, batch.ids.values()))
-        parts = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
-        if len(rows) > 1:
-            logger.warning("Out of memory with %d x %d tokens; halving.", len(rows), length)
-        elif own < length:
-            logger.warning("Out of memory with 1 x %d tokens; %d without padding.", length, own)
-            parts, length = [rows], own
-        else:
-            logger.warning("A sequence of %d tokens does not fit in memory.", length)
-            tally.add(batch, None)
-            return
-        tally.splits += 1
-        for part in parts:
-            self._read(Batch(dict(part), length, batch.prefix), read, tally)
-
-    def _in_memory(self, compute: Callable[[], T]) -> T | None:
-        """What is computed; ``None`` where memory ran out, once what was held of it is let go."""
-        try:
-            return compute()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return None
 
 
 def _spread(logprobs: Tensor) -> float:
