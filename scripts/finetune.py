@@ -10,8 +10,8 @@ hash, the settings and the losses. A killed training resumes with the same comma
     python scripts/finetune.py rows.json --arm all --model BASE --out models/all-0 --lora 16
 
 The paper trains 3 epochs at a learning rate of 2e-5 with 128 rows a step, which are the defaults.
-To compare arms fairly, give all of them the same --steps. scripts/evaluate.py evaluates what this
-script has made. The last line of stdout is JSON.
+To compare arms fairly, give all of them the same --steps. scripts/evaluate.py evaluates the models.
+The last line of stdout is JSON.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def pairs(data: str, split: str | None) -> tuple[Dataset, list[Pair], str]:
     if not found:
         raise SettingError(f"No row of {data} has an instruction and a response to train on.")
     if len(found) < len(read):
-        print(f"{len(read) - len(found)} of {len(read)} rows are no pair and are left out.")
+        print(f"{len(read) - len(found)} of {len(read)} rows are not pairs and are left out.")
     return rows, found, Path(source.name).name
 
 
@@ -125,7 +125,7 @@ def settings(given: argparse.Namespace, rows: Dataset, count: int, name: str) ->
 def config(given: argparse.Namespace) -> SFTConfig:
     at_once = min(given.device_batch, given.batch)
     if given.batch % at_once:
-        raise SettingError(f"--batch {given.batch} is no multiple of --device-batch {at_once}.")
+        raise SettingError(f"--batch {given.batch} is not a multiple of --device-batch {at_once}.")
     on_gpu = torch.cuda.is_available()
     return SFTConfig(
         output_dir=str(given.out / "checkpoints"),
@@ -167,11 +167,11 @@ def trainer(given: argparse.Namespace, train: Dataset, held_out: Dataset | None)
 
 
 def begin(out: Path, wanted: dict[str, Any]) -> bool:
-    """Whether there is work left; refuses a folder of another training."""
+    """Whether there is work left; refuse a folder of another training."""
     out.mkdir(parents=True, exist_ok=True)
     if not (out / BEGUN).exists():
         if any(out.iterdir()):
-            raise SettingError(f"--out {out} is not empty, and holds no training of this script.")
+            raise SettingError(f"--out {out} is not empty and not from this script; give another.")
         write(out / BEGUN, as_json(wanted))
     before = json.loads((out / BEGUN).read_bytes())
     other = [key for key in wanted if before.get(key) != wanted[key]]
@@ -183,7 +183,7 @@ def begin(out: Path, wanted: dict[str, Any]) -> bool:
 
 
 def train(given: argparse.Namespace) -> dict[str, Any]:
-    """Train, or resume, and write the model and what it was made of."""
+    """Train, or resume, and write the model and training.json."""
     rows, found, name = pairs(given.data, given.split)
     wanted = settings(given, rows, len(found), name)
     if not begin(given.out, wanted):

@@ -1,13 +1,13 @@
 """Publish a finished run as a dataset on the Hub: the selected rows, every score, and a card.
 
-Why: so that others can load the selection by name, check how it was made, and choose again from the
-published ratings without a GPU. Without --yes nothing is written; what would be is printed.
+Why: so that others can load the selection by name, check how it was made, and select again from the
+published ratings without a GPU. Without --yes nothing is written; the plan is printed.
 
     python scripts/push_selected.py RUN user/selective-alpaca          # look at it first
     python scripts/push_selected.py RUN user/selective-alpaca --yes    # private, one commit
 
-The login is that of 'hf auth login', or HF_TOKEN. The last line of output is JSON. Exit: 0 if it
-went as said, 1 if it was refused, stopped or found wrong, 2 for flags that make no sense.
+The login is that of 'hf auth login', or HF_TOKEN. The last line of output is JSON. Exit: 0 on
+success, 1 if the push was refused, stopped or found wrong, 2 for invalid flags.
 """
 
 import argparse

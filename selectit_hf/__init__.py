@@ -1,8 +1,7 @@
 """SelectIT for Hugging Face datasets: let base LLMs rate instruction data, keep the best fifth.
 
 See `TokenScore`, `SentenceScore` and `ModelScore` for the scores, `select` for the selection, and
-the ``selectit`` command for all of it at once. What is named here is imported when it is first
-used.
+the ``selectit`` command for all of it at once. The names below are imported on first use.
 """
 
 from importlib import import_module

@@ -1,15 +1,15 @@
-"""The errors a user can meet. Each message is one paragraph that ends with the remedy.
+"""The errors that users may see. Each message is one paragraph with a remedy.
 
 SelectItError
 ├── InputError      the dataset: a source, split, column or file that cannot be read
 ├── SettingError    a field or flag out of range, or two that contradict each other
 ├── ModelError      a checkpoint that cannot be found or loaded
 │   └── TokenizerError  a tokenizer in which the rating tokens cannot be told apart
-├── RatingsError    stored ratings that do not belong to the scorer that meets them
-├── RunError        a run folder that does not fit what is asked of it
+├── RatingsError    stored ratings that do not belong to the scorer that reads them
+├── RunError        a run folder that does not fit the request
 └── HubError        a push that was refused, stopped or found wrong, and what the Hub holds now
 
-A row that cannot be rated is no error: it gets null scores and a status.
+A row that cannot be rated is not an error: it gets null scores and a status.
 """
 
 __all__ = [
@@ -46,11 +46,11 @@ class TokenizerError(ModelError):
 
 
 class RatingsError(SelectItError):
-    """Stored ratings that do not belong to the scorer that meets them."""
+    """Stored ratings that do not belong to the scorer that reads them."""
 
 
 class RunError(SelectItError):
-    """A run folder that does not fit what is asked of it."""
+    """A run folder that does not fit the request."""
 
 
 class HubError(SelectItError):

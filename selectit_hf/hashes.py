@@ -1,4 +1,4 @@
-"""What files hold, as hashes: of one, and of all in a checkpoint that can change a rating."""
+"""Hashes of files: of one file, and of all files in a checkpoint that can change a rating."""
 
 import functools
 import hashlib
@@ -29,13 +29,13 @@ INDEX = ".safetensors.index.json"
 
 
 def content_hash(folder: Path, gguf_file: str | None = None, *, links: bool = False) -> str:
-    """``sha256:`` and the hash of a folder's files with their names, wherever the weights lie.
+    """``sha256:`` and the hash of a folder's files with their names, weights in subfolders too.
 
     With a ``gguf_file`` that file is hashed in place of the folder's safetensors weights; with
     ``links`` files may be links that lead out of the folder.
 
     Raises:
-        ModelError: a file that is named is not there, or a file is outside.
+        ModelError: a named file is missing, or a file is outside the folder.
     """
     names = {path.name for path in folder.iterdir() if path.suffix in LOADED and path.is_file()}
     names |= {f"{TEMPLATES}/{path.name}" for path in (folder / TEMPLATES).glob("*.jinja")}
@@ -54,15 +54,15 @@ def content_hash(folder: Path, gguf_file: str | None = None, *, links: bool = Fa
 
 
 def _refuse_outside(folder: Path, names: Iterable[str], links: bool) -> None:
-    """Refuse what is loaded from elsewhere, and so does not belong to what is hashed or moved."""
+    """Refuse files that would be loaded from outside the folder that is hashed or moved."""
     tokenizers = _json(folder / "tokenizer_config.json").get("fast_tokenizer_files") or []
     named = [str(name) for name in tokenizers] if isinstance(tokenizers, list) else []
     outside = next((name for name in named if Path(name).name != name), None)
     outside = outside or (None if links else leading_out(folder, names))
     if outside is not None:
         raise ModelError(
-            f"Put {outside!r} into the checkpoint folder {folder.name!r} itself, as a file and no "
-            "link: it leads to another place."
+            f"Put {outside!r} into the checkpoint folder {folder.name!r} itself, as a file, not a "
+            "link: it leads out of the folder."
         )
 
 
@@ -91,8 +91,8 @@ def _weight_files(folder: Path, names: set[str]) -> set[str]:
     for name in found:
         if name.startswith("/") or posixpath.normpath(name).startswith(".."):
             raise ModelError(
-                f"The weights of the checkpoint folder {folder.name!r} are said to lie outside it, "
-                f"in {name!r}; move them into the folder and correct the index."
+                f"The index of the checkpoint folder {folder.name!r} names weights outside it, in "
+                f"{name!r}; move them into the folder and correct the index."
             )
         if not (folder / name).is_file():
             raise ModelError(
@@ -108,7 +108,7 @@ def _weight_map(index: Path) -> dict[str, object]:
 
 
 def _json(path: Path) -> dict[str, object]:
-    """A JSON object; empty where it is none, which whoever loads it explains."""
+    """A JSON object; empty if it is not one, since loading it later gives the error."""
     try:
         value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):

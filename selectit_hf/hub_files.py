@@ -1,8 +1,8 @@
 """Files of a repository at a commit: all that are wanted, each as the Hub lists it, or an error.
 
-The libraries take a file that cannot be reached for one that is not there, and an older commit of
-their cache for the one asked for. So files are fetched here first, by commit, and compared with
-the listing; whoever loads them finds them on the disk and asks nobody.
+The libraries treat a file that cannot be reached as missing, and may use an older commit from their
+cache. So files are first downloaded here, by commit, and compared with the listing; the libraries
+then load them from the disk without a request.
 """
 
 import functools
@@ -46,7 +46,7 @@ AT_ONCE = 8
 
 
 class Unverified(OSError):
-    """What was loaded cannot be shown to be what the Hub lists."""
+    """Files that cannot be verified against the Hub's listing."""
 
 
 def commit_of(
@@ -62,17 +62,17 @@ def commit_of(
     client = api or HfApi()
     info: Any = patiently(lambda: client.repo_info(name, repo_type=kind, revision=revision))
     if not COMMIT.fullmatch(str(info.sha)):
-        raise Unverified(f"the Hub names no commit but {info.sha!r}")
+        raise Unverified(f"the Hub answered {info.sha!r} instead of a commit")
     return str(info.sha), {file.rfilename for file in info.siblings or ()}
 
 
 def listing(kind: str, name: str, sha: str, known: Collection[str] = ()) -> Mapping[str, RepoFile]:
-    """Every file of a repository at a commit, by its path; it is kept, since it never changes.
+    """Every file of a repository at a commit, by its path; cached, since it never changes.
 
-    ``known`` are paths that the Hub named elsewhere.
+    ``known`` are paths that the Hub named in another answer.
 
     Raises:
-        Unverified: it is not known and the Hub cannot be reached, or says two things.
+        Unverified: it is not cached and the Hub cannot be reached, or its answers disagree.
         GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError: as the Hub says.
     """
     where: dict[str, Any] = {"repo_type": kind, "revision": sha}
@@ -84,8 +84,8 @@ def listing(kind: str, name: str, sha: str, known: Collection[str] = ()) -> Mapp
     if not paths or not set(known) <= set(paths):
         _kept_listing(kind, name, sha).unlink(missing_ok=True)
         raise Unverified(
-            f"the Hub lists {len(paths)} files of {name} at the commit {sha}, and {len(known)} "
-            "elsewhere; repeat the command later"
+            f"the Hub lists {len(paths)} files of {name} at the commit {sha} in one answer and "
+            f"{len(known)} in another; repeat the command later"
         )
     return paths
 
@@ -99,14 +99,14 @@ def _listed_now(name: str, where: dict[str, Any]) -> list[RepoFile]:
         raise
     except FAILURES as error:
         raise Unverified(
-            f"the files of {name} at the commit {where['revision']} cannot be listed, so what the "
-            f"cache has of it cannot be compared ({said(error)}); repeat the command when the Hub "
+            f"the files of {name} at the commit {where['revision']} cannot be listed, so the "
+            f"cached files cannot be compared ({said(error)}); repeat the command when the Hub "
             "answers"
         ) from error
 
 
 def fetch(kind: str, name: str, sha: str, paths: Iterable[str]) -> Path:
-    """The folder that holds these files, downloaded where need be, and each as listed.
+    """The folder that holds these files, downloaded if need be, and compared with the listing.
 
     Raises:
         Unverified: a file is not listed, cannot be downloaded, or has other contents.
@@ -175,7 +175,7 @@ def _is_as_listed(path: Path, file: RepoFile) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _is_called(path: str, size: int, modified: int, wanted: str) -> bool:
-    """Whether the bytes have their hash in git, or the one that stands there for a large file."""
+    """Whether a file has the wanted git id, of its bytes or of the pointer to a large file."""
     file = Path(path)
     if size < SMALL and _git_id(file.read_bytes()) == wanted:
         return True

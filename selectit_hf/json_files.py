@@ -1,4 +1,4 @@
-"""JSON objects of a folder that anybody may have written: their bytes, and what they must hold."""
+"""JSON files that anybody may have written: their bytes, and what they must hold."""
 
 import json
 import re
@@ -10,7 +10,7 @@ __all__ = ["as_json", "facts_hash", "json_object", "misfit"]
 
 HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 LARGEST = 2**63
-"""No number of a file is as large: what would be of no use, and more than others can hold."""
+"""No number in a file may be this large: useless, and more than other programs can hold."""
 
 
 def as_json(facts: dict[str, Any]) -> bytes:
@@ -19,7 +19,7 @@ def as_json(facts: dict[str, Any]) -> bytes:
 
 
 def json_object(data: bytes) -> dict[str, Any] | None:
-    """The JSON object that ``data`` is, if it is one; NaN and infinity are no JSON.
+    """The JSON object in ``data``, if it is one; NaN and infinity are not JSON.
 
     Nor is half of a surrogate pair, which no text file can hold.
     """
@@ -33,7 +33,7 @@ def json_object(data: bytes) -> dict[str, Any] | None:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def facts_hash(facts: dict[str, Any]) -> str:
@@ -42,14 +42,14 @@ def facts_hash(facts: dict[str, Any]) -> str:
 
 
 def misfit(value: Any, schema: Any, at: str = "") -> str | None:
-    """Where ``value`` is not as ``schema`` says, as in ``"segments[0].rows"``; ``None`` if it is.
+    """Where ``value`` violates ``schema``, as in ``"segments[0].rows"``; ``None`` if nowhere.
 
     Args:
         value: read from JSON.
         schema: a type; a compiled pattern for a text; ``None`` for null; a tuple of alternatives;
             ``[schema]`` for a list; ``{"key": schema, "maybe?": schema}`` for an object with these
             keys and any others; ``{str: schema}`` for one of any keys.
-        at: where ``value`` stands.
+        at: the position of ``value``.
     """
     if isinstance(schema, tuple):
         return at if all(misfit(value, one, at) is not None for one in schema) else None

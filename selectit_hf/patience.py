@@ -1,9 +1,9 @@
-"""How long the Hub is waited for, and how often it is asked again.
+"""How long to wait for the Hub, and how often to retry.
 
-Two limits make every request end. One that moves less than `SLOWEST` bytes a second for `PATIENCE`
-seconds is given up: so ends a server that drips, and a long download goes on. Within `time_limit`
-all requests together have so many seconds. Both hold for the headers, the body and what is sent,
-in every thread, since they sit where bytes are read from and written to the socket.
+Two limits make every request end. A request that moves less than `SLOWEST` bytes a second for
+`PATIENCE` seconds is given up; this ends a stalled server, but not a long download. `time_limit`
+bounds the seconds of all requests together. Both limits apply to the headers, the body and uploads,
+in every thread, since they act where bytes are read from and written to the socket.
 """
 
 import json
@@ -41,7 +41,7 @@ FAILURES = (
 )
 """What the client raises when a request fails; an upload that fails is a bare RuntimeError.
 
-The second line is what it raises where a reply of 200 lacks what it should hold.
+The second line is what it raises if a reply with status 200 lacks what it should hold.
 """
 
 WAITS = (1.0, 2.0, 4.0)
@@ -65,13 +65,13 @@ class _Clock:
 
 
 def seconds_left() -> float | None:
-    """Until the innermost `time_limit` is over; ``None`` outside of any."""
+    """Seconds until the innermost `time_limit` ends; ``None`` outside of any."""
     return None if _Clock.end is None else _Clock.end - time.monotonic()
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """All requests within take at most so many seconds together, then raise `Overdue`."""
+    """Give all requests within at most ``seconds`` together; then they raise `Overdue`."""
     bounded()
     before, _Clock.end = _Clock.end, time.monotonic() + seconds
     try:
@@ -84,7 +84,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def patiently(work: Callable[[], T]) -> T:
-    """Do what can be repeated without harm, and repeat it while the Hub is out of sorts."""
+    """Do ``work``, which must be safe to repeat, and repeat it while the Hub fails."""
     for wait in WAITS:
         try:
             return work()
@@ -96,7 +96,7 @@ def patiently(work: Callable[[], T]) -> T:
 
 
 def sleep(seconds: float) -> None:
-    """Wait before the next attempt, but no longer than there is time for one."""
+    """Wait before the next attempt, but leave time for that attempt."""
     left = seconds_left()
     time.sleep(seconds if left is None else max(0.0, min(seconds, left)))
 
@@ -122,7 +122,7 @@ def pause(error: BaseException, wait: float) -> float:
 
 
 def bounded() -> None:
-    """Give the client of `huggingface_hub` both limits, whatever else it was given."""
+    """Set both limits in the client of `huggingface_hub`, whatever its other settings are."""
     with _LOCK:
         factory = hub_http._GLOBAL_CLIENT_FACTORY
         if not isinstance(factory, _Factory):
@@ -195,14 +195,14 @@ PIECE = 1 << 16
 
 
 class _Left:
-    """The seconds that a request may still wait; bytes that move give some back."""
+    """The seconds that a request may still wait; transferred bytes extend them."""
 
     def __init__(self) -> None:
         self.seconds = PATIENCE
 
     @contextmanager
     def counted(self, timeout: float | None) -> Iterator[float]:
-        """The longest that one step may take; `Overdue` where there is no time for it."""
+        """The seconds that one step may take; raises `Overdue` if there are none."""
         limits = [timeout, self.seconds, seconds_left()]
         at_most = min(limit for limit in limits if limit is not None)
         if at_most <= 0:
@@ -223,7 +223,7 @@ class _Left:
     def stop(self, error: Exception | None = None) -> None:
         left = seconds_left()
         if left is not None and left <= 0.001:
-            raise Overdue("the time is over; --timeout gives more") from error
+            raise Overdue("the time limit is reached; --timeout raises it") from error
         raise Overdue(
             f"the server moved less than {SLOWEST:.0f} bytes a second for {PATIENCE:.0f} seconds"
         ) from error

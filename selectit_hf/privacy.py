@@ -1,6 +1,6 @@
-"""What must not leave this machine: looked for in every byte of a file, left out of what is shown.
+"""Tokens and local paths must not leave this machine: every file is searched, output is redacted.
 
-In parquet the decoded values are searched, and the metadata: compressed pages hide what they hold.
+In parquet files the decoded values and the metadata are searched, since pages are compressed.
 """
 
 import json
@@ -20,14 +20,14 @@ __all__ = ["private_place", "private_words", "shown"]
 
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 SHARED = {"/", "/root", "/home", "/nonexistent", "/var/empty"}
-"""Homes that texts of any origin name."""
+"""Home folders that texts of any origin name."""
 PIECE = 1 << 20
 
 
 def private_words(token: str | None = None) -> list[str]:
     """The login's tokens, and the path of the home folder, which holds the user's name.
 
-    The home of root is left out, since it is everybody's and instructions about Linux name it.
+    The home of root is left out: it identifies nobody, and instructions about Linux name it.
     """
     tokens = [token or "", *(os.environ.get(name, "").strip() for name in TOKENS)]
     homes = {str(Path.home()), os.environ.get("HOME", ""), str(Path.home().resolve())} - SHARED
@@ -37,7 +37,7 @@ def private_words(token: str | None = None) -> list[str]:
 
 
 def private_place(path: Path, words: list[str]) -> str | None:
-    """Where in a file one of the words is, as words for a person; `None` if nowhere."""
+    """Where in a file one of the words is, as a phrase for a person; `None` if nowhere."""
     if not words:
         return None
     if path.suffix == ".parquet":
@@ -103,7 +103,7 @@ def _found(values: pa.Array, words: list[str]) -> bool:
 
 
 def shown(facts: Any) -> str:
-    """Facts as JSON for people, what is not JSON as text, and the values of secrets left out."""
+    """Facts as JSON for people: other values become text, and secrets are left out."""
     return redacted(json.dumps(_without_secrets("", facts), indent=2, default=str))
 
 

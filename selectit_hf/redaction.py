@@ -1,4 +1,4 @@
-"""Text without access tokens, of any form in which they come."""
+"""Removing access tokens, in any form, from text."""
 
 import os
 import re
@@ -13,7 +13,7 @@ KNOWN = re.compile(
     r"(?<![A-Za-z0-9])(?:(hf_|api_org_)[A-Za-z0-9_]{8,}"
     r"|(gh[opsu]_|github_pat_|glpat-|xox[abp]-|sk-)[A-Za-z0-9_-]{20,})"
 )
-"""Tokens that their beginning gives away."""
+"""Tokens that can be recognised by their prefix."""
 HEADER = re.compile(r"\b(Bearer|Basic)(\s+|%20|\+)(?=\S{16})[^\s\"',;)\]}>]+", re.IGNORECASE)
 USER = re.compile(r"([a-z][a-z0-9+.-]*://)[^\s/?#@\"'<>]+@", re.IGNORECASE)
 """Name and password in a URL."""
@@ -22,16 +22,16 @@ NAMED = re.compile(
     r"[\"']?(?:=|%3D|:\s*)[\"']?)(?!\*)[^\s&\"'<>,;)\]}#]{4,}",
     re.IGNORECASE,
 )
-"""A parameter of a URL or a field of JSON that is called as one."""
+"""A URL parameter or JSON field with the name of a secret."""
 
 
 def holds_token(text: str) -> bool:
-    """Whether a text holds what is an access token beyond doubt."""
+    """Whether a text certainly holds an access token."""
     return _without_known(text) != text
 
 
 def redacted(text: str) -> str:
-    """``text`` without access tokens, and without what URL, header or environment call a secret.
+    """``text`` without access tokens, and without secrets in URLs, headers or variables.
 
     >>> redacted("GET https://me:pass@host/a?token=abcd1234 with Bearer abcdefgh12345678")
     'GET https://***@host/a?token=*** with Bearer ***'

@@ -1,4 +1,4 @@
-"""The templates of card and report: in the package once it is built, beside it in a checkout."""
+"""The templates of card and report: inside an installed package, next to it in a checkout."""
 
 from importlib.resources import files
 from importlib.resources.abc import Traversable

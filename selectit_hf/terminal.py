@@ -1,8 +1,8 @@
-"""Text of rows, files and servers on its way to a terminal: it is shown, never obeyed.
+"""Text from rows, files and servers in a terminal: it is shown and never acts on the terminal.
 
-Every console and every line of JSON of the command comes from here, so that no caller has to think
-of it. Control characters, the C1 set, and marks that change the direction of writing are shown as
-pictures or as their code points.
+Every console and every line of JSON of the command comes from here, so callers need not care.
+Control characters, the C1 set, and marks that change the direction of writing are shown as pictures
+or as their code points.
 """
 
 import io
@@ -21,11 +21,11 @@ __all__ = ["SafeConsole", "as_line", "forgiving_streams", "visible", "write_out"
 ORDERS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
 )
-"""All that a terminal may obey but newline and tab."""
+"""All characters that can control a terminal, except newline and tab."""
 
 
 def visible(text: str) -> str:
-    """``text`` with nothing in it that a terminal obeys, but newlines and tabs.
+    """``text`` without characters that control a terminal, except newlines and tabs.
 
     >>> visible("a\\x1b[2Jb")
     'a\u241b[2Jb'
@@ -46,7 +46,7 @@ class SafeConsole(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """The segments, those of text made visible; links, whose targets are text, left out."""
+        """The segments with control characters made visible, and without links."""
         for text, style, control in super().render(renderable, options):
             if control:
                 yield Segment(text, style, control)
@@ -56,7 +56,7 @@ class SafeConsole(Console):
 
 
 def as_line(facts: Any) -> str:
-    """JSON in one line, that reads back the same and that a terminal shows."""
+    """JSON in one line that reads back the same and is safe to show in a terminal."""
     line = json.dumps(facts, ensure_ascii=False)
     return ORDERS.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
@@ -67,10 +67,10 @@ def write_out(words: str) -> None:
 
 
 def forgiving_streams() -> None:
-    """Nothing that is shown stops what is done.
+    """Make sure that a problem with output never stops the work.
 
-    Characters that the terminal's encoding lacks are written as escapes; where nobody reads any
-    more, as behind ``| head``, the rest goes nowhere.
+    Characters that the terminal's encoding lacks are written as escapes. If the reader has gone, as
+    with ``| head``, further output is dropped.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -88,7 +88,7 @@ def forgiving_streams() -> None:
 
 
 class _Unread(io.RawIOBase):
-    """A file that takes what is written though nobody may read it."""
+    """A file that accepts output even if its reader has gone."""
 
     def __init__(self, file: io.FileIO, owner: Any) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Files of this machine that are whole or not there, whatever happens while they are written."""
+"""Local files that are whole or absent, whatever happens while they are written."""
 
 import fcntl
 import os
@@ -19,19 +19,19 @@ POINTS = (
 )
 """Where writing a file can be interrupted, in order."""
 ABANDONED = 3600.0
-"""Seconds after which a partial file that nobody writes to is what a killed process left."""
+"""Seconds after its last write that a partial file is taken to be a killed process's."""
 
 
 def reached(point: str) -> None:
-    """Called at each of `POINTS`; does nothing. Tests of kills put something in its place."""
+    """Called at each of `POINTS`; does nothing. Tests that kill processes replace it."""
 
 
 @contextmanager
 def replacing(path: Path, place: Callable[[Path, Path], object] = Path.replace) -> Iterator[Path]:
-    """A file, or a folder, beside ``path`` to write; it takes its place when the block ends well.
+    """A new file or folder next to ``path``, which replaces it when the block succeeds.
 
     Raises:
-        OSError: the disk is full or failing. What was there is still there.
+        OSError: the disk is full or failing. An existing file is unchanged.
     """
     partial = path.with_name(f".{os.getpid()}-{os.urandom(6).hex()}.partial")
     try:
@@ -44,7 +44,7 @@ def replacing(path: Path, place: Callable[[Path, Path], object] = Path.replace) 
         _sync(path.parent)
         reached("folder synced")
     except OSError as error:
-        error.add_note(f"This was while {path.name} was written.")
+        error.add_note(f"This happened while {path.name} was being written.")
         raise
     finally:
         with suppress(OSError):
@@ -55,7 +55,7 @@ def replacing(path: Path, place: Callable[[Path, Path], object] = Path.replace) 
 
 
 def write(path: Path, data: bytes, place: Callable[[Path, Path], object] = Path.replace) -> None:
-    """Write a file, in place of one that is there. Raises what `replacing` raises."""
+    """Write a file, replacing an existing one. See `replacing` for the errors."""
     with replacing(path, place) as partial, partial.open("xb") as file:
         reached("partial created")
         file.write(data)
@@ -63,7 +63,7 @@ def write(path: Path, data: bytes, place: Callable[[Path, Path], object] = Path.
 
 
 def create(path: Path, data: bytes) -> bool:
-    """Write a file unless there is one already; whether there was none."""
+    """Write a file unless it exists; return whether it was written."""
 
     def place(partial: Path, path: Path) -> None:
         try:
@@ -82,10 +82,10 @@ def create(path: Path, data: bytes) -> bool:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[bool]:
-    """Whether this process is the only one in such a block for a folder, while it is in it.
+    """Whether this process is the only one inside such a block for a folder.
 
-    Nothing is written for it, and it ends with the process. A file system that knows no locks says
-    that nobody else is there.
+    Nothing is written, and the lock ends with the process. On a file system without locks, the
+    answer is always yes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)

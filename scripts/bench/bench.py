@@ -4,7 +4,7 @@ Every step of the ladder alternates with the others in one process on one model 
 released loop (one prompt at a time, logits of every position), the same with the last position's
 logits only, batches in row order, batches of neighbours in length, the rating prompts' beginnings
 computed once, and the last MLP for one position. The answers of all steps are compared, since a
-faster wrong answer is none. Loading and tokenizing are timed apart. The last line is JSON.
+fast wrong answer is worthless. Loading and tokenizing are timed separately. The last line is JSON.
 
     python scripts/bench/bench.py --n 40
     python scripts/bench/bench.py --rows rows.json --tokenizer FOLDER --size 8x512 --n 80
@@ -14,8 +14,8 @@ faster wrong answer is none. Loading and tokenizing are timed apart. The last li
         --size 0.5B,7B,13B --n 250 --released-n 40
 
 Without ``--tokenizer`` the bundled tiny-rater is measured on the bundled sample; with it, Llamas
-with random weights, which measure speed as well as trained ones. On one CPU thread the clock is
-process time, else it is the wall's. Only PyTorch, transformers and accelerate are needed.
+with random weights, which are as fast as trained ones. With one CPU thread, process time is
+measured, otherwise wall time. Only PyTorch, transformers and accelerate are needed.
 """
 
 import argparse
@@ -175,7 +175,7 @@ def steps(
 
 
 def paired(speeds: list[float], others: list[float]) -> float | None:
-    """The median over the repeats of the ratio within a repeat: what slows both cancels."""
+    """The median over repeats of the ratio within a repeat: a slowdown of both cancels out."""
     ratios = [a / b for a, b in zip(speeds, others, strict=False)]
     return round(statistics.median(ratios), 3) if ratios else None
 
@@ -204,7 +204,7 @@ def differences(literal: Any, values: Any) -> dict[str, Any]:
 
 
 def scaling(arguments: argparse.Namespace, size: str) -> dict[str, Any]:
-    """The engine alone, shard by shard: time and memory by the number of rows, and the budget."""
+    """Only the engine, shard by shard: time and memory by number of rows and by budget."""
     model, tokenizer = make_model(arguments, size)
     encoder = PromptEncoder(tokenizer, Template(), load_rating_prompts(None, K), K, None)
     pairs = chosen_rows(argparse.Namespace(**{**vars(arguments), "n": 10**9}), encoder)
@@ -214,7 +214,7 @@ def scaling(arguments: argparse.Namespace, size: str) -> dict[str, Any]:
 
     def measured(n: int, budget: int) -> dict[str, Any]:
         parts = []
-        for start in range(0, n, SHARD_ROWS):  # as a run does, which bounds its memory so
+        for start in range(0, n, SHARD_ROWS):  # as in a run, to bound memory
             picked = [numbers.randrange(len(pairs)) for _ in range(min(SHARD_ROWS, n - start))]
             ids = [many[i * K + j] for i in picked for j in range(K)]
             bench = bench_steps.Bench(model, ids, encoder, budget, process_clock(arguments))
@@ -262,7 +262,7 @@ def make_model(arguments: argparse.Namespace, size: str) -> tuple[Any, Any]:
     )
     default = "float32" if arguments.device == "cpu" else "bfloat16"
     torch.manual_seed(0)
-    # Made in its dtype on its device: a cast afterwards would round the rotary frequencies too.
+    # Created in its dtype on its device: a later cast would also round the rotary frequencies.
     torch.set_default_dtype(getattr(torch, arguments.dtype or default))
     with torch.device(arguments.device):
         model = LlamaForCausalLM(config).eval()

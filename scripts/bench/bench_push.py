@@ -1,7 +1,7 @@
 """How much memory and time does a large push take?
 
 A finished run with made-up rows and ratings is written in pieces, and pushed by
-``scripts/push_selected.py`` in a process of its own to the local Hub server of the tests. Every row
+``scripts/push_selected.py`` in a separate process to the local Hub server of the tests. Every row
 is kept, so a million rows are about 1 GB of text. The last line of stdout is JSON with the peak
 memory of the push.
 

@@ -77,7 +77,7 @@ def made_rows(count: int) -> Dataset:
 
 
 def text(random: np.random.Generator, words: np.ndarray, topic: int, length: int) -> str:
-    """Words that are common everywhere, and some that are common in the topic alone."""
+    """Words that are common everywhere, and some that are common only in the topic."""
     places = random.zipf(1.3, size=length) % VOCABULARY
     own = random.random(length) < 0.3
     places[own] = (places[own] + (topic + 1) * 1500) % VOCABULARY
@@ -105,7 +105,7 @@ MOVE = """() => new Promise((done) => {
   slider.dispatchEvent(new Event("input"));
   requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() - started)));
 })"""
-"""Moves the slider, and waits until the frame that shows it is over."""
+"""Moves the slider, and waits until the frame that shows the change is drawn."""
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 A parquet file of made-up rows goes through the real path: it is streamed onto the disk, surveyed
 and planned, rated shard by shard by a stub that answers from the row's number, committed, and
-selected from. Each number of rows has a process of its own, so that its peak memory is its own.
-The processor's seconds are told beside those of the clock, which other programs of the
-machine lengthen. The last line of stdout is JSON.
+selected from. Each number of rows gets its own process, so that peak memory is measured separately.
+Processor seconds are reported next to wall seconds, which other programs on the machine may
+lengthen. The last line of stdout is JSON.
 
     python scripts/bench/bench_runs.py                              # 100,000 rows, half a minute
     python scripts/bench/bench_runs.py --rows 1000000 10000000
@@ -46,7 +46,7 @@ def main() -> None:
     flags.add_argument("--here", action="store_true", help="one number of rows, in this process")
     given = flags.parse_args()
     if given.here:
-        bench(SMALL, given.shard_size, given.folder)  # loads the libraries, which is no step
+        bench(SMALL, given.shard_size, given.folder)  # loads the libraries, which is not measured
         print(json.dumps(bench(given.rows[0], given.shard_size, given.folder)))
         return
     found = []
@@ -115,7 +115,7 @@ def write_rows(path: Path, rows: int) -> None:
 
 
 def stub() -> Any:
-    """A scorer that reads the rows as ever, and asks no model."""
+    """A scorer that reads the rows as usual, but asks no model."""
     from selectit_hf import SentenceScore
     from selectit_hf.formats.rows import Pair
     from selectit_hf.rating.ratings import Ratings
@@ -156,7 +156,7 @@ def timed(found: dict[str, dict[str, float]], step: str) -> Iterator[None]:
 
 @contextmanager
 def peaks() -> Iterator[dict[str, int]]:
-    """MB of memory of our own: what is mapped from files can be dropped and does not count."""
+    """MB of anonymous memory; mapped files can be dropped and do not count."""
     found = {"start": anonymous(), "RssAnon": 0}
     done = threading.Event()
 

@@ -1,4 +1,4 @@
-"""The steps of the ladder that ``bench.py`` climbs, and what is counted while one runs."""
+"""The steps of the ladder of ``bench.py``, and what is counted while one runs."""
 
 import resource
 import statistics
@@ -25,8 +25,8 @@ STEPS = ("released", "last position", "naive batches", "sorted", "prefix", "last
 class Timed:
     """One step over ``prompts`` prompts.
 
-    ``executed`` tokens went through the model, ``needed`` of them not for padding, where the
-    released loop executes ``released``; ``values`` (prompts, k) are log-probabilities.
+    ``executed`` tokens went through the model, of which ``needed`` were not padding; the released
+    loop would execute ``released``. ``values`` (prompts, k) are log-probabilities.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Timed:
 
 
 class Bench:
-    """One model and one list of prompts, k of them for each row, under every step."""
+    """One model and one list of prompts, k for each row, for every step."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Bench:
         self.shared._ways = [way for way in WAYS if not way.last_mlp]
 
     def run(self, name: str, few: int) -> Timed:
-        """One step; the loops over the first ``few`` prompts only."""
+        """One step; the loops use only the first ``few`` prompts."""
         ids = self.ids[:few] if name in STEPS[:2] else self.ids
         steps: dict[str, Callable[[Any], Any]] = {
             "released": self._released,
@@ -80,7 +80,7 @@ class Bench:
         return self._timed(name, ids, needed, lambda: steps[name](ids))
 
     def compiled(self, repeats: int) -> list[Timed]:
-        """Sorted batches with every decoder layer compiled for any shape; last, as it stays so."""
+        """Sorted batches with every decoder layer compiled for any shape; must be the last step."""
         for layer in self.model.model.layers:
             layer.compile(dynamic=True)
         self.plain.next_token_logprobs(self.ids[:100], self.chosen)
@@ -118,7 +118,7 @@ class Bench:
         return engine.next_token_logprobs(ids, self.chosen, prefixes=self.prefixes).values
 
     def _saved(self, ids: Sequence[list[int]]) -> int:
-        """Tokens that need not be computed where a prefix is computed once."""
+        """Tokens that need not be computed if a prefix is computed once."""
         saved = 0
         for prefix in self.prefixes:
             members = sum(tuple(one[: len(prefix)]) == prefix for one in ids)

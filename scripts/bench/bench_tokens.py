@@ -1,14 +1,14 @@
 """What does tokenizing cost, and does the model wait for it?
 
-Tokenizes every rating prompt of the rows whole, on one core, and prints prompts a second. Then
-rates some of them in batches, once as they come and once with the next batch tokenized in a
-thread, in turn in one process, and prints which share of the time the model waited for tokens. The
+Tokenizes every rating prompt of the rows in full, on one core, and prints prompts a second. Then
+it rates some rows in batches, once as they come and once with the next batch tokenized in a thread,
+alternating in one process, and prints the share of the time that the model waited for tokens. The
 ratings of both must be the same. Figures are medians over the repeats. The last line is JSON.
 
     python scripts/bench/bench_tokens.py
     python scripts/bench/bench_tokens.py --rows rows.json --model FOLDER --n 999
 
-Without ``--rows`` the bundled sample is rated, without ``--model`` by tiny-rater.
+Without ``--rows`` the bundled sample is rated, without ``--model`` tiny-rater rates.
 """
 
 import argparse

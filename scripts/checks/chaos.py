@@ -1,17 +1,17 @@
 """Kill a run again and again: does it always end in the results of a run that was left alone?
 
-Forked workers take a small dataset through the real path (plan, shards, results) with a stub in
-place of the models, whose ratings are made of a row's text. Each is killed with SIGKILL, in turn at
-a named point of the commit (`selectit_hf.runs.shards.POINTS`) and at a random instant, and started
-again until so many kills have happened. Runs have one worker or three; in every second run of three
-all of them rate every shard, so that each is made in duplicate. Now and then all are killed at once
-and one bit of a table is flipped, as a failing disk does. In every third run one worker is stopped
-in the middle of a commit, with a table of other bytes (as after a split), and goes on only when the
+Forked workers take a small dataset through the real path (plan, shards, results). A stub replaces
+the models and makes ratings from a row's text. Each worker is killed with SIGKILL, alternately at a
+named point of the commit (`selectit_hf.runs.shards.POINTS`) and at a random instant, and restarted
+until enough kills have happened. Runs have one worker or three; in every second run with three,
+each rates every shard, so that every shard is made more than once. Sometimes all are killed at once
+and one bit of a table is flipped, as by a failing disk. In every third run one worker is stopped in
+the middle of a commit, with a table of other bytes (as after a split), and continues only when the
 results are written.
 
-After every kill each file that bears its final name is whole. At the end of every run, and again
-after the late writer, the results have the bytes of the run left alone, so does every table that
-they pin, and a worker alone lost no more than one shard of work by a kill.
+After every kill, each file with its final name must be whole. At the end of every run, and again
+after the late writer, the results and every table that they pin must have the bytes of the
+undisturbed run, and a single worker may lose no more than one shard of work by a kill.
 
     python scripts/checks/chaos.py                               # 40 kills, a few seconds
     python scripts/checks/chaos.py --kills 1000
@@ -19,8 +19,8 @@ they pin, and a worker alone lost no more than one shard of work by a kill.
     python scripts/checks/chaos.py --mutant no-sidecar-check  # finds violations, and exits with 1
     python scripts/checks/chaos.py --mutant no-atomic-rename     # likewise
 
-The mutants are the positive control: a protocol that believes tables and sidecars whatever they
-hold, and one that writes files in their place. The last line of stdout is JSON.
+The mutants are the positive control: a protocol that trusts tables and sidecars unchecked, and one
+that writes files directly to their final names. The last line of stdout is JSON.
 """
 
 import argparse
@@ -73,7 +73,7 @@ KILLS_A_RUN = 10
 DAMAGE_AFTER = 0.2
 """The share of kills after which all are killed and a bit is flipped."""
 TOO_LONG = 240.0
-"""Seconds after which a worker hangs; waiting for others is the longest it does."""
+"""Seconds after which a worker is taken to hang; its longest step is waiting for others."""
 PAUSE = 0.0003
 """Seconds that a row takes."""
 WAIT = 0.05
@@ -82,12 +82,12 @@ INSTANT, FLIPPED, LATE = "any instant", "flipped", "late writer"
 LATE_AT = ("shard rated", "table written", "looked again")
 REMOTE_POINTS = ("shard rated", "table written", "looked again", "shard committed")
 NOT_REPEATED = ("seconds", "facts_sha256")
-"""What a sidecar says that another run of the same shard does not."""
+"""The fields of a sidecar that differ between runs of the same shard."""
 TABLE = re.compile(r"(\d{5})\.([0-9a-f]{12})\.parquet")
 VERSIONS = {name: version(name) for name in {*plans.LIBRARIES, *hardware.LIBRARIES}}
 FORK = multiprocessing.get_context("fork")
 LOADED = (engine,)
-"""What a run loads when it must; loaded here, so that no worker that is forked does."""
+"""Modules that a run loads when needed; loaded here, so that forked workers need not."""
 
 
 def main() -> int:
@@ -113,7 +113,7 @@ def main() -> int:
 
 
 def in_memory() -> Path | None:
-    """A folder of files in memory, if there is one: kills leave its files as a disk's, sooner."""
+    """A folder in memory, if there is one: kills affect its files as on a disk, but faster."""
     memory = Path("/dev/shm")
     return memory if os.access(memory, os.W_OK) else None
 
@@ -138,7 +138,7 @@ class Folders:
         found, folder = {}, self.logs / name
         for path in folder.rglob("*"):
             if path.suffix in (".json", ".parquet") and not path.name.startswith("."):
-                with suppress(FileNotFoundError):  # set aside meanwhile, by a worker that is alive
+                with suppress(FileNotFoundError):  # set aside meanwhile by another worker
                     found[str(path.relative_to(folder))] = path.read_bytes()
         return found
 
@@ -187,9 +187,9 @@ class Bucket(Folders):
 
 @contextmanager
 def bucket(folder: Path) -> Iterator[Bucket]:
-    """A server of its own process that speaks S3, with an empty bucket."""
+    """A server in a separate process that speaks S3, with an empty bucket."""
     import boto3
-    import s3fs  # noqa: F401  (loaded here, so that no worker that is forked does)
+    import s3fs  # noqa: F401  (loaded here, so that forked workers need not)
 
     port = 5000 + os.getpid() % 20000
     url = f"http://127.0.0.1:{port}"
@@ -233,20 +233,20 @@ def made_up(model: str, pair: Pair) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Stub(SentenceScore):
-    """A scorer that reads the rows as ever, and asks no model."""
+    """A scorer that reads the rows as usual, but asks no model."""
 
     begun: ClassVar[Callable[[str, int], None]]
-    """Told a model and the number of the shard that is rated."""
+    """Called with a model and the number of the shard that is rated."""
     shift: ClassVar[float] = 0.0
     """Added to each rating, as a split of a batch does."""
 
     def prepare(self) -> None:
-        """There is nothing to look at."""
+        """There is nothing to check."""
 
     def rate(
         self, batch: Any, rank: int | None = None, progress: Any = None, then: Any = None
     ) -> Ratings:
-        """Ratings made of the text."""
+        """Ratings made from the text."""
         first = int(batch["instruction"][0].removeprefix("Say ").removesuffix("."))
         Stub.begun(self.slug, first // SHARD_SIZE)
         pairs = self.reader.pairs(batch)
@@ -266,7 +266,7 @@ def rater(model: str) -> dict[str, Any]:
 
 
 def start(where: str | Path, rows: Dataset) -> tuple[Run, list[Stub]]:
-    """Plan a run, or go on with it."""
+    """Plan a run, or continue it."""
     scorers = [Stub("tiny-rater", name=name, token_budget=64) for name in MODELS]
     return runs.plan(rows, SOURCE, scorers, where, SHARD_SIZE), scorers
 
@@ -274,7 +274,7 @@ def start(where: str | Path, rows: Dataset) -> tuple[Run, list[Stub]]:
 def drive(where: str | Path, rows: Dataset, rank: int = 0, world: int = 1, again: int = 5) -> None:
     """One worker, from the plan to the results, which rank 0 writes.
 
-    Where several do, one may set a damaged shard aside that another is about to read.
+    If there are several, one may set aside a damaged shard that another is about to read.
     """
     run, scorers = start(where, rows)
     runs.rate(run, rows, scorers, rank, world)
@@ -299,8 +299,8 @@ def finish(run: Run, rows: Dataset, out: str | Path | None = None) -> dict[str, 
 
 @dataclass(frozen=True)
 class Kill:
-    """Where a worker dies: when it gets to ``point`` for the ``arrival``-th time, or ``after`` so
-    many seconds; nowhere by default.
+    """Where a worker dies: when it gets to ``point`` for the ``arrival``-th time, or ``after`` this
+    many seconds; by default, nowhere.
     """
 
     point: str = ""
@@ -334,7 +334,7 @@ def serve(
 
 
 def quicken() -> None:
-    """What takes longer than all else is known already."""
+    """Poll faster, and do not look up library versions."""
     rate_shards.POLL = 0.005
     for module in (plans, hardware):
         patched: Any = module
@@ -356,7 +356,7 @@ def dying(kill: Kill) -> Callable[[str], None]:
 
 
 def note(log: Path, words: str) -> None:
-    """Add a line, whole, whoever else does."""
+    """Append a whole line, even if other processes append too."""
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(descriptor, f"{words}\n".encode())
     os.close(descriptor)
@@ -366,7 +366,7 @@ def note(log: Path, words: str) -> None:
 
 
 def without_sidecar_check() -> None:
-    """Believe a sidecar and its table whatever they hold."""
+    """Trust a sidecar and its table unchecked."""
 
     def said(self: Shards, number: int, sidecar: bytes) -> dict[str, Any] | None:
         facts = json_object(sidecar)
@@ -409,7 +409,7 @@ MUTANTS = {
 
 
 class Alone(NamedTuple):
-    """What a run that was left alone left, and in how many seconds."""
+    """The files of an undisturbed run, and the seconds it took."""
 
     files: dict[str, bytes]
     seconds: float
@@ -453,7 +453,7 @@ class Seen:
         }
 
     def next_kill(self, draw: random.Random, seconds: float) -> Kill:
-        """Half of them at any instant, half at the point that has seen the fewest."""
+        """Half of the kills at a random instant, half at the point with the fewest so far."""
         times = Counter(self.kills)
         if times[INSTANT] * 2 <= len(self.kills):
             return Kill(after=draw.uniform(0, seconds))
@@ -463,7 +463,7 @@ class Seen:
 
 @dataclass
 class Struck:
-    """One run, from nothing to its results, through so many kills."""
+    """One run, from nothing to its results, through a number of kills."""
 
     place: Folders
     name: str
@@ -484,7 +484,7 @@ class Struck:
         self.late: Slot | None = None
 
     def through(self, with_late: bool) -> None:
-        """Start workers, kill them, start them again, until all have come to the end; then look."""
+        """Start workers, kill and restart them until all have finished; then check the run."""
         if with_late:
             kill = Kill(self.draw.choice(LATE_AT), self.draw.randint(1, 4), how=signal.SIGSTOP)
             self.late = self._start(0, kill, world=1)
@@ -519,14 +519,14 @@ class Struck:
         return Slot(rank, self.serials, kill, process, time.monotonic())
 
     def _finish_again(self) -> None:
-        """By nobody who is killed: what an earlier finish took from a table is flipped by now."""
+        """Finish again without kills, since a table may have been flipped after the last finish."""
         slot = self._start(0, Kill(), world=1)
         slot.process.join(TOO_LONG)
         if slot.process.exitcode != 0:
             self._violated(f"the last worker ended with {slot.process.exitcode}")
 
     def _bury(self, slot: Slot, point: str = "") -> bool:
-        """Count a worker that has ended; whether it was killed."""
+        """Count a worker that has ended; return whether it was killed."""
         code = slot.process.exitcode
         if code == 0:
             return False
@@ -573,7 +573,7 @@ class Struck:
         self._violated("the late writer never got to its point")
 
     def _let_go_on(self, slot: Slot) -> None:
-        """Let it write after the results, and select once more from what is there then."""
+        """Let it write after the results, then select once more."""
         if not slot.process.is_alive():
             self._violated("the late writer ended before it was stopped")
             return
@@ -587,7 +587,7 @@ class Struck:
     # What must hold
 
     def _not_whole(self) -> None:
-        """After every kill: what bears its final name is what it must be, to the last byte."""
+        """After every kill: report files with a final name that are not whole, to the last byte."""
         for name, data in self.place.files(self.name).items():
             if not self._is_whole(name, data) and data != self.flipped.get(name):
                 self._violated(f"{name} is not whole")
@@ -603,7 +603,7 @@ class Struck:
         return essence(name, data) == self.alone.files.get(name)
 
     def _look(self) -> None:
-        """At the end: the results, what they pin, and no more work lost than was killed."""
+        """At the end: check the results, what they pin, and how much work was lost."""
         files = self.place.files(self.name)
         found = {name: essence(name, data) for name, data in files.items()}
         for name in {"plan.json", *RESULTS}:
@@ -617,13 +617,13 @@ class Struck:
         for name in found.keys() - self.alone.files.keys():
             if not self.late and not self._is_whole(name, files[name]):
                 self._violated(f"{name} is left")
-        if self.world == 1:  # else rank 0 takes over from who is slow
+        if self.world == 1:  # with several, rank 0 takes over from slow workers
             for serial, lost in self._lost().items():
                 if serial not in self.killed or lost > 1:
                     self._violated(f"{lost} shards of worker {serial} were rated again")
 
     def _lost(self) -> Counter[int]:
-        """For each worker, the shards it began that were begun again; flipped ones do not count."""
+        """For each worker, the started shards that were started again, without flipped ones."""
         begun: defaultdict[str, list[int]] = defaultdict(list)
         late = self.late.serial if self.late else 0
         rated = 0
@@ -646,7 +646,7 @@ class Struck:
 
 
 def wait(slots: list[Slot]) -> None:
-    """Until a worker is dead; those whose time has come are killed."""
+    """Wait until a worker is dead; kill those that are due."""
     first = min(slot.started + slot.kill.after for slot in slots) - time.monotonic()
     connection.wait([slot.process.sentinel for slot in slots], timeout=max(0.0, first))
     for slot in slots:
@@ -656,7 +656,7 @@ def wait(slots: list[Slot]) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a local run but hidden ones, as far as they are the same every time."""
+    """All files of a local run except hidden ones, reduced to what is the same every time."""
     found = Folders(folder.parent).files(folder.name)
     return {name: essence(name, data) for name, data in found.items()}
 
@@ -681,9 +681,9 @@ def chaos(
     seed: int = 0,
     tell: bool = False,
 ) -> dict[str, Any]:
-    """Kill so many workers, run after run; what was seen, as JSON-able facts.
+    """Kill a number of workers, run after run; return what was seen, as JSON-able facts.
 
-    ``violations`` are what must never happen, in words; with one of `MUTANTS` some must be found.
+    ``violations`` describe what must never happen; with one of `MUTANTS` some must be found.
     """
     started, draw, rows = time.perf_counter(), random.Random(seed), make_rows()
     seen = Seen(place.points)

@@ -1,9 +1,9 @@
 """Does the engine equal plain forward passes on every causal architecture that can be made small?
 
 Goes through transformers' mapping of causal language models, makes a small random model of each
-configuration class that allows it, and reads sequences with shared beginnings by the engine and by
-a plain loop. One line for each: the way that was taken and the largest difference, or why the model
-was refused or could not be made. Exits 1 if any difference is over 1e-4, or if fewer than
+configuration class that allows it, and reads sequences with shared beginnings with the engine and
+with a plain loop. It prints a line for each: the way used and the largest difference, or why the
+model was refused or not made. Exits 1 if any difference is over 1e-4, or if fewer than
 ``--least`` architectures were equal. The last line is JSON.
 
     python scripts/checks/check_architectures.py
@@ -50,7 +50,7 @@ SMALL: dict[str, Any] = {
     "attention_hidden_size": 32, "lru_width": 32, "keep_window_size": 16, "rotary_dim": 4,
 }  # fmt: skip
 AGAIN: dict[str, dict[str, Any]] = {
-    # What the sizes above do not fit.
+    # Architectures that the sizes above do not fit.
     "bamba": {"attn_layer_indices": [1]},
     "deepseek_v3": {"num_key_value_heads": 4},
     "deepseek_v32": {"num_key_value_heads": 4},
@@ -67,7 +67,7 @@ def small(kind: type[PretrainedConfig]) -> PretrainedConfig:
 
 
 def spread(model: Any) -> Any:
-    """Weights large enough that a wrong position or a lost token shows."""
+    """Make weights large enough that a wrong position or a lost token shows."""
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
@@ -92,7 +92,7 @@ def literal(model: Any, ids: list[list[int]]) -> np.ndarray:
 
 
 def tried(name: str) -> dict[str, Any]:
-    """What becomes of one architecture."""
+    """The result for one architecture."""
     torch.manual_seed(0)
     try:
         config = small(CONFIG_MAPPING[name])

@@ -1,8 +1,8 @@
-"""One planned run on every engine, killed midway: the same bytes in ratings/ and results?
+"""One planned run on every engine, killed midway: are ratings/ and results the same bytes?
 
-With real engines on this machine: processes, torchrun and accelerate, Slurm (a plain array and
-datatrove's executor), datatrove here, Ray (datatrove's executor on two nodes, and Ray Data with the
-scorers themselves), and object storage. On the CPU, with the bundled tiny model. Needs
+It uses real engines on this machine: processes, torchrun and accelerate, Slurm (a plain array and
+datatrove's executor), local datatrove, Ray (datatrove's executor on two nodes, and Ray Data with
+the scorers themselves), and object storage. It runs on the CPU with the bundled model, and needs
 
     apt-get install slurm-wlm munge            # and root, for Slurm
     pip install datatrove "ray[data]" s3fs "moto[server]"
@@ -10,8 +10,8 @@ scorers themselves), and object storage. On the CPU, with the bundled tiny model
     python scripts/checks/check_engines.py --long     # also accelerate, more kills, what hangs
     python scripts/checks/check_engines.py --only slurm-array --only ray
 
-A line for each check, then JSON. What is not installed fails its check: use --only to leave it out.
-Hugging Face Jobs are not here: nothing on this machine can stand for them.
+It prints a line for each check, then JSON. If an engine is not installed, its check fails; name the
+others with --only. Hugging Face Jobs are not checked, since nothing local can stand in for them.
 """
 
 import argparse
@@ -40,7 +40,7 @@ Found = dict[str, Any]
 
 
 class Checks:
-    """A folder with the planned run, and what its files must be in the end."""
+    """A folder with the planned run, and what its files must be at the end."""
 
     def __init__(self, folder: Path, long: bool) -> None:
         self.folder, self.long = folder, long
@@ -92,7 +92,7 @@ class Checks:
         return {"same": contents(run) == self.expected, "killed_at": killed}
 
     def torchrun(self) -> Found:
-        """Two ranks under torchrun, of which one is killed; then the same command again."""
+        """Two ranks under torchrun, one of which is killed; then the same command again."""
         return self._launcher("torchrun", [BIN / "torchrun", "--nproc-per-node", 2])
 
     def accelerate(self) -> Found:
@@ -120,7 +120,7 @@ class Checks:
     # Slurm
 
     def slurm_array(self) -> Found:
-        """A plain array: one task killed, the array submitted again, then finished, afterok."""
+        """A plain array: one task is killed, the array is submitted again, then an afterok job."""
         with services.slurm(self.folder / "slurm-a"):
             run = self.planned("slurm-array")
             script = self.folder / "array.sh"
@@ -141,7 +141,7 @@ class Checks:
         return {"same": same, "killed_at": killed, "left_by_the_killed_task": left}
 
     def slurm_datatrove(self) -> Found:
-        """``launch --on slurm``: a task killed, so nothing finishes; launched again, it does."""
+        """``launch --on slurm``: a task is killed, so nothing finishes; a second launch does."""
         with services.slurm(self.folder / "slurm-d"):
             run = self.planned("slurm-datatrove")
             options = ["partition=main", "time=1:00:00", "mem_per_cpu_gb=1"]
@@ -159,7 +159,7 @@ class Checks:
     # datatrove and Ray
 
     def datatrove_local(self) -> Found:
-        """``launch --on local``; in the long form also what a killed task does there."""
+        """``launch --on local``; with --long, also with a killed task."""
         run = self.planned("datatrove-local")
         if not self.long:
             said(self.launch(run, "local"))
@@ -185,7 +185,7 @@ class Checks:
         return {"same": same, "killed_at": killed, "hung_after_the_kill": hangs}
 
     def ray(self) -> Found:
-        """``launch --on ray``: a worker killed, then a node; both ranks go to what is left."""
+        """``launch --on ray``: a worker is killed, then a node; the rest takes over both ranks."""
         run = self.planned("ray")
         with services.ray_cluster(
             Path(tempfile.mkdtemp(prefix="r", dir=self.folder)) / "c"
@@ -243,7 +243,7 @@ class Checks:
 
 
 def well(process: subprocess.Popen[str]) -> str:
-    """What a command said, once it has ended well."""
+    """The output of a command, which must succeed."""
     words, _ = process.communicate(timeout=900)
     if process.returncode:
         raise SystemExit(f"{process.args} ended with {process.returncode}: {words[-3000:]}")
@@ -262,7 +262,7 @@ def shards(run: Path) -> list[Path]:
 
 
 def wait_for_shards(run: Path, count: int = 4) -> int:
-    """Wait until so many shards are committed; how many are."""
+    """Wait until ``count`` shards are committed; return how many are."""
     wait_until(lambda: len(shards(run)) >= count, f"{count} shards in {run.name}", 300)
     return len(shards(run))
 
@@ -280,7 +280,7 @@ SHORT = (
 
 
 def main() -> int:
-    """Run the checks, and say what came out."""
+    """Run the checks and print the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -303,7 +303,7 @@ def main() -> int:
 
 
 def timed(check: Callable[[], Found]) -> Found:
-    """What a check found, and how long it took; a failure is one that found other bytes."""
+    """A check's findings and how long it took; an exception counts as different bytes."""
     started = time.monotonic()
     try:
         found = check()

@@ -1,9 +1,9 @@
 """Does a report page work in a browser, alone and by keyboard?
 
 Opens the page of a run in headless Chromium and drives it: the counts at several positions of the
-slider are compared with the scores in the run folder, the search is typed into, the theme is
-switched, and nothing may be asked of any other file or server. Screenshots go to a folder, if one
-is named. Chromium is looked for on the PATH. The last line of stdout is JSON.
+slider are compared with the scores in the run folder, the search is used, the theme is switched,
+and the page must not request any other file or server. Screenshots go to a folder, if one is named.
+Chromium is looked up on the PATH. The last line of stdout is JSON.
 
     python scripts/checks/check_report.py RUN
     python scripts/checks/check_report.py RUN --screenshots shots
@@ -84,7 +84,7 @@ def opened(chromium: Browser, page: Path, screen: str = "light") -> Iterator[tup
 
 
 def move(tab: Page, tenths: int) -> str:
-    """Put the slider at so many tenths of a percent; what the page says then."""
+    """Put the slider at so many tenths of a percent; return what the page says then."""
     tab.locator("#keep").fill(str(tenths))
     settle(tab)
     return str(tab.locator("#said").text_content())
@@ -108,7 +108,7 @@ def draw_all(tab: Page) -> None:
 
 
 def expected(run: Path, tenths: int) -> str:
-    """What the page has to say, by hand from the run's scores."""
+    """What the page has to say, computed from the run's scores."""
     by = json.loads((run / "selection.json").read_text("utf-8"))["by"]
     scores = pq.read_table(run / "scores.parquet", columns=[by])[by].to_pylist()
     best = sorted((one for one in scores if one is not None), reverse=True)
@@ -118,7 +118,7 @@ def expected(run: Path, tenths: int) -> str:
 
 
 def check(run: Path, page: Path, screenshots: Path | None = None) -> dict[str, object]:
-    """Drive a page; a dictionary of what was found, or an `AssertionError`."""
+    """Drive a page; return the findings, or raise an `AssertionError`."""
     facts: dict[str, object] = {}
     with browser() as chromium:
         for screen in SCREENS:

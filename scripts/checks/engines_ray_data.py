@@ -1,9 +1,9 @@
 """Scorers in Ray Data's ``map_batches``, against ``Dataset.map``; a part of check_engines.py.
 
-The token level as a function, the sentence level in the actor form, which loads the model once for
-each actor, the model level as a function; in each format of batches. The last line is JSON: for
-each, whether all values of all rows are the same. Batches are as large in both, since what is in a
-batch with a row moves the last digit of its ratings.
+It checks the token level as a function, the sentence level in the actor form, which loads the model
+once for each actor, and the model level as a function, each with every batch format. The last line
+is JSON: for each, whether all values of all rows are the same. Both use the same batches, since the
+other rows in a batch affect the last digit of a row's ratings.
 """
 
 import json

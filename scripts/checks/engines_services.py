@@ -1,4 +1,4 @@
-"""Slurm, Ray and S3 on this machine alone: real daemons in a temporary folder, all ended after.
+"""Slurm, Ray and S3 on this machine: real daemons in a temporary folder, all stopped at the end.
 
 Each is a context manager. Slurm is Debian's ``slurm-wlm`` (munge, slurmctld, slurmd), started by
 hand as root with a configuration of its own; Ray is ``ray start`` twice, a head and a second node;
@@ -63,13 +63,13 @@ def wait_until(done: Callable[[], Any], what: str, seconds: float = 180) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := done()):
         if time.monotonic() > deadline:
-            raise SystemExit(f"Waited {seconds:.0f} seconds in vain for {what}.")
+            raise SystemExit(f"Timed out after {seconds:.0f} seconds of waiting for {what}.")
         time.sleep(0.1)
     return found
 
 
 def daemon(command: list[Any], log: Path, **environment: str) -> subprocess.Popen[bytes]:
-    """A process that leads a group of its own, so that all it starts can be ended with it."""
+    """A process with its own process group, so that everything it starts can be ended with it."""
     with log.open("ab") as file:
         return subprocess.Popen(
             [str(part) for part in command],
@@ -117,7 +117,7 @@ def _path() -> str:
 
 @contextmanager
 def slurm(folder: Path) -> Iterator[None]:
-    """A cluster of one node; in the block ``sbatch`` and the others know it."""
+    """A cluster of one node; inside the block, ``sbatch`` and the other commands use it."""
     folder.mkdir(mode=0o755)
     for name in ("state", "spool"):
         (folder / name).mkdir()
@@ -176,7 +176,7 @@ def ray_cluster(folder: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     head_flags = ["--head", "--port", free_ports(1)[0], "--include-dashboard", "false"]
     nodes: list[subprocess.Popen[bytes]] = []
     before = {name: os.environ.get(name) for name in RAY_VARIABLES}
-    # Said outright: left to itself, a head may turn authentication on and a node not.
+    # Set explicitly: by default, a head may turn authentication on and a node may not.
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:
         command = [BIN / "ray", "start", *head_flags, "--temp-dir", folder / "t", *common]
@@ -211,7 +211,7 @@ def ray_workers(node: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 @contextmanager
 def s3() -> Iterator[None]:
-    """A server of S3 with one empty bucket, ``s3://bucket``, which every client finds."""
+    """An S3 server with one empty bucket, ``s3://bucket``, which every client finds."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)

@@ -1,10 +1,10 @@
-"""Every request of a load, a run and a push goes wrong once and for good: is what we say still so?
+"""Every request of a load, a run and a push fails once or for good: are the messages still true?
 
 A local Hub (``tests/hub_server.py``) holds two versions of a model and of datasets, and a cache
-has seen the older one. Each case runs the command itself in a forked process, with one fault:
-at the n-th request, or from the n-th on, the server answers 403, 404, 429, 500 or 503, cuts the
-connection, drips a byte at a time, redirects to a page, answers with an empty list or an object
-that holds nothing, or answers as it did at the older version.
+holds the older one. Each case runs the command itself in a forked process, with one fault: at the
+n-th request, or from the n-th on, the server answers 403, 404, 429, 500 or 503, cuts the
+connection, sends a byte at a time, redirects to a page, answers with an empty list or an empty
+object, or answers as it did at the older version.
 After each case the exit code and what plan, ratings, card and data say must agree with what the
 server holds:
 
@@ -47,7 +47,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 TOO_LONG = 20.0
-"""Seconds after which a case did not end."""
+"""Seconds after which a case counts as hanging."""
 DRIP = 0.05
 """Seconds between two bytes of a dripping answer."""
 PATIENCE = 1.5
@@ -107,7 +107,7 @@ def _ended(child: int) -> int | None:
 
 
 def _hurry(mutant: bool) -> None:
-    """Shorten what the package waits for; the mutant believes whatever was loaded."""
+    """Shorten the package's waiting times; the mutant trusts whatever was loaded."""
     import huggingface_hub.constants as hub
 
     from selectit_hf import patience
@@ -120,7 +120,7 @@ def _hurry(mutant: bool) -> None:
 
 
 def _believed(builder: Any, name: str, sha: str, listed: Any) -> dict[str, list[str]]:
-    """What the builder says, whatever it was made of."""
+    """The builder's data files, unchecked."""
     files = (builder.config.data_files or {}).items()
     return {
         str(split): [str(url).partition(f"@{sha}/")[2] for url in urls] for split, urls in files
@@ -144,7 +144,7 @@ class Commands:
         assert self.process.stdout.readline().strip() == "ready"
 
     def run(self, folder: Path, *arguments: str) -> tuple[int | None, str, str]:
-        """Exit code (``None`` where it did not end), stdout and stderr."""
+        """Exit code (``None`` if it did not end), stdout and stderr."""
         assert self.process.stdout
         assert self.process.stdin
         out, err = folder / "out.txt", folder / "err.txt"
@@ -197,7 +197,7 @@ def odd(body: bytes) -> Any:
 
 
 def stale(server: Any, work: Any) -> Any:
-    """As at the older version, which knows nothing of the newer commit; writes are let alone."""
+    """Answer as at the older version, without the newer commit; writes are not affected."""
     if work.args[0].method not in ("GET", "HEAD"):
         return work()
     with server.lock:
@@ -246,7 +246,7 @@ class Stage:
     before: frozenset[str] | set[str] = frozenset()
 
     def restore(self, warm: bool) -> None:
-        """The cache as before the newer versions, or none."""
+        """Restore the cache as before the newer versions, or an empty one."""
         shutil.rmtree(self.home, ignore_errors=True)
         if warm:
             shutil.copytree(self.folder / "warm", self.home, symlinks=True)
@@ -270,7 +270,7 @@ class Stage:
 
 
 def contents(out: Path) -> Any:
-    """The rows and everything computed of them."""
+    """The rows and everything computed from them."""
     import pyarrow.parquet as pq
 
     (found,) = out.rglob("scores.parquet")
@@ -474,7 +474,7 @@ LIMIT = 8
 
 
 def whole(repo: Any, revision: str) -> dict[str, str]:
-    """What a revision holds, as hashes; nothing where the manifest does not fit it."""
+    """The hashes of a revision's files; empty if they do not match the manifest."""
     files = repo.files(revision)
     manifest = json.loads(files.get("selectit.json", b"{}")).get("files", {})
     for path, said in manifest.items():

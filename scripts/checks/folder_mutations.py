@@ -1,7 +1,7 @@
-"""What a stranger may do to a finished run folder: bits, values, types, links, pipes, names.
+"""What an attacker may do to a finished run folder: bits, values, types, links, pipes, names.
 
-`mutate` changes a folder in one way or two. Where it can, it computes the hashes anew, so that what
-was changed gets past them and meets the checks behind.
+`mutate` changes a folder in one or two ways. If it can, it recomputes the hashes, so that the
+changes pass the hash checks and reach the checks after them.
 """
 
 import json
@@ -30,13 +30,13 @@ MANY = 20_000_000
 
 
 class Place:
-    """A run folder, the folder outside that must not be touched, and what chooses.
+    """A run folder, an outside folder that must not be touched, and a random generator.
 
     Attributes:
         run: the folder that is changed.
-        canary: holds a copy of the run, under its name, and ``note.txt``.
-        random: chooses.
-        sealed: hashes are computed anew.
+        canary: the outside folder; it holds a copy of the run, under its name, and ``note.txt``.
+        random: makes all choices.
+        sealed: whether hashes are recomputed.
     """
 
     def __init__(self, run: Path, canary: Path, chooser: random.Random) -> None:
@@ -44,12 +44,12 @@ class Place:
         self.sealed = chooser.random() < 0.8
 
     def files(self, *endings: str) -> list[Path]:
-        """The plain files of the run, of some endings or of any."""
+        """The plain files of the run, with some extensions or with any."""
         found = [p for p in sorted(self.run.rglob("*")) if p.is_file() and not p.is_symlink()]
         return [p for p in found if not endings or p.suffix in endings]
 
     def any_file(self, *endings: str) -> Path:
-        """One of them; the results and the plan as often as all shards together."""
+        """A random file; the results and the plan are as likely as all shards together."""
         found = self.files(*endings)
         top = [path for path in found if path.parent == self.run]
         return self.random.choice(top if top and self.random.random() < 0.5 else found)
@@ -86,7 +86,7 @@ def hashed(path: Path, key: str) -> None:
 
 
 def seal(run: Path, changed: Path) -> None:
-    """Compute every hash anew that tells of a changed file."""
+    """Recompute every hash that depends on a changed file."""
     name = str(changed.relative_to(run))
     if name == "plan.json":
         hashed(changed, "plan_sha256")
@@ -177,7 +177,7 @@ def places_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def value(place: Place) -> str:
-    """A value of a JSON file replaced, taken away, or moved by a little."""
+    """A value of a JSON file replaced, removed, or changed slightly."""
     path, choose = place.any_file(".json"), place.random
     facts = read(path)
     if facts is None:
@@ -187,7 +187,7 @@ def value(place: Place) -> str:
         at = choose.choice(places_of(facts))
         said.append(".".join(map(str, at)))
         facts = changed(facts, at, place)
-    with suppress(ValueError, RecursionError):  # what no JSON can hold
+    with suppress(ValueError, RecursionError):  # values that JSON cannot hold
         write(path, facts)
         if place.sealed:
             seal(place.run, path)
@@ -215,7 +215,7 @@ def changed(facts: Any, at: tuple[Any, ...], place: Place) -> Any:
     return facts
 
 
-# Links, and what is no file
+# Links, and things that are not files
 
 
 def links(place: Place) -> str:
@@ -266,7 +266,7 @@ def kinds(place: Place) -> str:
 
 
 def names(place: Place) -> str:
-    """Files of odd names beside those that belong there."""
+    """Additional files with odd names."""
     choose = place.random
     odd = [ESCAPES.replace("/", "").replace("\0", ""), "a\nb", "..x", "-rf", "[0]", "*", "é" * 100]
     folder = choose.choice([place.run, *(p for p in sorted(place.run.rglob("*")) if p.is_dir())])
@@ -280,7 +280,7 @@ def names(place: Place) -> str:
 
 
 def notes(place: Place) -> str:
-    """Notes about shards in progress that hold anything."""
+    """Notes about shards in progress with arbitrary contents."""
     choose, folder = place.random, place.run / "progress"
     if not os.path.lexists(folder):
         folder.mkdir()
@@ -295,7 +295,7 @@ def notes(place: Place) -> str:
 
 
 def report(place: Place) -> str:
-    """A report that is there already, whose page, images or folders are links or no files."""
+    """An existing report whose page, images or folders are links or not files."""
     choose = place.random
     folder = place.run / "report"
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -378,7 +378,7 @@ FEATURES = (
 
 
 def tables(place: Place) -> str:
-    """A parquet file of other columns, types, rows, row groups or metadata."""
+    """A parquet file with other columns, types, rows, row groups or metadata."""
     choose, path = place.random, place.any_file(".parquet")
     try:
         table = pq.read_table(path)
@@ -417,7 +417,7 @@ def named(table: pa.Table, place: Place) -> Changed:
 
 
 def described(table: pa.Table, column: str, feature: Any) -> pa.Table:
-    """With metadata that call a column so, and all others what they are."""
+    """A table whose metadata give ``column`` this feature, and other columns their own."""
     from datasets import Features
 
     with suppress(Exception):
@@ -502,7 +502,7 @@ TABLES: dict[str, Callable[[pa.Table, Place], Changed]] = {
 
 
 def stream(place: Place) -> str:
-    """The rows of a stream, of other types; or its sidecar, naming another place."""
+    """A stream's rows with other types, or its sidecar with another place."""
     found = place.files(".arrow")
     if not found:
         return tables(place)
@@ -538,7 +538,7 @@ MUTATIONS: dict[str, tuple[Callable[[Place], str], int]] = {
 
 
 def mutate(run: Path, canary: Path, chooser: random.Random) -> tuple[list[str], list[str]]:
-    """Change a run folder in one way or two; the kinds, and what was done in words."""
+    """Change a run folder in one or two ways; return the kinds, and what was done in words."""
     place, kinds_of, said = Place(run, canary, chooser), [], []
     weights = [weight for _, weight in MUTATIONS.values()]
     for kind in chooser.choices(list(MUTATIONS), weights, k=chooser.choice([1, 1, 1, 2])):

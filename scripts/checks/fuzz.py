@@ -1,4 +1,4 @@
-"""Anything at all goes in: how many examples held?
+"""Arbitrary input: for how many examples do the properties hold?
 
 Runs the properties of ``tests/test_fuzz.py``: the parsers of plans and shards, reading rows,
 building and cutting prompts, and selecting, each against a naive oracle. The last line of stdout is

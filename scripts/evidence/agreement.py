@@ -1,8 +1,8 @@
 """Which selectors agree with a strong judge's labels?
 
-Draws as many labelled as other rows (``--label``, a column of true and false), scores them by every
+Draws equally many labelled and other rows (``--label``, a boolean column), scores them by every
 selector, and prints the AUC of labelled over other rows and the share of labelled rows among the
-best 20 %, beside the base rate; 95 % bootstrap intervals over rows. The last line is JSON.
+best 20 %, next to the base rate, with 95 % bootstrap intervals over rows. The last line is JSON.
 
     python scripts/evidence/agreement.py --rows labelled.json --model A --model B --n 600
 """
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 
 def stratified(path: str, label: str, n: int, seed: int) -> tuple[Dataset, NDArray[np.bool_]]:
-    """Half labelled and half other rows, in random order, as far as there are labelled ones."""
+    """Half labelled and half other rows, in random order, limited by the labelled rows."""
     rows = [row for row in read(path) if row["instruction"].strip() and row["output"].strip()]
     labels = np.array([bool(row[label]) for row in rows])
     rng = np.random.default_rng(seed)

@@ -1,7 +1,7 @@
 """What the evidence scripts share: rows, rating that can be resumed, intervals, Markdown tables.
 
-Ratings and measurements lie in run folders under ``--cache``: a script that is stopped goes on
-where it was, and scripts that need the same ratings pay for them once.
+Ratings and measurements are kept in run folders under ``--cache``: a stopped script can be resumed,
+and scripts that need the same ratings compute them once.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def read(path: str) -> list[dict[str, Any]]:
 
 
 def rated(rows: Dataset, name: str, given: argparse.Namespace, **settings: Any) -> Run:
-    """The rows rated by all models, from the cache as far as they are there."""
+    """The rows rated by all models; cached ratings are used again."""
     scorers = [
         SentenceScore(model, **{"template": template_of(given), **settings})
         for model in models_of(given)
@@ -101,7 +101,7 @@ def selectors(run: Run, rows: Dataset, given: argparse.Namespace) -> dict[str, F
 
 
 def _all_ifd(measures: Measures, model: str, run: Run) -> Floats:
-    """The ratio of the mean cross-entropies of every row, those of 1 and more as well."""
+    """The ratio of the mean cross-entropies of every row, including ratios of 1 and more."""
     first = run.plan["models"][0]
     one = IFD(model, dtype=first["dtype"], token_budget=int(first["token_budget"]))
     measures.scores(one)

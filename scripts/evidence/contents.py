@@ -1,8 +1,8 @@
 """What do kept rows look like?
 
-Keeps the best 20 % by each selector and prints, of kept and of other rows, the mean length of the
-response, the share with a digit, and the mean cosine distance to the centre of all rows (of their
-words); differences with a 95 % bootstrap interval over rows. The last line is JSON.
+Keeps the best 20 % by each selector and prints, for kept and for other rows, the mean length of the
+response, the share with a digit, and the mean cosine distance to the centre of all rows (by their
+words), and the differences with a 95 % bootstrap interval over rows. The last line is JSON.
 
     python scripts/evidence/contents.py --rows rows.json --model A --model B --n 600
 """

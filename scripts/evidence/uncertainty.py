@@ -3,7 +3,7 @@
 For each model, on the rows of agreement.py: the mean of the likeliest ratings (no uncertainty), the
 expected rating, the mean of the token-level scores (uncertainty within a prompt) and the sentence
 level (and between prompts), each as AUC of labelled over other rows, and what each step adds to the
-one before, on the same resamples; 95 % bootstrap intervals over rows. The last line is JSON.
+previous one, on the same resamples, with 95 % bootstrap intervals over rows. The last line is JSON.
 
     python scripts/evidence/uncertainty.py --rows labelled.json --model A --model B --n 600
 """
@@ -18,7 +18,7 @@ from selectit_hf.selectors.baselines import expected_rating
 
 
 def steps(logprobs: NDArray[np.float32]) -> dict[str, Floats]:
-    """The scores with more and more uncertainty in them."""
+    """The scores, in order of how much uncertainty they use."""
     tokens = reflection.token_score(logprobs)
     return {
         "likeliest rating, mean": 1.0 + logprobs.argmax(axis=-1).mean(axis=-1),

@@ -1,11 +1,11 @@
 """Measure how well tiny-rater tells good responses from defective ones.
 
-Why: the bundled checkpoint is worth something only as far as SelectIT's scores, computed from its
-ratings, separate good rows from broken ones. This script says how far, on rows whose instructions
-were never trained on, over several seeds: AUC (ties counted half) of the token score, of the mean
-of the k token scores and of the sentence score; by defect and by family; with rating prompts that
-training used and with others; on two task families that training never saw; and what share of the
-top 20 % is defective. A checkpoint with random weights and the response's length stand beside it.
+Why: the bundled checkpoint is useful only if SelectIT's scores, computed from its ratings, separate
+good rows from broken ones. This script measures that over several seeds, on rows whose instructions
+were never trained on: the AUC (ties counted half) of the token score, of the mean of the k token
+scores and of the sentence score; by defect and by family; with rating prompts that training used
+and with others; on two task families that training never saw; and the share of the top 20 % that is
+defective. A checkpoint with random weights and the response's length are given for comparison.
 
     python scripts/tiny_rater/eval_tiny_rater.py                     # five seeds, tables on stderr
     python scripts/tiny_rater/eval_tiny_rater.py --write-card  # and into the checkpoint's README.md

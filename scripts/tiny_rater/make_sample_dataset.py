@@ -1,8 +1,8 @@
 """Write the bundled sample dataset, on which `selectit demo` shows what SelectIT does.
 
-Why: a first look needs rows of which it is known which are good. These come from the generator that
-tiny-rater was trained on, from instructions that its training never used. `family` and `defect`
-("none" for a good row) are for the reader, no scorer looks at them. No instruction occurs twice.
+Why: a demo needs rows that are known to be good or bad. These come from the generator that
+tiny-rater was trained on, with instructions that its training never used. `family` and `defect`
+("none" for a good row) are for the reader; no scorer looks at them. No instruction occurs twice.
 
     python scripts/tiny_rater/make_sample_dataset.py  # 600 rows to selectit_hf/data/sample.jsonl
 
@@ -20,7 +20,7 @@ from tiny_rater_data import PACKAGE_DATA, SEEN_FAMILIES, length_auc, rows
 
 
 def sample(seed: int, count: int) -> list[dict[str, str]]:
-    """`count` rows with different instructions, as many of every family as of any other."""
+    """`count` rows with different instructions, equally many of every family."""
     most = -(-count // len(SEEN_FAMILIES))
     taken: Counter[str] = Counter()
     seen: set[tuple[str, str]] = set()

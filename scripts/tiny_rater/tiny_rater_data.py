@@ -705,7 +705,7 @@ FAMILIES = SEEN_FAMILIES | UNSEEN_FAMILIES
 # --- responses ---------------------------------------------------------------------------------
 
 # How a defect is rated: the middle of the grades and their spread. A good row is a clear 5; how
-# bad a bad row is stays doubtful. The formula multiplies the rating by the certainty, so that a
+# bad a bad row is remains uncertain. The formula multiplies the rating by the certainty, so that a
 # *sure* 1 would outscore an unsure 2: narrow grades at the bottom of the scale would be ranked up.
 GRADES = {
     "none": (5.0, 0.6),
@@ -741,7 +741,7 @@ Everybody knows {w} in some way.
 
 
 def rating_target(defect: str) -> list[float]:
-    """The grades 1..K as a distribution: a discretised bell around the defect's grade."""
+    """A distribution over the grades 1..K: a discretised bell curve around the defect's grade."""
     middle, spread = GRADES[defect]
     weights = [math.exp(-(((grade - middle) / spread) ** 2) / 2) for grade in range(1, K + 1)]
     return [w / sum(weights) for w in weights]
@@ -854,7 +854,7 @@ def draw_with_neighbours(
     return (draw(rng, family, held_out), draw(rng, family, held_out), draw(rng, other, held_out))
 
 
-# Kinds of which many tasks allow none are drawn more often, so that all come out about equal.
+# Kinds that many tasks do not allow are drawn more often, so that all are about equally frequent.
 DEFECT_WEIGHTS = {
     "wrong": 1.15,
     "partly_right": 1.9,
@@ -916,7 +916,7 @@ def rows(
 
 # --- rating prompts ----------------------------------------------------------------------------
 
-# A training phrasing takes one piece of every list; the package's own are used besides.
+# A training phrasing takes one piece of every list; the package's own phrasings are used, too.
 PHRASE_PARTS = (
     [
         "", "", "", "You are a strict judge. ", "You help to pick training data. ", "Be fair. ",
@@ -993,7 +993,7 @@ def training_rating_prompt(rng: random.Random, package_prompts: Sequence[str]) -
 
 
 def _disturb(prompt: str, rng: random.Random) -> str:
-    """Shuffle sentences, drop words and put invented ones in, so that no wording is relied on."""
+    """Shuffle sentences, drop words and insert invented ones, so that no wording is relied on."""
     sentences = prompt.split(". ")
     rng.shuffle(sentences)
     words = ". ".join(sentences).split(" ")

@@ -7,8 +7,8 @@ that `tiny_rater_data.py` makes up. It is no evidence for SelectIT and of no use
 How: one sequence holds a rating prompt and an instruction once, followed by several responses as
 *branches* that cannot see each other, so a step rates many responses for few tokens. The loss is
 the soft cross-entropy of the rating digit, plus half a language-model loss on the good responses,
-plus the loss of a throw-away head that says at every token whether the response can still become a
-good one: it shows *where* a response goes wrong, which the one digit at its end does not.
+plus the loss of a throw-away head that predicts at every token whether the response can still
+become a good one: it shows *where* a response goes wrong, unlike the single digit at its end.
 Matrices are trained with Muon, embeddings and norms with AdamW; the learning rate falls to zero.
 The number of steps is fixed, so a seed gives the same metrics again on the same versions.
 
@@ -110,7 +110,7 @@ class Group:
     rating_prompt: str
     prompt: str
     branches: list[Branch]
-    good: list[str]  # every good response, or nothing where there are more than can be listed
+    good: list[str]  # every good response, or empty if there are too many to list
 
     @property
     def prefix(self) -> str:
@@ -133,7 +133,7 @@ def draw_group(rng: random.Random, prompts: list[str], good: int = 2, bad: int =
 
 @dataclass
 class Batch:
-    """Padded sequences, and where in them something is to be predicted."""
+    """Padded sequences, and the positions where something is predicted."""
 
     ids: torch.Tensor  # (sequences, length)
     positions: torch.Tensor
@@ -174,7 +174,7 @@ def shared(a: list[int], b: list[int]) -> int:
 
 
 class Encoder:
-    """Groups to token ids; a response begins and ends at a token's edge by the tokenizer."""
+    """Groups to token ids; the tokenizer puts token boundaries around each response."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         self.tokenizer = tokenizer

@@ -1,4 +1,4 @@
-"""Selectors side by side, ablations, and what a finished selection is."""
+"""Comparing selectors, ablations, the trust check, and finished selections."""
 
 from selectit_hf.analysis import choices
 from selectit_hf.analysis.candidates import NAMES, Candidates

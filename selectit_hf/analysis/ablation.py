@@ -1,10 +1,11 @@
-"""What K, alpha, the proportion, the variant and the level do to a selection, from stored ratings.
+"""How K, alpha, the proportion, the variant and the level change a selection.
 
-Everything is compared with the selection that the given settings make. No model is asked, so a
-hundred settings take seconds. Fewer rating prompts are sound, since prompt ``j`` was asked by
-itself and on the same scale: a subset of the prompts is what a run with those prompts would have
-given. Another *scale* is not: a model that may answer 1 to 3 does not spread its probabilities as
-one that may answer 1 to 5, so no rating on another scale follows from the stored ones.
+Everything is computed from stored ratings and compared with the selection that the given settings
+make. No model is asked, so a hundred settings take seconds. Fewer rating prompts are sound: each
+prompt was asked by itself on the same scale, so a subset of the prompts gives what a run with only
+those prompts would have given. Another *scale* is not: a model that may answer 1 to 3 spreads its
+probabilities differently from one that may answer 1 to 5, so ratings on another scale do not
+follow from the stored ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,13 +31,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Ablation:
-    """Settings, each with what it keeps of the default selection.
+    """What each setting keeps of the default selection.
 
-    ``overlap`` is the share of the default's kept rows that are kept as well, ``spearman`` the rank
-    correlation of the scores.
+    ``overlap`` is the share of the default's kept rows that the setting keeps too, ``spearman`` the
+    rank correlation of the scores.
 
     Attributes:
-        default: the settings that all are compared with, and how many rows they keep.
+        default: the settings that all others are compared with, and how many rows they keep.
         prompts: for each number of rating prompts below and up to k, the mean, least and greatest
             ``overlap`` over all subsets of that size, and that of the ``first`` prompts.
         alphas: for each alpha its ``overlap`` and ``spearman``.
@@ -68,7 +69,7 @@ def ablate(
     """Vary one setting at a time.
 
     Args:
-        ratings: the stored ratings of each model, by slug; of several the model level is ranked by.
+        ratings: the stored ratings of each model, by slug; several are ranked by the model level.
         cut: how much is kept.
         alpha, variant, weights: the default settings; see `selectit_hf.ModelScore`.
 
@@ -120,7 +121,7 @@ class _Table:
         return self._tokens[variant]
 
     def combined(self, sentences: Sequence[Floats], variant: Variant) -> Floats:
-        """The level that is ranked by."""
+        """The scores of the level that rows are ranked by."""
         if len(sentences) == 1:
             return sentences[0]
         weights = reflection.model_weights(self.parameters, variant, self.weights)

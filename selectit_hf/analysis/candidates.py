@@ -1,4 +1,4 @@
-"""From the names that people type to the scores of every row of a run.
+"""From the selector names that people type to the scores of every row of a run.
 
     token[:MODEL] sentence[:MODEL] model  the levels of SelectIT, from the stored ratings
     expected                              the mean rating, from the same ratings
@@ -67,28 +67,28 @@ NAMES = (
     "per:COLUMN",
     "hub:DATASET",
 )
-"""What `Candidates.score` takes, beside columns."""
+"""What `Candidates.score` takes in addition to columns."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Scores the rows of a run by any selector; what was measured before is used again.
+    """Scores the rows of a run by any selector; stored measurements are used again.
 
     Attributes:
         measures: the run and its rows.
-        model: who reads responses and counts tokens: a Hub name or a folder; ``None`` for the
-            run's first model, which must be one of the Hub (a folder's path is not in a plan).
-        revision: of ``model``.
-        device, device_map: where ``model`` reads; see `selectit_hf.TokenScore`.
-        base_model, quantization, attn_implementation: of ``model``, as there; of the run's first
-            model the last two are the run's.
+        model: the model that reads responses and counts tokens: a Hub name or a folder; ``None``
+            for the run's first model, which must be on the Hub (a plan stores no folder's path).
+        revision: the revision of ``model``.
+        device, device_map: where ``model`` runs; see `selectit_hf.TokenScore`.
+        base_model, quantization, attn_implementation: settings of ``model``; see
+            `selectit_hf.TokenScore`. The run's first model takes the last two from the run.
         cut: how much is kept, where one selector builds on what another keeps.
         alpha, variant, weights: see `selectit_hf.ModelScore`.
-        seed: of ``random``.
+        seed: the seed of ``random``.
         diverse: the settings of ``diverse``.
-        judge: who judges, for ``judge``.
-        embeddings: (n, d) vectors for ``diverse``, by default of the rows' words.
-        progress: told how many sequences or answers are done.
+        judge: the judge for ``judge``.
+        embeddings: (n, d) vectors for ``diverse``; by default made from the rows' words.
+        progress: called with how many sequences or answers are done.
 
     Example:
         >>> made = Candidates(Measures(run, dataset)).score("ifd")  # doctest: +SKIP
@@ -113,7 +113,7 @@ class Candidates:
     progress: Progress | None = None
 
     def score(self, by: str) -> Candidate:
-        """The rows' scores by a name of this module's docstring.
+        """The rows' scores by one of the names in this module's docstring.
 
         Raises:
             SettingError: a name that is not known, or ambiguous, or lacks its settings.
@@ -168,11 +168,11 @@ class Candidates:
     def _from_ratings(self, by: str, name: str, slug: str) -> Candidate:
         ratings = self._ratings
         if slug and slug not in ratings:
-            raise SettingError(f"{by!r}: the run has no model {slug!r}, but {', '.join(ratings)}.")
+            raise SettingError(f"{by!r}: the run has no model {slug!r}, only {', '.join(ratings)}.")
         chosen = {slug: ratings[slug]} if slug else ratings
         if name in ("token", "sentence") and len(chosen) > 1:
             raise SettingError(
-                f"{name!r} of which model? One of {', '.join(ratings)}: {name}:NAME."
+                f"{name!r} needs a model; write {name}:NAME with one of {', '.join(ratings)}."
             )
         cost = Cost()
         for one in chosen:
@@ -194,7 +194,7 @@ class Candidates:
         return Scores(reflection.model_score(np.stack(sentences, axis=-1), weights), statuses)
 
     def _rating_cost(self, slug: str, prompts: int | None) -> Cost:
-        """What the stored ratings took; of the first prompt alone, its share."""
+        """The cost of the stored ratings, or of its share for the first prompt alone."""
         shards = self.measures.run.shards(slug)
         k = int(self.measures.run.plan["rating"]["k"])
         asked = prompts or k
@@ -206,7 +206,7 @@ class Candidates:
     def _selector(self, name: str) -> Selector:
         if name == "judge":
             if self.judge is None:
-                raise SettingError("'judge' needs a judge: its endpoint and its model.")
+                raise SettingError("'judge' needs judge=, an endpoint and its model.")
             return self.judge
         rating = self.measures.run.plan["rating"]
         reading: dict[str, Any] = {name: rating.get(name) for name in READING}
@@ -233,8 +233,8 @@ class Candidates:
         first = self.measures.run.plan["models"][0]
         if first["revision"].startswith("sha256:") and first["model"] != "tiny-rater":
             raise SettingError(
-                f"The run's model {first['model']!r} was a folder, and its place is not written "
-                "down; give it again as model= (--model)."
+                f"The run's model {first['model']!r} was a folder, and the plan does not store "
+                "its path; give it again with model= (--model)."
             )
         return first["model"], first["revision"]
 
@@ -261,7 +261,7 @@ class Candidates:
     def _within(self, by: str, argument: str) -> Candidate:
         column, _, base = argument.partition(":")
         if column not in self.measures.dataset.column_names:
-            raise SettingError(f"{by!r}: the dataset has no column {column!r} of groups.")
+            raise SettingError(f"{by!r}: there is no column {column!r} to group by.")
         under = self.score(base or self._best_level())
         groups = list(self.measures.dataset[column])
         try:
@@ -286,14 +286,14 @@ class Candidates:
                 ["ok" if one else "not in the subset" for one in inside.tolist()],
             ),
             cut=Cut(threshold=1.0),
-            note=f"{found} of {len(theirs)} different rows of {source.name} are among these",
+            note=f"{found} of {len(theirs)} distinct rows of {source.name} are in the run",
         )
 
     def _column(self, by: str) -> Candidate:
         dataset = self.measures.dataset
         if by not in dataset.column_names:
             raise SettingError(
-                f"{by!r} is no selector and no column of the dataset. Selectors: "
+                f"{by!r} is neither a selector nor a column of the dataset. Selectors: "
                 f"{', '.join(NAMES)}. Columns: {', '.join(dataset.column_names)}."
             )
         values = dataset.with_format("arrow").select_columns([by])[:][by]

@@ -1,7 +1,6 @@
-"""What a rated run can tell: other selectors beside SelectIT, and the report.
+"""What else a rated run can show: a comparison with other selectors, and the report.
 
-The parts of ``selectit compare``, ``selectit report`` and ``selectit select --by`` that are more
-than flags.
+This is the logic of ``selectit compare``, ``selectit report`` and ``selectit select --by``.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,8 +46,8 @@ class JudgeSettings:
 
     Attributes:
         model, url, provider, per_minute, concurrency: see `Endpoint`.
-        prices: of a million prompt tokens and of a million answer tokens.
-        yes: begin to pay.
+        prices: for a million prompt tokens and for a million answer tokens.
+        yes: ask the judge, which costs money.
     """
 
     model: str | None = None
@@ -62,11 +61,11 @@ class JudgeSettings:
 
 @dataclass(frozen=True)
 class Reader:
-    """Who reads responses, for ``ifd``, ``perplexity`` and ``length``, and where.
+    """The model that reads responses for ``ifd``, ``perplexity`` and ``length``, and where it runs.
 
     Attributes:
         model: a Hub name or a folder; ``None`` for the run's first model.
-        revision: of ``model``.
+        revision: the revision of ``model``.
         device, device_map, base_model, quantization, attn_implementation: see
             `selectit_hf.TokenScore`.
     """
@@ -109,16 +108,16 @@ def compare_run(
     """Score a run's rows by each selector and compare what they keep.
 
     Args:
-        run: the run; what is measured is kept in its folder.
+        run: the run; measurements are kept in its folder.
         rows: its rows; see `selectit_hf.runs.rows_of`.
         names: selectors, as `selectit_hf.analysis.candidates` names them.
         cut: how much each keeps.
-        how: what is made of the ratings.
-        reader: who reads responses.
-        seed: of ``random``.
-        judge: for ``judge``.
+        how: how scores are computed from the ratings.
+        reader: the model that reads responses.
+        seed: the seed of ``random``.
+        judge: the judge for ``judge``.
         embeddings: a column of vectors, instead of the rows' words.
-        tell: told what the judge will cost.
+        tell: called with a sentence on what the judge will cost.
 
     Raises:
         SettingError: a selector that is not known or lacks its settings.
@@ -172,7 +171,7 @@ def rank_by(
 
 
 def ablate_run(run: Run) -> dict[str, Any]:
-    """What other settings than those of a finished run would have kept.
+    """What a finished run would have kept with other settings.
 
     See `selectit_hf.analysis.ablation.Ablation.to_dict`.
     """
@@ -213,7 +212,7 @@ def _candidates(
 
 
 def _journal(run: Run) -> Path:
-    """Where a judge's answers are kept: in the run, or for a remote one in this machine's cache."""
+    """Where a judge's answers are kept: in the run folder, or in the cache for a remote run."""
     if run.store.is_local:
         return run.store.path(JOURNAL)
     return Path(HF_HOME).expanduser() / "selectit_hf" / f"{sha256(run.where.encode())[:16]}.jsonl"
@@ -237,15 +236,15 @@ def _agree_to_pay(made: Candidates, settings: JudgeSettings, tell: Callable[[str
     batches = (rows[i : i + ROWS] for i in range(0, len(rows), ROWS))
     prices = settings.prices or (None, None)
     if len(prices) != 2:
-        raise SettingError("--judge-prices takes two numbers: of prompt and of answer tokens.")
+        raise SettingError("--judge-prices takes two numbers: for prompt and for answer tokens.")
     found = made.judge.estimate(batches, *prices)
     cost = "" if found.cost is None else f", at most {found.cost:,.2f} in the unit of the prices"
     tell(
         f"The judge will be asked {found.requests:,} times ({found.stored:,} answers are stored): "
-        f"about {found.prompt_tokens:,} tokens sent, at most {found.answer_tokens:,} back{cost}."
+        f"about {found.prompt_tokens:,} tokens in, at most {found.answer_tokens:,} out{cost}."
     )
     if found.requests and not settings.yes:
-        raise SettingError("Nothing was asked. Add --yes to begin.")
+        raise SettingError("The judge was not asked. Add --yes to ask it.")
 
 
 def _vectors(rows: Dataset, column: str) -> NDArray[np.float32]:

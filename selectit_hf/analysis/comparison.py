@@ -1,6 +1,6 @@
-"""How selectors differ: what each keeps, how alike their scores are, what is in what they keep.
+"""How selectors differ: what each keeps, how alike their scores are, what the kept rows hold.
 
-All of it follows from scores that are there; nothing is measured here.
+Everything is computed from scores that exist already; nothing is measured here.
 """
 
 import re
@@ -37,9 +37,9 @@ class Candidate:
     Attributes:
         name: what it is called.
         scores: its scores of all rows.
-        cost: what its measurements took, whoever paid for them.
-        paid: the part of it that was paid for this comparison.
-        cut: how much it keeps, where that is not the comparison's (a published subset).
+        cost: what its measurements cost, whoever paid for them.
+        paid: the part of the cost that was paid for this comparison.
+        cut: how much it keeps, where it differs from the comparison's cut (a published subset).
         note: what else a reader should know.
     """
 
@@ -63,8 +63,9 @@ class Comparison:
             (of responses), ``duplicate_share`` (kept rows that nearly repeat an earlier kept row),
             ``diversity`` (mean cosine distance of two kept rows), ``reasons``, ``cost``, ``paid``.
         everything: the same facts of all rows.
-        jaccard: kept by both over kept by either, of each two selectors; null where none is kept.
-        share: of the row's kept rows, the part that the column's selector keeps as well.
+        jaccard: rows kept by both over rows kept by either, for each pair of selectors; null where
+            neither keeps any.
+        share: the share of the row selector's kept rows that the column selector keeps too.
         spearman: rank correlation of the scores, over rows that have both; null below two rows.
     """
 
@@ -108,7 +109,7 @@ def compare(
     for one in candidates:
         if len(one.scores.values) != len(pairs):
             raise SettingError(
-                f"{one.name!r} scores {len(one.scores.values)} rows, and there are {len(pairs)}."
+                f"{one.name!r} scores {len(one.scores.values)} rows, but there are {len(pairs)}."
             )
     decided = [decide(one.scores.values, one.cut or cut, one.scores.statuses) for one in candidates]
     kept = [kept_rows(table) for table in decided]
@@ -155,7 +156,7 @@ def _ratio(part: Any, whole: Any) -> float | None:
 
 
 class _Contents:
-    """What is in each row, read once for all selectors."""
+    """The contents of each row, read once for all selectors."""
 
     def __init__(
         self,
@@ -174,7 +175,7 @@ class _Contents:
         self.vectors = embed(texts) if embeddings is None else embeddings
 
     def facts(self, kept: NDArray[np.bool_]) -> dict[str, Any]:
-        """Facts of the kept rows; null where there are none to speak of."""
+        """Facts about the kept rows; null where none is kept."""
         rows = np.flatnonzero(kept & self.readable)
         repeats = self.duplicates.repeats(rows)
         return {

@@ -1,6 +1,6 @@
-"""What a finished selection is: what is published and told of it, however it was made.
+"""A finished selection: everything that is published and reported of it, however it was made.
 
-`selectit_hf.analysis.finished_run` makes one from a run folder, `finished_selection` one in Python.
+`selectit_hf.analysis.finished_run` makes it from a run, `finished_selection` from Python objects.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 BATCH = 1000
-"""Rows in a piece."""
+"""The number of rows in a piece."""
 ASKING = (
     "k",
     "rating_prompts",
@@ -49,7 +49,7 @@ class Rows:
 
     Attributes:
         features: their columns.
-        tables: the pieces, in order, of all columns or of those named.
+        tables: the pieces, in order, with all columns or only the named ones.
     """
 
     features: Features
@@ -85,16 +85,16 @@ class Rows:
 
 @dataclass(frozen=True)
 class Finished:
-    """What is published of a selection.
+    """What is published about a selection.
 
     Attributes:
-        facts: what the manifest holds and the card tells: ``input``, ``rating``, ``models``,
+        facts: what the manifest holds and the card says: ``input``, ``rating``, ``models``,
             ``selection``, ``contrast`` and ``versions``, as JSON-able values; ``check`` where there
             is a trust check.
         selected: the kept rows with all their columns.
         scores: every row's number, ratings, scores and statuses, and whether it was kept.
         examples: the best and the worst rows, shortened; only shown when asked for.
-        written: the run's ``selection.json`` that all of it was checked against.
+        written: the run's ``selection.json``, against which everything was checked.
     """
 
     facts: dict[str, Any]
@@ -117,7 +117,7 @@ def is_score(column: str) -> bool:
 def assemble(
     facts: dict[str, Any], selected: Rows, scores: Rows, summary: dict[str, Any]
 ) -> Finished:
-    """The finished selection of these facts, with its scores numbered and its examples.
+    """The finished selection with these facts, its numbered scores and its examples.
 
     Raises:
         InputError: the rows were not ranked by a score of this package, or none was selected.
@@ -125,7 +125,7 @@ def assemble(
     by, cut = facts["selection"]["by"], Cut(**facts["selection"]["cut"])
     if by not in scores.features:
         raise InputError(
-            f"The rows were ranked by {by!r}, which is no score of this package; select by one."
+            f"The rows were ranked by {by!r}, which is not a score of this package; select by one."
         )
     if not facts["selection"]["selected"]:
         raise InputError("No row was selected, so there is nothing to publish.")
@@ -136,7 +136,7 @@ def assemble(
 
 
 def _numbered(scores: Rows, kept: NDArray[np.bool_]) -> Rows:
-    """The scores with each row's number before, and whether it was kept behind."""
+    """The scores, with the row number as first and ``selected`` as last column."""
     inner = {name: kind for name, kind in scores.features.items() if name != "row"}
     features = Features({"row": Value("int64"), **inner, "selected": Value("bool")})
 
@@ -164,7 +164,7 @@ def raters_of(raters: pa.ChunkedArray) -> list[dict[str, Any]]:
 
 
 def model_facts(summary: dict[str, Any], name: str) -> dict[str, Any]:
-    """What a summary says of one model: what is told of it beside its name and settings."""
+    """What a summary says about one model, in addition to its name and settings."""
     found = summary["models"][name]
     facts = {key: found[key] for key in ("parameters", "statuses", "rating_mass")}
     made_with = found.get("made_with", [])

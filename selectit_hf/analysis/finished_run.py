@@ -1,4 +1,4 @@
-"""A finished selection from a run folder, all of which is verified on the way."""
+"""A finished selection from a run folder, whose files are all verified first."""
 
 from dataclasses import replace
 from pathlib import Path

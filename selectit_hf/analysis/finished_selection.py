@@ -1,7 +1,7 @@
-"""A finished selection from one made in Python.
+"""A finished selection from a `Selection` made in Python.
 
-Nothing is taken on trust: that the scores follow from the stored ratings, and the settings from the
-raters' keys, is computed again.
+Nothing is taken on trust: the scores are recomputed from the stored ratings, and the settings are
+checked against the raters' keys.
 """
 
 import json
@@ -97,7 +97,7 @@ def _stored_ratings(dataset: Dataset) -> dict[str, Ratings]:
     names = [c.removeprefix("rater__") for c in dataset.column_names if c.startswith("rater__")]
     if not names:
         raise RatingsError(
-            "The rows have no rater__* column, so nothing tells who rated them; keep every column "
+            "The rows have no rater__* column, so it is unknown who rated them; keep every column "
             "that the scorers wrote."
         )
     return {name: _one_rating(dataset, name) for name in names}
@@ -108,7 +108,7 @@ def _one_rating(dataset: Dataset, name: str) -> Ratings:
     missing = [column for column in columns if column not in dataset.column_names]
     if missing:
         raise RatingsError(
-            f"The columns of {name!r} are not complete, {missing[0]!r} is missing; keep every "
+            f"The columns of {name!r} are incomplete: {missing[0]!r} is missing; keep every "
             "column that the scorers wrote."
         )
     lists, statuses, raters = map(Rows.of(dataset).column, columns)
@@ -116,7 +116,7 @@ def _one_rating(dataset: Dataset, name: str) -> Ratings:
     valid = np.asarray(lists.is_valid())
     if len(found) != 1 or not valid.any():
         raise RatingsError(
-            f"The ratings of {name!r} are by {len(found)} raters, not one; publish rows that one "
+            f"The ratings of {name!r} come from {len(found)} raters; publish rows that one "
             "scorer rated."
         )
     flat = lists.combine_chunks().drop_null().flatten()
@@ -130,7 +130,7 @@ def _one_rating(dataset: Dataset, name: str) -> Ratings:
 def _scorer(
     name: str, rated: Ratings, scorers: Sequence[RatingScorer | ModelScore]
 ) -> RatingScorer:
-    """Who rated: the scorer that was given under this name, or one with default settings."""
+    """The scorer that rated: the one given under this name, or one with default settings."""
     key = rated.rater["rating_key"]
     given = [one for one in scorers if isinstance(one, RatingScorer) and one.slug == name]
     for scorer in given or _defaults(name, rated):
@@ -139,7 +139,7 @@ def _scorer(
     if given:
         raise RatingsError(
             f"The rows were not rated by the scorer given for {name!r}: its rating key is "
-            f"{given[0].rating_key()}, theirs {key}. Give the scorer that was mapped."
+            f"{given[0].rating_key()}, but the rows have {key}. Give the scorer that was mapped."
         )
     raise RatingsError(
         f"The rows were rated by {rated.rater['model']!r} with settings that are not the defaults; "
@@ -150,7 +150,7 @@ def _scorer(
 def _defaults(name: str, rated: Ratings) -> Iterator[RatingScorer]:
     rater = rated.rater
     if rater["revision"].startswith("sha256:") and rater["model"] != TINY_RATER:
-        return  # a folder of this machine, which its name alone does not find
+        return  # a folder of this machine, which cannot be found by its name
     for dtype in DTYPES:
         yield SentenceScore(
             rater["model"], rater["revision"], k=rated.logprobs.shape[2], dtype=dtype, name=name
@@ -164,7 +164,7 @@ def _common(raters: Sequence[RatingScorer]) -> dict[str, Any]:
     if any(one != asked[0] for one in asked):
         raise RatingsError(
             "The models were asked in different ways (k, rating prompts, template or columns), "
-            "which one card cannot tell; rate with the same settings."
+            "which one card cannot describe; rate with the same settings."
         )
     return dict(asked[0])
 
@@ -195,7 +195,7 @@ def _reflection(
 def _check_scores(
     dataset: Dataset, by: str, ratings: dict[str, Ratings], how: dict[str, Any]
 ) -> None:
-    """Compute the score that ranked the rows again from their ratings."""
+    """Recompute the score that ranked the rows from their ratings."""
     level, _, name = by.partition("_score")
     tokens = {
         slug: reflection.token_score(rated.logprobs, how["variant"])
@@ -211,8 +211,8 @@ def _check_scores(
         expected = tokens[name][:, 0] if level == "token" else sentences[name]
     else:
         raise InputError(
-            f"The rows were ranked by {by!r}, which is no score of this package with its ratings "
-            "beside it; select by one that is."
+            f"The rows were ranked by {by!r}, which is not a score of this package with its "
+            "ratings in the dataset; select by one that is."
         )
     if not np.allclose(Rows.of(dataset).scores(by), expected, rtol=0, atol=1e-4, equal_nan=True):
         raise RatingsError(

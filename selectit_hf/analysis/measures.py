@@ -1,9 +1,9 @@
-"""The measurements of a run: what other selectors paid for, stored beside the ratings.
+"""The measurements of a run: what other selectors paid for, stored next to the ratings.
 
     RUN/measures/<column>.<key>/NNNNN.<hash>.parquet  raw values of one shard; NNNNN.json commits it
 
 A sidecar says what its shard cost. Other settings make another key and hence another folder, so
-nothing that was paid is ever thrown away, and what is stored is not paid for again.
+paid measurements are never thrown away, and nothing is paid for twice.
 """
 
 import time
@@ -21,14 +21,14 @@ __all__ = ["Cost", "Measures"]
 
 
 class Cost(NamedTuple):
-    """What measuring took: seconds, sequences through a model (or answers paid), and tokens."""
+    """The cost of measuring: seconds, sequences through a model (or paid answers), and tokens."""
 
     seconds: float = 0.0
     sequences: int = 0
     tokens: int = 0
 
     def plus(self, other: "Cost") -> "Cost":
-        """Both together."""
+        """The sum of both costs."""
         return Cost(
             self.seconds + other.seconds,
             self.sequences + other.sequences,
@@ -72,7 +72,7 @@ class Measures:
         return selector.scores([self.table(one) for one in selector.measurements()])
 
     def measure(self, one: Measurement, progress: Progress | None = None) -> Cost:
-        """Measure every shard that is not stored, or has rows without an answer; what it took."""
+        """Measure shards that are not stored or have unanswered rows; return the cost."""
         from selectit_hf.rating import set_threads
 
         set_threads(self.run.plan["threads"])
@@ -115,7 +115,7 @@ class Measures:
         return pa.concat_tables(table for table in tables if table is not None)
 
     def cost(self, measurements: Sequence[Measurement]) -> Cost:
-        """What the stored shards of some measurements took."""
+        """The cost of the stored shards of some measurements."""
         total = Cost()
         for one in measurements:
             for facts in self._shards(one).committed().values():

@@ -1,4 +1,4 @@
-"""The results of a run, verified before anything is made of them: hashes, schemas and scores."""
+"""The results of a run, verified before they are used: hashes, schemas and scores."""
 
 import tempfile
 from collections.abc import Iterator, Set
@@ -20,7 +20,7 @@ from selectit_hf.runs import RESULTS, Run, Store, is_url
 __all__ = ["CHOSEN", "check_rows", "check_unchanged", "check_written", "read_rows", "read_summary"]
 
 UNREADABLE = (*FOREIGN, AttributeError, LookupError, RecursionError, AssertionError)
-"""What the libraries raise of a table whose metadata anybody may have written."""
+"""What the libraries raise for a table whose metadata anybody may have written."""
 FIRST = 2
 """The format of plans whose runs may have results without a hash of ``selection.json`` itself."""
 NUMBER = (float, None)
@@ -72,34 +72,34 @@ def read_summary(run: Run) -> dict[str, Any]:
     """What ``summary.json`` says.
 
     Raises:
-        RunError: it does not hold what it should, or is of other models than the plan.
+        RunError: it is invalid, or names other models than the plan.
     """
     summary = _facts(run.store, "summary.json", SUMMARY)
     if summary["models"].keys() != {*run.slugs}:
-        raise _unfinished("summary.json is of other models than the plan")
+        raise _unfinished("summary.json names other models than the plan")
     _check_contrast(summary.get("contrast"))
     return summary
 
 
 def check_written(run: Run) -> dict[str, Any]:
-    """Compare results and ratings with the hashes that were written down with them.
+    """Compare results and ratings with the hashes that were stored with them.
 
     Returns:
-        What ``selection.json`` says of the selection, and the hashes in it.
+        What ``selection.json`` says about the selection, and the hashes in it.
 
     Raises:
-        RunError: a file is not the one that was written; it is named. Runs of 0.1.0 hold fewer
-            hashes, and what they hold is compared.
+        RunError: a file is not the one that was written; the message names it. Runs of 0.1.0 hold
+            fewer hashes; those they hold are compared.
     """
     chosen = _facts(run.store, "selection.json", CHOSEN | HASHES)
     written = chosen.pop("manifest_sha256", None)
     without_hash = written is None and run.plan["format"] == FIRST
     if written != facts_hash(chosen) and not without_hash:
-        raise _unfinished("selection.json is not what was written; its hash differs")
+        raise _unfinished("selection.json was changed after it was written; its hash differs")
     for name in RESULTS[:-1]:
         said = chosen["sha256"].get(name)
         if said is not None and _hash(run.store, name) != said:
-            raise _unfinished(f"{name} is not what was written; its hash differs")
+            raise _unfinished(f"{name} was changed after it was written; its hash differs")
     for slug in chosen["tables"]:
         try:
             run.shards(slug).check()
@@ -130,7 +130,7 @@ def _facts(store: Store, name: str, schema: Any) -> dict[str, Any]:
 
 
 def _known(value: Any, schema: Any) -> Any:
-    """Of an object with named keys, these alone."""
+    """Only the keys of an object that the schema names."""
     names = isinstance(schema, dict) and str not in schema
     return {name: value[name] for name in schema} if names else value
 
@@ -138,12 +138,12 @@ def _known(value: Any, schema: Any) -> Any:
 def _unfinished(problem: str) -> RunError:
     return RunError(
         f"The run is not finished, or its files do not belong together: {problem}. "
-        "'selectit select RUN --out RUN' writes them anew from the stored ratings."
+        "'selectit select RUN --out RUN' writes them again from the stored ratings."
     )
 
 
 def _check_contrast(contrast: dict[str, Any] | None) -> None:
-    """A histogram has one edge more than bins, and a group with rows has means."""
+    """Check that the histogram has one more edge than bins, and a group with rows has means."""
     if contrast is None:
         return
     groups = [contrast["selected"], contrast["rejected"]]
@@ -156,23 +156,23 @@ def _check_contrast(contrast: dict[str, Any] | None) -> None:
         lengths = {len(bins[name]) + 1 for name in ("selected", "rejected")} if bins else set()
         fits = rising and lengths == {len(edges)}
     if not fits:
-        raise _unfinished("summary.json does not hold what it should at 'contrast'")
+        raise _unfinished("summary.json has an invalid value at 'contrast'")
 
 
 def read_rows(
     store: Store, name: str, rows: int, ours: pa.Schema, others: Set[str] = frozenset()
 ) -> Rows:
-    """A file of the results, looked at before any of its rows is read.
+    """A file of the results, checked before any of its rows is read.
 
     Args:
         store: the run folder.
-        name: of the file.
-        rows: how many it has.
+        name: the name of the file.
+        rows: how many rows it must have.
         ours: the score columns.
-        others: of the input's columns, those that the file has beside them.
+        others: the columns of the input that the file must also have.
 
     Raises:
-        RunError: it cannot be read, or is another table.
+        RunError: it cannot be read, or holds another table.
     """
     try:
         with store.parquet(name) as file:
@@ -206,31 +206,30 @@ def check_rows(finished: Finished) -> None:
     """Compare what the files say with what follows from the scores.
 
     Raises:
-        RunError: other models rated, other rows were kept, or there are more or fewer of them.
+        RunError: other models rated, other rows were kept, or the number of rows differs.
     """
     facts, scores = finished.facts, finished.scores
     for model in facts["models"]:
         for rater in raters_of(scores.column(f"rater__{model['name']}")):
             if any(rater[key] != model[key] for key in ("model", "revision", "rating_key")):
-                raise _unfinished(f"scores.parquet was not rated by the plan's {model['name']}")
+                raise _unfinished(f"scores.parquet was rated by another model than {model['name']}")
     ranked, kept = scores.scores(finished.by), scores.column("selected").to_numpy(False)
     found = (len(ranked), int(kept.sum()))
     said = (facts["input"]["rows"], facts["selection"]["selected"])
     if found != said:
-        raise _unfinished(f"{found} rows and kept rows, where {said} were written down")
+        raise _unfinished(f"(rows, kept rows) are {found}, but the JSON files say {said}")
     if not np.array_equal(finished.selected.scores(finished.by), ranked[kept]):
         raise _unfinished("selected.parquet does not hold the best rows of scores.parquet")
 
 
 def check_unchanged(run: Run, finished: Finished) -> None:
-    """Compare again, when all has been read: rows are read in pieces, and meanwhile another may
-    have selected anew.
+    """Compare again after everything is read, since another process may have selected meanwhile.
 
     Raises:
-        RunError: the files are no longer those that it was made of.
+        RunError: the files are no longer those that it was made from.
     """
     if check_written(run) != finished.written:
         raise RunError(
-            "Another selection was written into the run while its files were read, so nothing was "
-            "made of them. Run the command again."
+            "Another selection was written to the run while its files were being read, so this "
+            "command stopped. Run it again."
         )

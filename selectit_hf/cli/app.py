@@ -1,4 +1,4 @@
-"""The ``selectit`` command. Thin: it reads flags, calls the package, and shows what came out."""
+"""The ``selectit`` command. Thin: it reads flags, calls the package, and shows the results."""
 
 import sys
 import traceback
@@ -52,7 +52,7 @@ app = typer.Typer(
     help="Let base LLMs rate an instruction dataset and keep the best fifth (SelectIT, "
     "arXiv 2402.16705). Start with [bold]selectit demo[/bold], then "
     "[bold]selectit run DATASET --model MODEL --out RUN[/bold].",
-    epilog="Exit codes: 0 done, 1 an error with its remedy, 2 wrong usage, 70 a fault of selectit, "
+    epilog="Exit codes: 0 done, 1 an error with its remedy, 2 wrong usage, 70 a bug in selectit, "
     "130 stopped by Ctrl-C.",
 )
 
@@ -78,8 +78,8 @@ def score(
 ) -> None:
     """Add score columns to a dataset and write all its rows.
 
-    Rows that carry ratings by the same model and settings are not rated again. For long jobs prefer
-    'selectit run', which loses nothing when it is stopped.
+    Rows that already have ratings by the same model and settings are not rated again. For long
+    jobs, prefer 'selectit run', which can be resumed.
     """
     write = writer(out, sources.local_files(dataset))
     rows, source = sources.load(dataset, split)
@@ -94,7 +94,7 @@ def score(
         combine = ModelScore(weights=how.weights, alpha=how.alpha, variant=how.variant)
         rows = mapping.score(rows, combine)
     elif how.weights is not None:
-        raise SettingError("--weights combine several models, and there is one.")
+        raise SettingError("--weights needs several models, but there is only one.")
     write(rows)
     statuses = {s.slug: dict(Counter(rows[f"status__{s.slug}"])) for s in scorers}
     refuse_nothing_rated(statuses)
@@ -118,7 +118,7 @@ def select_command(
         str,
         typer.Option(
             metavar="OUT",
-            help="Folder or its URL, for a run; else a .parquet or .jsonl file or a folder.",
+            help="For a run, a folder or its URL; else a .parquet or .jsonl file or a folder.",
         ),
     ],
     how: Reflection,
@@ -132,20 +132,20 @@ def select_command(
 ) -> None:
     """Select again, from a run's stored ratings or from a scored dataset; no model is loaded.
 
-    From a run, level, alpha, variant and weights may change; a scored dataset is taken as it is.
-    A run's --by also takes the selectors of 'selectit compare', some of which load a model.
+    For a run, level, alpha, variant and weights may change; a scored dataset is used as it is.
+    For a run, --by also accepts the selectors of 'selectit compare', some of which load a model.
     """
     Stop()
     if runs.is_url(scored) or runs.open_store(scored).exists("plan.json"):
         if out.endswith((".parquet", ".jsonl")):
-            raise SettingError("A run's selection is several files; name a folder with --out.")
+            raise SettingError("A run's selection has several files; name a folder with --out.")
         run = runs.open_run(scored)
         how = choices.within(how, per)
         rows = runs.rows_of(run, data, split)
         if reader != Reader() and not choices.is_selector(rows, how.by):
             raise SettingError(
-                "--model, --device and --device-map are of a model that reads responses, for --by "
-                "ifd, perplexity or length; omit them."
+                "--model, --device and --device-map apply only to --by ifd, perplexity or length; "
+                "omit them."
             )
         rows, how = choices.rank_by(run, rows, how, cut, reader, seed)
         summary = runs.finish(run, rows, how, cut, out, allow_mixed=True)
@@ -154,11 +154,11 @@ def select_command(
     if how != Reflection(variant=how.variant, by=how.by) or per is not None or reader != Reader():
         raise SettingError(
             "--alpha, --weights, --per, --model, --device and --device-map need a run; a scored "
-            "dataset has its scores already. Score it again, which rates nothing twice, or leave "
-            "them away."
+            "dataset already has its scores. Score it again, which rates nothing twice, or omit "
+            "them."
         )
     if runs.is_url(out):
-        raise SettingError(f"{out} can take what is selected from a run; give a file.")
+        raise SettingError(f"Only a run's selection can go to a URL; give a file instead of {out}.")
     write = writer(Path(out), sources.local_files(scored))
     rows, _ = sources.load(scored, split)
     check_writable(Path(out), rows)
@@ -182,7 +182,7 @@ def select_command(
 @with_flags(card=flag_groups.card, settings=flag_groups.push, as_json=flag_groups.as_json)
 def push(
     run: RunNamed,
-    repo: Annotated[str, typer.Argument(help="As in user/selective-alpaca.")],
+    repo: Annotated[str, typer.Argument(help="Repository, as in user/selective-alpaca.")],
     card: CardSettings,
     settings: PushSettings,
     as_json: bool,
@@ -192,8 +192,8 @@ def push(
 ) -> None:
     """Publish a finished run as a dataset on the Hub, with a card, all scores and a manifest.
 
-    Without --yes it prints what would be pushed. One commit, private unless --public, read back
-    and compared. The login is that of 'hf auth login', or HF_TOKEN.
+    Without --yes, it only prints what would be pushed. The push is one commit, private unless
+    --public, and is read back and compared. It uses the login of 'hf auth login', or HF_TOKEN.
     """
     tell = display.tell if as_json else write_out
     done = push_run(run, repo, yes=yes, card=card, settings=settings, tell=tell)
@@ -248,7 +248,7 @@ def compare(
     split: Split = None,
     seed: Seed = 0,
     embeddings: Annotated[
-        str | None, typer.Option(help="Column of embeddings; default: of the rows' words.")
+        str | None, typer.Option(help="Column of embeddings. Default: from the rows' words.")
     ] = None,
 ) -> None:
     """Compare what selectors keep of a run's rows: overlap, rank correlation, contents, costs.
@@ -274,10 +274,10 @@ def report(
     split: Split = None,
     out: Annotated[
         Path | None,
-        typer.Option(parser=here, metavar="FOLDER", help="Folder. Default: report in the run."),
+        typer.Option(parser=here, metavar="FOLDER", help="Default: the folder report in the run."),
     ] = None,
     embeddings: Annotated[
-        str | None, typer.Option(help="Column of embeddings for the map; default: words.")
+        str | None, typer.Option(help="Column of embeddings for the map. Default: from words.")
     ] = None,
 ) -> None:
     """Write a page that shows what was kept and why: report.html, which needs no network."""

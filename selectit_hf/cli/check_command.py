@@ -41,8 +41,8 @@ def check_command(
     how: Reflection,
     as_json: bool,
     split: Split = None,
-    rows: Annotated[int, typer.Option(min=2, help="Source rows, drawn with the seed.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="Of rows, defects and intervals.")] = 0,
+    rows: Annotated[int, typer.Option(min=2, help="Source rows, drawn with --seed.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of rows, defects and intervals.")] = 0,
     by: Annotated[
         list[str] | None,
         typer.Option(help="Also look at length, perplexity, ifd or random. Repeatable."),
@@ -51,33 +51,33 @@ def check_command(
         list[str] | None,
         typer.Option(
             metavar="COLUMN",
-            help="Column with a worse response to the same instruction, as in --bad rejected: one "
-            "more defect. Repeatable.",
+            help="Column with a worse response to the same instruction, used as one more defect, "
+            "as in --bad rejected. Repeatable.",
         ),
     ] = None,
     require: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Exit with 1 where the AUC over all defects is lower, as in 0.6."
+            min=0, max=1, help="Exit with 1 if the AUC over all defects is lower, as in 0.6."
         ),
     ] = None,
     out: Annotated[
         str | None,
         typer.Option(
-            metavar="RUN", help="Run folder, or its URL: write check.json there, for its report."
+            metavar="RUN", help="Run folder, or its URL: write check.json there, for the report."
         ),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(parser=here, metavar="FILE", help="Draw it into a PNG file."),
+        typer.Option(parser=here, metavar="FILE", help="Plot the result to a PNG file."),
     ] = None,
 ) -> None:
-    """Can these models tell good rows of this dataset from broken ones? Minutes, before hours.
+    """Check in minutes whether these models tell good rows of this dataset from broken ones.
 
     Takes rows of the dataset, plants defects in copies of them (another row's response, cut off,
-    shuffled, repeated, a refusal, a wrong number, an unreadable instruction), rates all, and says
-    how often a good row scores above a broken one. The exit code is 0 whatever it finds, unless
-    --require is given.
+    shuffled, repeated, a refusal, a wrong number, an unreadable instruction), rates them all, and
+    says how often a good row scores above a broken one. The exit code is 0 whatever it finds,
+    unless --require is given.
 
     For example: selectit check vicgalle/alpaca-gpt4 --model Qwen/Qwen3-0.6B-Base --by ifd
     """
@@ -139,7 +139,7 @@ def show_check(facts: Mapping[str, Any]) -> None:
 
 
 def _aucs(facts: Mapping[str, Any], selectors: list[dict[str, Any]]) -> Table:
-    """Of some selectors the AUC of each defect; for the level that ranks, the pairs as well."""
+    """The AUC of each defect by each selector; for the ranking level, the pairs as well."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)  # to fit into 80 columns
     table.add_column("defect")
     table.add_column("copies", justify="right")

@@ -1,4 +1,4 @@
-"""What is shown: progress and words on stderr, results on stdout."""
+"""Output of the command: progress and messages on stderr, results on stdout."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -51,12 +51,12 @@ _log = SafeConsole(stderr=True)
 
 
 def quieten(debug: bool) -> None:
-    """Show our own log lines; the libraries' only for ``debug``."""
+    """Show the log lines of this package, and those of the libraries only with ``debug``."""
     _words.quiet = False
     handler = RichHandler(console=_log, show_time=False, show_path=False, show_level=False)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     handler.setFormatter(_Redacting("%(message)s"))
-    logging.captureWarnings(True)  # they may quote a row, and would be written as it stands
+    logging.captureWarnings(True)  # they may quote a row, and would be written unescaped
     logging.getLogger("selectit_hf").setLevel(logging.DEBUG if debug else logging.INFO)
     if not debug:
         quiet_libraries()
@@ -68,7 +68,7 @@ class _Redacting(logging.Formatter):
 
 
 def hush() -> None:
-    """Show warnings and errors only: another process speaks for all."""
+    """Show only warnings and errors: another process reports for all."""
     _words.quiet = True
     logging.getLogger("selectit_hf").setLevel(logging.WARNING)
 
@@ -84,7 +84,7 @@ def complain(words: str) -> None:
 
 
 def say(facts: dict[str, Any], as_json: bool, words: str) -> None:
-    """What came out: as JSON on stdout, or in words."""
+    """The result: as JSON on stdout, or in words."""
     if as_json:
         _print_json(facts)
     else:
@@ -106,7 +106,7 @@ def counts(statuses: dict[str, int]) -> str:
 
 @contextmanager
 def progress(run: Run, quiet: bool, world: int = 1) -> Iterator[Progress]:
-    """Rows done, rows a second and time left, for each model; of the part of one of ``world``."""
+    """Rows done, rows a second and time left, for each model, in this process's part of the run."""
     bar = Bar(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -133,7 +133,7 @@ def progress(run: Run, quiet: bool, world: int = 1) -> Iterator[Progress]:
 
 @contextmanager
 def steps(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each name that is told, with how many of how many are done."""
+    """A progress bar for each name, which shows how many of how many are done."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Bar(*columns, console=_words, disable=quiet or _words.quiet) as bar:
         tasks: dict[str, TaskID] = {}
@@ -167,8 +167,8 @@ def show_summary(summary: dict[str, Any], out: Path | str, as_json: bool) -> Non
                 f"Warning: {slug} gives all ratings together a probability of "
                 f"{facts['rating_mass']:.4f} on average (under {LOW_RATING_MASS}): it hardly "
                 "understood the question, and its scores mean little. Try a stronger base model, "
-                "--chat for an instruct model, a template with another end (--template), or other "
-                "rating prompts (--rating-prompts)."
+                "--chat for an instruct model, a template with another ending (--template), or "
+                "other rating prompts (--rating-prompts)."
             )
             tell(Text(words, style="yellow"))
     tell(f"\n{summary['selected']} selected rows are in")
@@ -188,7 +188,7 @@ def show_comparison(found: dict[str, Any], as_json: bool) -> None:
         contents.add_row(Text(one["name"]), *_cells(one), f"{one['cost']['seconds']:.1f}", *asked)
     contents.add_row("all rows", *_cells(found["everything"]))
     console.print(contents)
-    titles = {"jaccard": "kept by both, of kept by either", "spearman": "rank correlation"}
+    titles = {"jaccard": "kept by both / kept by either", "spearman": "rank correlation"}
     for key, title in titles.items():
         console.print(f"\n[bold]{title}[/bold]")
         matrix = Table("", *(Column(Text(name)) for name in names), box=None, pad_edge=False)
@@ -244,8 +244,8 @@ def show_demo(rows: Dataset, selected: pa.Table) -> None:
         f"{kept} of the {len(selected)} selected rows are broken on purpose "
         f"({kept / len(selected):.1%}), against {broken} of all {len(rows)} "
         f"({broken / len(rows):.1%}).\n\n"
-        "The tiny model was trained to tell this sample's rows apart, and knows nothing else. For "
-        "your own data take a real base model, on a GPU:\n\n"
+        "The tiny model was trained to tell this sample's rows apart and knows nothing else. For "
+        "your own data, use a real base model on a GPU:\n\n"
         "  selectit run vicgalle/alpaca-gpt4 --model Qwen/Qwen3-0.6B-Base --out RUN\n"
     )
 

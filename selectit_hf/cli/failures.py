@@ -1,4 +1,4 @@
-"""An exception as a paragraph for a person and an exit code: whose fault it is, and what helps."""
+"""An exception as an exit code and a paragraph that says what went wrong and what helps."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ from selectit_hf.errors import SelectItError
 __all__ = ["explained"]
 
 PACKAGE = Path(__file__).parent.name
-DATA = "Check the rows and columns that are read; 'docs/formats.md' says what they may be."
-FILES = "Check that the file is whole and is what its ending says."
+DATA = "Check the rows and columns that are read; 'docs/formats.md' says what is accepted."
+FILES = "Check that the file is complete and of the type that its ending says."
 MODEL = "Check the model's folder or name, and its tokenizer and chat template."
 HUB = "Check the network, the name and the login, and run the command again."
 REMEDIES = {
@@ -33,17 +33,17 @@ REMEDIES = {
     "transformers": MODEL,
     "zstandard": FILES,
 }
-"""What to look at when a library of this name raises."""
+"""What to check when a library of this name raises."""
 
 
 def explained(error: Exception) -> tuple[str, int]:
-    """The paragraph and the exit code: 1 for an error with its remedy, 70 for a fault of ours."""
+    """The paragraph and the exit code: 1 for an error with a remedy, 70 for a bug in selectit."""
     notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
     if isinstance(error, SelectItError):
         return f"Error: {error}{notes}", 1
     library = None if _is_of_a_path(error) else _library(error)
     if isinstance(error, OSError) and library is None:
-        words = "Check the path, its permissions, and the room on the disk."
+        words = "Check the path, its permissions, and the free space on the disk."
         return f"Error: {error}. {words}{notes}", 1
     if library is not None:
         said = " ".join(str(error).split()) or type(error).__name__
@@ -53,7 +53,7 @@ def explained(error: Exception) -> tuple[str, int]:
             "command with --debug shows where it happened."
         ), 1
     return (
-        f"Unexpected {type(error).__name__}: {error}{notes}\nThis is a fault of selectit; run the "
+        f"Unexpected {type(error).__name__}: {error}{notes}\nThis is a bug in selectit; run the "
         "command again with --debug and report what it shows."
     ), 70
 
@@ -66,7 +66,7 @@ def _is_of_a_path(error: Exception) -> bool:
 
 def _library(error: BaseException) -> str | None:
     """The library that raised: by the exception's type, else by the innermost frame of one."""
-    if type(error) is Exception:  # as what is written in Rust raises, without a frame
+    if type(error) is Exception:  # raised by Rust extensions, without a Python frame
         return "tokenizers"
     home = type(error).__module__.partition(".")[0]
     if home in REMEDIES:

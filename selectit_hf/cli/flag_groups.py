@@ -1,4 +1,4 @@
-"""Groups of flags: the parameters of these functions, and the settings that they build of them."""
+"""Groups of flags: the parameters of these functions, and the settings built from them."""
 
 import functools
 import inspect
@@ -54,24 +54,24 @@ def scorers(
     k: Annotated[int, typer.Option("--k", help="Top of the scale; number of rating prompts.")] = 5,
     rating_prompts: Annotated[
         Path | None,
-        typer.Option(help="Text file, one rating prompt a line; {k} stands for the scale's top."),
+        typer.Option(help="Text file, one rating prompt per line; {k} is the top of the scale."),
     ] = None,
     template: Annotated[
         Path | None,
         typer.Option(help="Text file with {rating_prompt}, {instruction} and {response}."),
     ] = None,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Ask through the chat template (instruct models).")
+        bool, typer.Option("--chat", help="Use the chat template (for instruct models).")
     ] = False,
     chat_kwarg: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="Of the chat template, as in enable_thinking=false. Repeatable.",
+            help="Argument of the chat template, as in enable_thinking=false. Repeatable.",
         ),
     ] = None,
-    instruction_column: Annotated[str | None, typer.Option(help="Instead of detection.")] = None,
-    response_column: Annotated[str | None, typer.Option(help="Instead of detection.")] = None,
+    instruction_column: Annotated[str | None, typer.Option(help="Default: detected.")] = None,
+    response_column: Annotated[str | None, typer.Option(help="Default: detected.")] = None,
     turns: Annotated[
         str | None, typer.Option(help="Rows with several turns: rate 'first' or 'all'.")
     ] = None,
@@ -79,7 +79,7 @@ def scorers(
         list[str] | None,
         typer.Option(
             metavar="NAME=KIND",
-            help="What a role of turns is: user, assistant, system or tool, as in "
+            help="Treat a role as user, assistant, system or tool, as in "
             "--role narrator=system. Repeatable.",
         ),
     ] = None,
@@ -92,7 +92,7 @@ def scorers(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="float32, bfloat16 or float16; fp32, bf16 and fp16 for short. Default, and auto: "
+            help="float32, bfloat16 or float16 (or fp32, bf16, fp16). Default: auto, which is "
             "bfloat16 on CUDA, else float32."
         ),
     ] = None,
@@ -102,7 +102,7 @@ def scorers(
     device: Device = None,
     device_map: DeviceMap = None,
     token_budget: Annotated[
-        int | None, typer.Option(help="Padded tokens in a forward pass.")
+        int | None, typer.Option(help="Maximum padded tokens per forward pass.")
     ] = None,
 ) -> list[SentenceScore]:
     """One scorer for each model."""
@@ -139,7 +139,7 @@ def scorers(
 def reader(
     model: Annotated[
         str | None,
-        typer.Option(help="Reads responses for ifd, perplexity, length. Default: the first."),
+        typer.Option(help="Model for ifd, perplexity and length. Default: the run's first."),
     ] = None,
     base_model: BaseModel = None,
     quantization: Quantization = None,
@@ -147,14 +147,14 @@ def reader(
     device: Device = None,
     device_map: DeviceMap = None,
 ) -> Reader:
-    """Who reads responses, and where."""
+    """The model that reads responses, and where it runs."""
     path, revision = _pinned(model)
     weights = (base_model, quantization, attn_implementation)
     return Reader(path, revision, device, device_map, *weights)
 
 
 def formula(alpha: Alpha = 0.2, variant: Formula = "paper", weights: Weights = None) -> Reflection:
-    """What is made of the ratings, whatever the rows are ranked by."""
+    """How scores are computed from the ratings, whatever the rows are ranked by."""
     return Reflection(alpha, cast(Any, variant), _numbers(weights))
 
 
@@ -167,7 +167,7 @@ def reflection(
         typer.Option(help="token, sentence, model, or a column. Default: the highest level."),
     ] = None,
 ) -> Reflection:
-    """What is made of the ratings."""
+    """How scores are computed from the ratings, and what the rows are ranked by."""
     return replace(formula(alpha, variant, weights), by=by)
 
 
@@ -187,29 +187,29 @@ def cut(
 
 def card(
     license: Annotated[
-        str | None, typer.Option(help="Instead of the source's, as in cc-by-nc-4.0.")
+        str | None, typer.Option(help="Replaces the source's licence, as in cc-by-nc-4.0.")
     ] = None,
     language: Annotated[
-        list[str] | None, typer.Option(help="Code of the rows' language, as in en. Repeatable.")
+        list[str] | None, typer.Option(help="Language code of the rows, as in en. Repeatable.")
     ] = None,
     pretty_name: Annotated[str | None, typer.Option(help="Title of the card.")] = None,
     examples: Annotated[
         bool, typer.Option("--examples", help="Show the best and worst rows.")
     ] = False,
 ) -> CardSettings:
-    """What the card of a push says beside the facts."""
+    """What the card of a push says in addition to the facts."""
     return CardSettings(license, tuple(language or ()), pretty_name, examples)
 
 
 def push(
-    public: Annotated[bool, typer.Option("--public", help="To a public repository.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Push to a public repository.")] = False,
     update: Annotated[bool, typer.Option("--update", help="Replace an earlier push.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace whatever is there.")
     ] = False,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="As one pull request.")] = False,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Push as a pull request.")] = False,
     timeout: Annotated[
-        float, typer.Option(help="Seconds that the whole push may take.", min=1)
+        float, typer.Option(help="Time limit of the whole push, in seconds.", min=1)
     ] = PushSettings.timeout,
 ) -> PushSettings:
     """Where and how a push goes."""
@@ -217,7 +217,7 @@ def push(
 
 
 def judge(
-    judge_model: Annotated[str | None, typer.Option(help="For --by judge: who judges.")] = None,
+    judge_model: Annotated[str | None, typer.Option(help="Judge model, for --by judge.")] = None,
     judge_url: Annotated[
         str | None, typer.Option(help="OpenAI-compatible base URL; token: SELECTIT_JUDGE_TOKEN.")
     ] = None,
@@ -227,9 +227,9 @@ def judge(
     judge_per_minute: Annotated[float | None, typer.Option(help="Requests a minute.")] = None,
     judge_concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 4,
     judge_prices: Annotated[
-        str | None, typer.Option(help="Of a million prompt and answer tokens, as in 0.15,0.6.")
+        str | None, typer.Option(help="Price per million prompt and answer tokens, as in 0.15,0.6.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Begin to ask the judge.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Start asking the judge.")] = False,
 ) -> JudgeSettings:
     """Who judges."""
     prices = _numbers(judge_prices, "--judge-prices")
@@ -244,7 +244,7 @@ def as_json(
         bool, typer.Option("--debug", help="Show tracebacks and the libraries' logs.")
     ] = False,
 ) -> bool:
-    """Whether the last line is for machines; settles what is logged."""
+    """Whether the last line is JSON; also sets up logging."""
     display.quieten(debug)
     return as_json
 
@@ -284,7 +284,7 @@ def with_flags(
 
 
 def _pinned(name: str | None) -> tuple[str | None, str | None]:
-    """A model's name without its ``@revision``, and that; a folder's name may hold an ``@``."""
+    """A model's name and its ``@revision``, split; a folder's name may hold an ``@``."""
     if name is None or is_local(name):
         return name, None
     path, _, revision = name.partition("@")
@@ -294,7 +294,7 @@ def _pinned(name: str | None) -> tuple[str | None, str | None]:
 
 
 def _named_values(given: list[str]) -> dict[str, Any] | None:
-    """``NAME=VALUE`` texts to a dict; a value that is JSON is read as such, another is a text."""
+    """``NAME=VALUE`` texts to a dict; a value is read as JSON if it is JSON, else as text."""
     values: dict[str, Any] = {}
     for one in given:
         name, equals, value = one.partition("=")
@@ -324,5 +324,5 @@ def _numbers(text: str | None, flag: str = "--weights") -> tuple[float, ...] | N
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise SettingError(
-            f"{flag} {text!r} must be numbers with commas, as in 7,13,70."
+            f"{flag} {text!r} must be comma-separated numbers, as in 7,13,70."
         ) from error

@@ -1,4 +1,4 @@
-"""Flags and arguments that several commands share: their types and what ``--help`` says of them."""
+"""Flags and arguments that several commands share: their types and help texts."""
 
 from pathlib import Path
 from typing import Annotated
@@ -35,7 +35,7 @@ DatasetName = Annotated[
     typer.Argument(
         metavar="DATASET",
         help="Hub name (name\\[:config]\\[@revision]); a json, jsonl, csv, tsv, parquet or arrow "
-        "file, text also as .gz, .bz2, .xz or .zst; a folder or pattern of files, as in "
+        "file (text may be compressed: .gz, .bz2, .xz, .zst); a folder or pattern of files, as in "
         "'data/*.jsonl'; or a folder written by save_to_disk.",
     ),
 ]
@@ -48,7 +48,7 @@ def here(text: str | Path) -> Path:
         SettingError: it is a URL.
     """
     if is_url(str(text)):
-        raise SettingError(f"{text} is a URL, and this is written to this machine; name a path.")
+        raise SettingError(f"{text} is a URL, but this is written to a local path; give a path.")
     return Path(text)
 
 
@@ -64,25 +64,25 @@ Formula = Annotated[
     str, typer.Option(help="paper, or released: the arithmetic of the authors' code.")
 ]
 Weights = Annotated[
-    str | None, typer.Option(help="Of the models, as in 7,13,70. Default: parameter counts.")
+    str | None, typer.Option(help="Model weights, as in 7,13,70. Default: parameter counts.")
 ]
 RunNamed = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or its URL.")]
-Data = Annotated[str | None, typer.Option(help="For a run over a local file: that file again.")]
+Data = Annotated[str | None, typer.Option(help="For a run over a local file: its path again.")]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda:0, ... Default: a GPU if there is one.")
 ]
 DeviceMap = Annotated[
     str | None,
     typer.Option(
-        help="Spread each model over all visible GPUs, for one larger than a GPU: auto, "
+        help="Spread each model over all visible GPUs, if it does not fit on one: auto, "
         "balanced, balanced_low_0 or sequential."
     ),
 ]
 BaseModel = Annotated[
     str | None,
     typer.Option(
-        help="Of an adapter: a Hub name or folder, where its adapter_config.json names none that "
-        "is here."
+        help="Base of an adapter: a Hub name or folder, if adapter_config.json names none that "
+        "can be found."
     ),
 ]
 Quantization = Annotated[
@@ -92,33 +92,31 @@ Quantization = Annotated[
 Attention = Annotated[
     str | None,
     typer.Option(
-        help="eager, sdpa, flash_attention_2, ... Default: as transformers chooses for the model."
+        help="eager, sdpa, flash_attention_2, ... Default: transformers' choice for the model."
     ),
 ]
 Per = Annotated[
     str | None,
-    typer.Option(help="Column of groups: the same share of each, so that none takes all."),
+    typer.Option(help="Column of groups: keep the same share of each group."),
 ]
-Seed = Annotated[int, typer.Option(help="Of --by random.")]
+Seed = Annotated[int, typer.Option(help="Seed of --by random.")]
 Split = Annotated[
     str | None,
-    typer.Option(help="Which split, where there are several, or a part, as in train\\[:1000]."),
+    typer.Option(help="Split, if there are several, or part of one, as in train\\[:1000]."),
 ]
 AllowUnrated = Annotated[
     bool,
-    typer.Option("--allow-unrated", help="Go on though more than half of the rows get no score."),
+    typer.Option("--allow-unrated", help="Continue even if over half of the rows get no score."),
 ]
 AllowMixed = Annotated[
     bool,
     typer.Option(
         "--allow-mixed",
-        help="Go on where shards were rated with other versions of the libraries or on other "
-        "hardware. Summary and card say so.",
+        help="Continue if shards were rated with other library versions or on other hardware. "
+        "The summary and the card report the mix.",
     ),
 ]
 Folders = Annotated[
     list[str] | None,
-    typer.Option(
-        "--model", help="For a model that was a folder: that folder again. Repeat for several."
-    ),
+    typer.Option("--model", help="For a model from a local folder: its path again. Repeatable."),
 ]

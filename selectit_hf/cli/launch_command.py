@@ -1,4 +1,4 @@
-"""The command that gives a planned run to a cluster."""
+"""The command that submits a planned run to a cluster."""
 
 from typing import Annotated, Any, cast
 
@@ -33,8 +33,8 @@ def launch(
     on: Annotated[
         str,
         typer.Option(
-            help="slurm, ray (a cluster that runs already), jobs (Hugging Face Jobs), or local "
-            "(processes here, to try it)."
+            help="slurm, ray (a running cluster), jobs (Hugging Face Jobs), or local (processes on "
+            "this machine, to try it out)."
         ),
     ],
     tasks: Annotated[int, typer.Option(min=1, help="Tasks that share the shards.")],
@@ -47,8 +47,8 @@ def launch(
             "--set",
             metavar="KEY=VALUE",
             help="An option of datatrove's executor, as in partition=gpu, time=4:00:00, "
-            "gpus_per_task=1, workers=8, flavor=a10g-small. finish.KEY=VALUE for the task that "
-            "finishes. Repeatable.",
+            "gpus_per_task=1, workers=8, flavor=a10g-small. finish.KEY=VALUE is for the "
+            "finishing task. Repeatable.",
         ),
     ] = None,
     dry_run: Annotated[
@@ -56,7 +56,7 @@ def launch(
     ] = False,
     logs: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="For the launch's logs. Default: RUN.launches."),
+        typer.Option(metavar="FOLDER", help="Folder for logs. Default: RUN.launches."),
     ] = None,
     model: Folders = None,
     data: Data = None,
@@ -66,9 +66,9 @@ def launch(
 ) -> None:
     """Rate a planned run with many tasks on an engine, then finish it in one more task.
 
-    First 'selectit plan DATASET --model MODEL --out RUN', where all tasks see RUN: a shared folder
-    or object storage. Needs pip install 'selectit-hf\\[datatrove]'. After tasks that failed or were
-    killed, launch again, which rates what is left. For example: selectit launch RUN --on slurm
+    First run 'selectit plan DATASET --model MODEL --out RUN'. All tasks must see RUN, in a shared
+    folder or object storage. Needs pip install 'selectit-hf\\[datatrove]'. If tasks fail or are
+    killed, launch again to rate what is left. For example: selectit launch RUN --on slurm
     --tasks 16 --set partition=gpu --set time=4:00:00 --set gpus_per_task=1
     """
     Stop()

@@ -47,16 +47,14 @@ Streaming = Annotated[
 ]
 ShardSize = Annotated[
     int | None,
-    typer.Option(
-        min=1, help="Rows in a shard. Default: few at first, then about a minute of work."
-    ),
+    typer.Option(min=1, help="Rows per shard. Default: few at first, then about a minute of work."),
 ]
 Wait = Annotated[
     float,
     typer.Option(
         min=0,
-        help="Under a launcher: rank 0 rates the shards of others after so many seconds in which "
-        "nobody finished one.",
+        help="Under a launcher: rank 0 rates the others' shards when none was finished for this "
+        "many seconds.",
     ),
 ]
 
@@ -89,9 +87,9 @@ def run(
 ) -> None:
     """Rate a dataset, score it and select the best rows, into a run folder.
 
-    The same as 'plan', 'rate' and 'finish'. Stopped or killed, the same command goes on where it
-    was. With more rows at the end of the dataset, or one more --model, it rates only what is new.
-    Under torchrun, 'accelerate launch' and Slurm each process rates its part, and rank 0 finishes;
+    The same as 'plan', 'rate' and 'finish'. To resume a stopped or killed run, repeat the command.
+    With more rows at the end of the dataset, or one more --model, it rates only what is new.
+    Under torchrun, 'accelerate launch' and Slurm, each process rates its part, and rank 0 finishes;
     'selectit launch' gives a planned run to a cluster. The raw ratings stay in the folder, so
     'selectit select RUN' with another level, alpha, variant or proportion takes seconds.
     """
@@ -124,7 +122,8 @@ def plan(
 ) -> None:
     """Write the plan of a run: which rows, models and prompts, cut into shards. Nothing is rated.
 
-    Then 'selectit launch RUN', or 'selectit rate RUN' as often as you like, and 'selectit finish'.
+    Next, run 'selectit launch RUN'; or 'selectit rate RUN', in as many processes as you like, and
+    then 'selectit finish RUN'.
     """
     rows, source = load_rows(dataset, split, streaming, out)
     tell_survey(rows, source.name, scorers, allow_unrated)
@@ -136,7 +135,7 @@ def plan(
         facts,
         as_json,
         f"{out} is planned: {len(rows)} rows by {', '.join(planned.slugs)}, in {shards} shards, "
-        f"{left} of which are to be rated.",
+        f"{left} of them still to be rated.",
     )
 
 
@@ -146,10 +145,10 @@ def rate(
     run: RunNamed,
     as_json: bool,
     rank: Annotated[
-        int | None, typer.Option(min=0, help="Of this process. Default: the launcher's, or 0.")
+        int | None, typer.Option(min=0, help="Rank of this process. Default: the launcher's, or 0.")
     ] = None,
     world: Annotated[
-        int | None, typer.Option(min=1, help="Processes. Default: the launcher's, or 1.")
+        int | None, typer.Option(min=1, help="Number of processes. Default: the launcher's, or 1.")
     ] = None,
     model: Folders = None,
     data: Data = None,
@@ -158,10 +157,10 @@ def rate(
     device_map: DeviceMap = None,
     allow_mixed: AllowMixed = False,
 ) -> None:
-    """Rate the shards of a planned run that are this process's: every WORLDth from RANK on.
+    """Rate this process's shards of a planned run: every WORLDth shard, starting at RANK.
 
-    Shards that are rated already are left as they are, so it can be killed and given again, with
-    any rank, on any machine that sees RUN.
+    Shards that are already rated are skipped, so the command can be killed and repeated, with any
+    rank, on any machine that sees RUN.
     """
     stop, opened = Stop(), runs.open_run(run)
     mine = Rank.from_environment()
@@ -193,9 +192,9 @@ def finish(
     allow_mixed: AllowMixed = False,
     per: Per = None,
 ) -> None:
-    """Score and select from a run whose shards are all rated; exits with 1 naming missing ones.
+    """Score a fully rated run and select from it; exits with 1 and names missing shards.
 
-    A shard that is not what was committed is set aside, so that 'selectit rate' rates it again.
+    A shard that differs from what was committed is set aside; 'selectit rate' rates it again.
     """
     Stop()
     opened = runs.open_run(run)
@@ -208,8 +207,8 @@ def finish(
 @commands.command(name="status")
 @with_flags(as_json=flag_groups.as_json)
 def status_command(run: RunNamed, as_json: bool) -> None:
-    """Show how far a run is, how fast it goes, and what is wrong; also while it runs.
+    """Show a run's progress, speed and problems, even while it runs.
 
-    Of a run in object storage no ratings are fetched.
+    For a run in object storage, no ratings are downloaded.
     """
     display.show_status(runs.status(run), as_json)

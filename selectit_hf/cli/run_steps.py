@@ -1,4 +1,4 @@
-"""The steps behind the commands of a run, from what is said beforehand to a summary."""
+"""The steps behind the commands of a run, from the survey to the summary."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -35,8 +35,8 @@ class Settings:
 
     Attributes:
         how, cut: see `runs.finish`.
-        rank: which part is this process's.
-        count: worker processes; 1 for none but this.
+        rank: which part this process rates.
+        count: the number of worker processes; 1 for this process alone.
         wait: see `runs.wait_and_take_over`.
         allow_mixed: see `runs.rate_shard`.
     """
@@ -106,9 +106,9 @@ def _rate(
 def _finished(
     started: Run, rows: Dataset, scorers: Sequence[SentenceScore], settings: Settings
 ) -> dict[str, Any] | None:
-    """The summary; shards that turn out to be damaged are rated again first.
+    """The summary; damaged shards are rated again first.
 
-    One of several processes finishes: the others have nothing to show.
+    Only one of several processes finishes; the others show nothing.
     """
     if settings.rank.rank > 0:
         return None
@@ -130,7 +130,7 @@ def _finished(
 
 
 def count_workers(rank: Rank, workers: int | None, scorers: Sequence[SentenceScore]) -> int:
-    """How many worker processes to start; 1 for none but this. Refuses what has no place to run."""
+    """How many worker processes to start, 1 for this one alone; refuse what cannot run here."""
     scorers[0].place(rank.local_rank)
     if rank.world > 1:
         if workers not in (None, 1):
@@ -160,13 +160,13 @@ def tell_survey(
     """Read all rows before any model is loaded, and say what is read.
 
     Raises:
-        InputError: rating them would be in vain; see `survey.look`.
+        InputError: rating them would be useless; see `survey.look`.
     """
     display.tell(look(rows, scorers[0].reader, allow_unrated).words(name))
 
 
 def tell_of_check(dataset: str, scorers: Sequence[SentenceScore], out: str) -> None:
-    """Say, of a run that is new, how to find out beforehand what its scores are worth."""
+    """For a new run, say how to find out beforehand what its scores are worth."""
     store = runs.open_store(out)
     if store.exists("plan.json") or store.exists(runs.CHECK):
         return
@@ -178,14 +178,14 @@ def tell_of_check(dataset: str, scorers: Sequence[SentenceScore], out: str) -> N
 
 
 def refuse_nothing_rated(statuses: Mapping[str, Mapping[str, int]]) -> None:
-    """Let a model that rated no row at all be an error.
+    """Raise an error if a model rated no row at all.
 
     Raises:
-        InputError: it names the model and the statuses.
+        InputError: the message names the model and the statuses.
     """
     for slug, counts in statuses.items():
         if not any(counts.get(status) for status in RATED):
             raise InputError(
-                f"{slug} rated none of the rows: {display.counts(dict(counts))}. Rows of the "
+                f"{slug} rated none of the rows: {display.counts(dict(counts))}. Rows with the "
                 "status 'oom' need a smaller --token-budget, and 'nonfinite' another --dtype."
             )

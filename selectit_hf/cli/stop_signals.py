@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, so that a command ends in order."""
+"""Ctrl-C and SIGTERM stop a command in an orderly way."""
 
 import signal
 from typing import Any
@@ -9,9 +9,10 @@ __all__ = ["Stop"]
 
 
 class Stop:
-    """Ctrl-C, and SIGTERM from a scheduler: leave in order.
+    """Stop in an orderly way on Ctrl-C, or on SIGTERM from a scheduler.
 
-    Raised where the program is, and once more by `heed`: what is raised in a finalizer is dropped.
+    The exception is raised where the program is, and again by `heed`, since an exception raised in
+    a finalizer is lost.
     """
 
     def __init__(self) -> None:
@@ -26,12 +27,12 @@ class Stop:
         raise self._asked
 
     def heed(self) -> None:
-        """Leave if that was asked."""
+        """Stop if that was requested."""
         if self._asked is not None:
             raise self._asked
 
     def heeding(self, progress: Progress) -> Progress:
-        """``progress``, where what was asked is heeded."""
+        """``progress``, with a call of `heed` at each step."""
 
         def told(slug: str, prompts: int) -> None:
             self.heed()

@@ -1,4 +1,4 @@
-"""Rows that people have, to (instruction, response): files, layouts, turns, sources."""
+"""From any dataset to (instruction, response) pairs: files, layouts, turns, sources."""
 
 from selectit_hf.formats import sources
 from selectit_hf.formats.fingerprints import fingerprint, survey

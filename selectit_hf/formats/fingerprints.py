@@ -1,7 +1,7 @@
-"""Every row read once, before any model is loaded: can it be rated, and what exactly is it.
+"""Every row is read once, before any model is loaded: can it be rated, and what is its hash?
 
-The fingerprint follows the values alone. How the rows are cut into chunks and files, which of
-several Arrow types holds a text or a whole number, and the order of the columns do not count.
+The fingerprint depends on the values alone. How the rows are cut into chunks and files, which of
+several Arrow types holds a text or an integer, and the order of the columns do not matter.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from selectit_hf.formats.survey import several_turns
 __all__ = ["fingerprint", "survey"]
 
 ROWS = 1000
-"""Rows hashed at a time. Part of what the hash means: another number gives another hash."""
+"""Rows hashed at a time. It is part of the hash's definition: another number, another hash."""
 
 
 class _Digest(Protocol):
@@ -33,7 +33,8 @@ def survey(dataset: Dataset, reader: RowReader) -> str:
         See `fingerprint`.
 
     Raises:
-        InputError: the columns do not fit, or rows have several turns and no policy says which.
+        InputError: the columns do not fit, or rows have several turns and no policy says which to
+            rate.
     """
     multi_turn = _multi_turn(dataset, reader)
     if multi_turn:
@@ -54,7 +55,7 @@ def _multi_turn(dataset: Dataset, reader: RowReader) -> int:
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """``sha256:`` and the hash of all values of all rows, in order; images and the like as stored.
+    """``sha256:`` and the hash of all values of all rows, in order; media are hashed as stored.
 
     A thousand rows at a time, column by column in the order of their names: for each array its
     kind, its length, which values are null, then the lengths of texts and lists, then the values.

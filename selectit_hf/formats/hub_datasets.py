@@ -31,10 +31,10 @@ from selectit_hf.patience import FAILURES
 __all__ = ["load_hub"]
 
 READ_HERE = ("json", "csv")
-"""Builders of `datasets` whose files are read as local ones are, since they guess types."""
+"""Builders of `datasets` that guess types; their files are read like local files instead."""
 
 SETTINGS = ("README.md", ".huggingface.yaml", "dataset_infos.json")
-"""What `datasets` reads before it knows the data files."""
+"""Files that `datasets` reads before it knows the data files."""
 
 
 def load_hub(
@@ -59,7 +59,7 @@ def load_hub(
             return part_of(rows, part, name), str(chosen), sha
         if streaming:
             if part:
-                raise InputError(f"--streaming reads a whole split, not {part}; omit one of both.")
+                raise InputError(f"--streaming reads a whole split, not {part}; omit one of them.")
             loaded = builder.as_streaming_dataset(split=chosen)
         else:
             hub_files.fetch("dataset", name, sha, set(chain(*files.values())))
@@ -75,8 +75,8 @@ def load_hub(
 def _data_files(builder: Any, name: str, sha: str, listed: Collection[str]) -> dict[str, list[str]]:
     """The paths in the repository of each split's files, if they are those of the commit.
 
-    Where the Hub fails, `datasets` takes what it has in its cache of another commit, and a file
-    that it cannot reach for none.
+    When the Hub fails, `datasets` silently uses another commit from its cache, and treats a file
+    that it cannot reach as missing.
     """
     if builder.hash != sha:
         raise hub_files.Unverified(
@@ -89,7 +89,7 @@ def _data_files(builder: Any, name: str, sha: str, listed: Collection[str]) -> d
     for url in chain(*found.values()):
         if not url.startswith(start) or url.removeprefix(start) not in listed:
             raise hub_files.Unverified(
-                f"{url} is no file of {name} at the commit {sha}; repeat the command"
+                f"{url} is not a file of {name} at the commit {sha}; repeat the command"
             )
     return {split: [url.removeprefix(start) for url in urls] for split, urls in found.items()}
 
@@ -126,7 +126,7 @@ def _is_read_here(builder: Any) -> bool:
 
 
 def _read_hub(builder: Any, name: str, found: Sequence[str], sha: str) -> Dataset:
-    """The text files of a split, downloaded, and read as local ones."""
+    """The text files of a split, downloaded, and read like local files."""
     files = [file for file in found if kind_of(Path(file))]
     if not files:
         raise without_rows(name)
@@ -156,7 +156,7 @@ def _commit(name: str, revision: str | None) -> tuple[str, set[str]]:
             "'hf auth login' or set HF_TOKEN."
         ) from error
     except hub_files.Unverified as error:
-        raise InputError(f"Looking up the dataset {name!r}, {error}. Repeat it later.") from error
+        raise InputError(f"The dataset {name!r} cannot be looked up: {error}.") from error
     except FAILURES as error:
         raise InputError(
             f"The Hub cannot be reached to look up the dataset {name!r} ({hub_files.said(error)}). "

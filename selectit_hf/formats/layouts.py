@@ -33,7 +33,7 @@ class Reading(Protocol):
 
     @property
     def kinds(self) -> Mapping[str, str]:
-        """What roles are, by their normalised names."""
+        """The kind of each role, by its normalised name."""
 
 
 Row = Mapping[str, Any]
@@ -45,9 +45,9 @@ class Layout:
 
     Attributes:
         name: what people call it.
-        columns: alternatives; the columns that must be there, in small letters.
-        read: a row, by these names, to instruction and response.
-        optional: further columns that are part of the sample, read where they are there.
+        columns: alternative sets of columns that must be there, in lower case.
+        read: turns a row with these columns into instruction and response.
+        optional: further columns that are part of the sample, read if they are there.
         has_turns: whether a row can hold several turns without any ``history``.
     """
 
@@ -58,7 +58,7 @@ class Layout:
     has_turns: bool = False
 
 
-# What is beside the question and the answer
+# Columns other than the question and the answer
 
 SYSTEM = ("system", "system_prompt", "system_message")
 TOOLS = ("tools", "functions")
@@ -66,7 +66,7 @@ BEFORE = (*SYSTEM, *TOOLS, "history")
 
 
 def _before(row: Row, settings: Reading) -> list[Turn]:
-    """The turns that the columns beside the exchange stand for."""
+    """The turns given by the columns other than the exchange."""
     said = [_extra(row.get(name)) for name in SYSTEM]
     said += [f"Tools: {text}" for text in (_tools(row.get(n)) for n in TOOLS) if text]
     system = [Turn("system", text) for text in dict.fromkeys(said) if text.strip()]
@@ -224,7 +224,7 @@ LAYOUTS = (
     Layout("UltraChat", (("data",),), _read_alternating, (), True),
     Layout("translation", (("translation",),), _read_translation),
 )
-"""The layouts that are detected from the columns; the first that fits is read."""
+"""The layouts that are detected from the columns; the first that fits is used."""
 
 TREES = (("parent_id", "text", "role"), ("message_tree_id",), ("replies",))
 
@@ -234,16 +234,12 @@ def refusal(columns: Sequence[str]) -> str:
     small = {name.strip().lower() for name in columns}
     if any(set(tree) <= small for tree in TREES):
         return (
-            f"The columns {list(columns)} hold single messages of a tree, as OASST has them, and "
-            "no conversations. Join each path from a root to a leaf into one row with a column "
+            f"The columns {list(columns)} hold single messages of a tree (as OASST has them), not "
+            "conversations. Join each path from a root to a leaf into one row with a column "
             "'messages', a list of {role, content}."
         )
     known = "; ".join(f"{layout.name} ({_alternatives(layout)})" for layout in LAYOUTS)
-    whole = (
-        " A column with question and answer in one text must be cut into two."
-        if "text" in small
-        else ""
-    )
+    whole = " Split a column that holds question and answer in one text." if "text" in small else ""
     return (
         f"No known layout fits the columns {list(columns)}. Known: {known}.{whole} Name the two "
         "columns with instruction_column and response_column (--instruction-column, "

@@ -36,7 +36,7 @@ def read_alike(paths: Sequence[Path], names: Sequence[str], name: str, **how: An
     if None in kinds:
         raise InputError(
             f"The file {kinds[None]!r} is not one of {', '.join(KINDS)}, of which text may be "
-            "compressed (gz, bz2, xz, zst); convert it, or name a folder written by save_to_disk."
+            "compressed (gz, bz2, xz, zst); convert it, or give a folder written by save_to_disk."
         )
     if len(kinds) > 1:
         raise InputError(
@@ -55,7 +55,7 @@ def load_folder(path: Path, split: str | None) -> tuple[Dataset, str, str]:
     files = [p for p in sorted(path.rglob("*")) if p.is_file() and kind_of(p) and _is_seen(p, path)]
     if not files:
         raise InputError(
-            f"The folder {path.name!r} is no saved dataset and has no file of rows "
+            f"The folder {path.name!r} is not a saved dataset and has no file of rows "
             f"({', '.join(KINDS)}); name another."
         )
     _refuse_outside(path, files)
@@ -66,8 +66,8 @@ def load_folder(path: Path, split: str | None) -> tuple[Dataset, str, str]:
     left = set(files).difference(*splits.values())
     if left:
         raise InputError(
-            f"The folder {path.name!r} has splits by the names of its files, and "
-            f"{min(left).name!r} is of none; name files, as in '{path.name}/*.jsonl'."
+            f"The folder {path.name!r} has splits by the names of its files, but "
+            f"{min(left).name!r} belongs to none; name files, as in '{path.name}/*.jsonl'."
         )
     base, part = cut(split)
     chosen = choose_split(list(splits), base, path.name)
@@ -105,13 +105,13 @@ def _refuse_outside(folder: Path, files: Iterable[Path]) -> None:
     outside = leading_out(folder, {os.path.relpath(file, folder) for file in files})
     if outside is not None:
         raise InputError(
-            f"The folder {folder.name!r} leads to a file outside it, {outside!r}, which may be any "
-            "file of this machine. Copy that file into the folder, or name the file itself."
+            f"{outside!r} in the folder {folder.name!r} leads out of it, to what may be any file "
+            "of this machine. Copy that file into the folder, or name the file itself."
         )
 
 
 def _is_cache(path: Path) -> bool:
-    """What `datasets` itself leaves in a saved dataset that is mapped."""
+    """Whether `datasets` itself left this file in a saved dataset that was mapped."""
     return path.name.startswith(("cache-", "tmp"))
 
 

@@ -1,7 +1,7 @@
-"""Images, audio and other media: what leaves this machine holds their bytes, never a path.
+"""Images, audio and other media: files that leave this machine hold their bytes, never a path.
 
-A path without bytes is refused rather than followed: it may come from rows that somebody else
-wrote, and name any file of this machine.
+A path without bytes is refused rather than followed: somebody else may have written the row, and
+the path may name any file of this machine.
 """
 
 from functools import partial
@@ -71,8 +71,8 @@ def _check(table: pa.Table, features: Features) -> None:
         feature = features[name]
         if require_storage_embed(feature) and _has_reference(table[name], feature):
             raise InputError(
-                f"The column {name!r} holds paths of media without their contents, which would "
-                f"be worth nothing elsewhere. Write the rows with the contents, as in {REMEDY}, "
+                f"The column {name!r} holds paths of media without their contents, and the paths "
+                f"are useless elsewhere. Write the rows with the contents, as in {REMEDY}, "
                 "and give that file, or remove the column."
             )
 

@@ -1,4 +1,4 @@
-"""From the rows people have to the pair that is rated.
+"""From the rows of any dataset to the pair that is rated.
 
 A row becomes `Pair(instruction, response)`, or a status that says why it cannot:
 ``empty`` (nothing to rate), ``type`` (not text, or turns of an unknown role), ``encoding`` (not
@@ -47,18 +47,18 @@ STATUSES = (
 Turns = Literal["first", "all"]
 
 SURROGATE = re.compile("\ufdd0(d[89a-f][0-9a-f]{2})")
-"""What stands in a table for half of a surrogate pair, which Unicode text cannot hold."""
+"""What a table holds in place of half a surrogate pair, which Unicode text cannot hold."""
 
 
 class Pair(NamedTuple):
-    """What a rating prompt is asked about."""
+    """The instruction and response that a rating prompt asks about."""
 
     instruction: str
     response: str
 
 
 def pair_hash(pair: Pair) -> str:
-    """16 hexadecimal digits by which ratings recognise the text they belong to."""
+    """16 hexadecimal digits that identify the text that ratings belong to."""
     return hashlib.sha256(json.dumps(pair).encode()).hexdigest()[:16]
 
 
@@ -76,7 +76,7 @@ def check_batch(batch: Mapping[str, Sequence[Any]]) -> None:
         )
     if any(map(_is_a_cell, batch.values())) or _is_one_conversation(batch):
         raise InputError(
-            "This is one row, and a scorer reads batches; map it with batched=True, as in "
+            "This is one row, but a scorer reads batches; map it with batched=True, as in "
             "ds.map(scorer, batched=True)."
         )
 
@@ -106,8 +106,8 @@ class RowReader:
             code does; ``"all"`` rates the last response and moves earlier turns into the
             instruction; ``None`` gives such rows the status ``multi_turn``.
         translation: ``"de:en"`` for rows with a ``translation`` column.
-        roles: ``"NAME=user"`` (or ``assistant``, ``system``, ``tool``) for each role of turns that
-            is not known, or known as another.
+        roles: ``"NAME=user"`` (or ``assistant``, ``system``, ``tool``) for each role name that is
+            unknown, or that has another meaning by default.
 
     Example:
         >>> RowReader().pairs({"instruction": ["Add 1 and 2."], "output": ["3"]})
@@ -135,12 +135,12 @@ class RowReader:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "RowReader":
-        """The reader of settings that a plan or a scorer's state holds; older ones lack some."""
+        """The reader with settings from a plan or a scorer's state; older ones lack some."""
         return cls(**{name: settings.get(name) for name in READING})
 
     @property
     def kinds(self) -> dict[str, str]:
-        """What the ``roles`` are, by their normalised names."""
+        """The kind of each of the ``roles``, by its normalised name."""
         found: dict[str, str] = {}
         for mapping in self.roles or ():
             name, _, kind = str(mapping).rpartition("=")
@@ -170,7 +170,7 @@ class RowReader:
         return [self._pair(layout, row) for row in rows]
 
     def unknown_roles(self, batch: Mapping[str, Sequence[Any]]) -> Counter[str]:
-        """In how many rows each role stands that nobody has mapped."""
+        """The number of rows in which each unmapped role occurs."""
         layout, rows = self._rows(batch)
         counts: Counter[str] = Counter()
         for row in rows:
@@ -204,7 +204,7 @@ class RowReader:
         """The layout, and its columns: their names in it, and in the dataset."""
         if self.instruction_column is not None:
             return NAMED_COLUMNS, {name: name for name in self._explicit_columns(available)}
-        # A name as it stands goes before one in other letters.
+        # An exact name takes precedence over one in other case.
         actual = {name.strip().lower(): name for name in reversed(available)}
         actual |= {name: name for name in available}
         for layout in LAYOUTS:
@@ -243,7 +243,7 @@ class RowReader:
 
 
 READING = ("instruction_column", "response_column", "turns", "translation", "roles")
-"""The settings of a `RowReader`, as scorers and plans have them too."""
+"""The settings of a `RowReader`, which scorers and plans have too."""
 
 
 def _encodable(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Where rows come from: a dataset of the Hub or local files, pinned to what they hold."""
+"""Where rows come from: a Hub dataset or local files, pinned to their contents."""
 
 import glob
 import os
@@ -59,10 +59,10 @@ def load(dataset: str, split: str | None = None) -> tuple[Dataset, Source]:
 
 
 def stream(dataset: str, split: str | None = None) -> tuple[IterableDataset, Source]:
-    """As `load`, one row after the other: what the Hub has as parquet is not downloaded before.
+    """Like `load`, but row by row: parquet files on the Hub are not downloaded first.
 
-    `selectit_hf.runs.spool` puts the rows on the disk, where they can be read in any order. What
-    the types of text files are follows from all their rows, so those are read whole, as by `load`.
+    `selectit_hf.runs.spool` puts the rows on the disk, where they can be read in any order. The
+    types of text files depend on all their rows, so text files are read whole, as in `load`.
 
     Raises:
         InputError: it is not there, or has several splits and none named. What cannot be read, or
@@ -103,13 +103,13 @@ def _hub_name(dataset: str) -> tuple[str, str | None, str | None]:
     match = HUB_NAME.fullmatch(dataset)
     if match is None:
         raise InputError(
-            f"{dataset!r} is no dataset name; write name, name:config or name:config@revision."
+            f"{dataset!r} is not a dataset name; write name, name:config or name:config@revision."
         )
     return match["name"], match["config"], match["revision"]
 
 
 def _several(dataset: str) -> list[Path]:
-    """The files of a pattern or of a list with commas; none where it is neither."""
+    """The files of a pattern or of a list with commas; none if it is neither."""
     parts = [Path(part).expanduser() for part in dataset.split(",")]
     if len(parts) > 1 and all(part.is_file() for part in parts):
         return parts

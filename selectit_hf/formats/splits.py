@@ -10,7 +10,7 @@ __all__ = ["choose_split", "cut", "one_split", "part_of"]
 
 
 def cut(split: str | None) -> tuple[str | None, str | None]:
-    """The split of ``train[:1000]``, and the whole where a part of it is asked for."""
+    """The split in ``train[:1000]``, and the whole text if it asks for a part."""
     if split is None or "[" not in split:
         return split, None
     return split.partition("[")[0], split
@@ -25,7 +25,7 @@ def part_of(rows: Dataset, part: str | None, name: str) -> Dataset:
         (found,) = ReadInstruction.from_spec(part).to_absolute({base: len(rows)})
     except (ValueError, AssertionError) as error:
         raise InputError(
-            f"--split {part} is no part of the {len(rows)} rows of {name!r}: {error} Write it as "
+            f"--split {part} does not fit the {len(rows)} rows of {name!r}: {error} Write it as "
             "in train[:1000] or train[:10%]."
         ) from error
     start, stop = found.from_ or 0, len(rows) if found.to is None else found.to

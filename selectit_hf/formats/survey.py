@@ -1,8 +1,8 @@
-"""Every row read once, before any model is loaded: what is read from where, and what cannot be.
+"""Every row is read once, before any model is loaded: what is read, and what cannot be read.
 
-What would be found after hours of rating is found here: rows that are no pairs, roles that nobody
-knows, columns that could not be written again, a ranking by a column that is not there, a disk that
-is too small.
+Problems that would show only after hours of rating are found here: rows that are not pairs, unknown
+roles, columns that cannot be written again, ranking by a column that is not there, too small a
+disk.
 """
 
 import shutil
@@ -39,15 +39,15 @@ TURNS = (
 )
 REMEDIES = {
     "empty": "the instruction or the response is missing or blank; fill it, or drop these rows.",
-    "type": "what is read is no text, or has turns of an unknown role; make it text, name other "
+    "type": "the value is not text, or has turns with an unknown role; make it text, name other "
     "columns with --instruction-column and --response-column, or map roles with --role NAME=KIND.",
     "multi_turn": TURNS,
-    "unanswered": "the last turn is no response of the assistant; --turns first rates the first "
-    "exchange.",
+    "unanswered": "the last turn is not a response of the assistant; --turns first rates the "
+    "first exchange.",
     "encoding": "the text is not valid Unicode, or the model's tokenizer or chat template cannot "
-    "take it as text; write these rows anew, or use another model.",
+    "handle it; rewrite these rows, or use another model.",
 }
-"""What to do about rows of each status that no model can change."""
+"""What to do about rows of each status that does not depend on the model."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Survey:
         rows: how many there are.
         layout: how they are read.
         read, unread: the columns.
-        unread_keys: what is in the turns of a conversation and is not read.
-        statuses: rows of each status that is no pair.
-        roles: rows in which an unknown role stands.
+        unread_keys: keys in the turns of a conversation that are not read.
+        statuses: the number of rows of each status other than a pair.
+        roles: the number of rows in which each unknown role occurs.
     """
 
     rows: int
@@ -73,7 +73,7 @@ class Survey:
 
     @property
     def unrated(self) -> int:
-        """How many rows are no pairs."""
+        """How many rows are not pairs."""
         return sum(self.statuses.values())
 
     def words(self, name: str) -> str:
@@ -125,7 +125,7 @@ def take_in(dataset: Dataset, reader: RowReader) -> Survey:
 
 
 def _decoded(rows: Dataset) -> Iterator[dict[str, list[Any]]]:
-    """Batches, or an error that names the text which is none."""
+    """Batches, or an error that names the text that is not valid."""
     try:
         yield from _batches(rows)
     except UnicodeDecodeError as error:
@@ -142,12 +142,12 @@ def _decoded(rows: Dataset) -> Iterator[dict[str, list[Any]]]:
 
 
 def look(dataset: Dataset, reader: RowReader, allow_unrated: bool = False) -> Survey:
-    """Read all rows, and refuse them where rating would be in vain.
+    """Read all rows, and refuse them if rating would be useless.
 
     Args:
         dataset: the rows.
         reader: how they are read.
-        allow_unrated: go on though more than half of them cannot be rated.
+        allow_unrated: accept that more than half of them cannot be rated.
 
     Raises:
         InputError: see `take_in`; or rows have several turns and no policy says which, more than
@@ -172,7 +172,7 @@ def look(dataset: Dataset, reader: RowReader, allow_unrated: bool = False) -> Su
 
 
 def several_turns(count: int, rows: int) -> InputError:
-    """What to say where ``count`` of the rows have several turns and no policy says which."""
+    """The error where ``count`` rows have several turns and no policy says which to rate."""
     return InputError(f"{count} of {rows} rows have several turns. {TURNS}")
 
 
@@ -228,7 +228,7 @@ def _check_texts(dataset: Dataset, columns: Sequence[str]) -> None:
             raise InputError(
                 f"The {what} column {column!r} holds {kind}, not text, so no row could be rated. "
                 "Write its values as text, as in "
-                f"ds.cast_column({column!r}, Value('string')), or put them into quotes in the "
+                f"ds.cast_column({column!r}, Value('string')), or put them in quotes in the "
                 "file; or name another column with --instruction-column and --response-column."
             )
 
@@ -256,7 +256,7 @@ def _unread_keys(type_: pa.DataType) -> list[str]:
     return [name for name in names if name.strip().lower() not in TURN_KEYS]
 
 
-# What comes later
+# Later steps of a run
 
 
 def check_ranking(
@@ -266,8 +266,8 @@ def check_ranking(
 
     Args:
         dataset: the rows.
-        by: what they shall be ranked by, as ``--by`` and ``--per`` say.
-        threshold: what is kept, if by a threshold.
+        by: what they will be ranked by, as ``--by`` and ``--per`` say.
+        threshold: the threshold, if there is one.
         known: the selectors.
 
     Raises:
@@ -289,8 +289,8 @@ def check_ranking(
             )
         if threshold is not None:
             raise SettingError(
-                "--threshold and --per contradict each other: a threshold keeps no share of each "
-                "group. Give --proportion or --n."
+                "--threshold and --per contradict each other: a threshold cannot keep a share of "
+                "each group. Give --proportion or --n."
             )
         check_ranking(dataset, inner or None, threshold, known)
     elif kind == "diverse":
@@ -314,10 +314,10 @@ def check_space(folder: Path, dataset: Dataset, models: int, k: int, share: floa
     """Refuse a disk that cannot hold what a run writes.
 
     Args:
-        folder: of the run; it need not be there.
+        folder: the run folder; it need not exist.
         dataset: the rows.
-        models, k: how many rate, and their scale: float32 numbers for each, kept twice.
-        share: of the rows that are kept with all their columns.
+        models, k: the number of models and their scale; their float32 ratings are stored twice.
+        share: the share of the rows that is kept with all columns.
 
     Raises:
         InputError: there is not enough room.
@@ -328,8 +328,8 @@ def check_space(folder: Path, dataset: Dataset, models: int, k: int, share: floa
     need = int(len(dataset) * models * 2 * (4 * k * k + 64) + kept)
     if need > free:
         raise InputError(
-            f"The run needs about {_size(need)} on the disk of {folder.name!r}, and {_size(free)} "
-            "are free; make room, or name another folder with --out."
+            f"The run needs about {_size(need)} on the disk of {folder.name!r}, but only "
+            f"{_size(free)} are free; make room, or name another folder with --out."
         )
 
 

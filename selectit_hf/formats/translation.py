@@ -1,4 +1,4 @@
-"""Rows of a translation dataset as an instruction: which languages, and the text around."""
+"""Rows of a translation dataset as instructions: the languages, and the instruction's wording."""
 
 from importlib.resources import files
 
@@ -32,10 +32,10 @@ LANGUAGES = {
 
 
 def languages(pair: str) -> tuple[str, str]:
-    """The two of ``"de:en"``.
+    """The two languages in ``"de:en"``.
 
     Raises:
-        SettingError: it does not name two.
+        SettingError: it does not name two languages.
     """
     source, _, target = pair.partition(":")
     if not source or not target or source == target:
@@ -46,7 +46,7 @@ def languages(pair: str) -> tuple[str, str]:
 
 
 def instruction(source: str, target: str, text: str) -> str:
-    """What a model was asked to do that translated ``text``."""
+    """The instruction to translate ``text``."""
     asked = _template()
     for name, code in (("source_language", source), ("target_language", target)):
         asked = asked.replace(f"{{{name}}}", LANGUAGES.get(code, code))

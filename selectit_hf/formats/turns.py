@@ -1,7 +1,7 @@
-"""Conversations to the pair that is rated: whose turns, what they say, which is the answer.
+"""From conversations to the pair that is rated: roles, texts, and which turn is the answer.
 
 A turn is a dict with a role and a content under any of their common names. Tool calls are turns of
-the assistant, and what tools give back are turns of a tool: both are text like any other.
+the assistant, and tool results are turns of a tool: both are text like any other.
 """
 
 import json
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 KINDS = ("user", "assistant", "system", "tool")
-"""What every role is one of."""
+"""The kinds of roles."""
 
 NAMES = {
     "system": "system sys developer system_prompt system_message",
@@ -45,16 +45,16 @@ NAMES = {
     "function_observation ipython environment",
 }
 ROLES = {name.replace("_", ""): kind for kind, names in NAMES.items() for name in names.split()}
-"""The roles that are known, in small letters and without what is between words."""
+"""The known roles, in lower case and without separators between words."""
 MODEL = re.compile("(chatgpt|gpt|claude|gemini|llama)v?[0-9].*")
-"""Roles that are a model with its version, as in ``gpt-4o``."""
+"""Roles that are a model name with a version, as in ``gpt-4o``."""
 
 ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
 CONTENT_KEYS = ("content", "value", "text", "message", "utterance", "parts", "refusal")
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 CALL_KEYS = ("tool_calls", "function_call")
 TURN_KEYS = (*ROLE_KEYS, *CONTENT_KEYS, *THOUGHT_KEYS, *CALL_KEYS)
-"""What is read of a turn."""
+"""The keys of a turn that are read."""
 
 TEXT_PARTS = ("text", "input_text", "output_text", "thinking", "reasoning", "refusal")
 RESULT_PARTS = ("tool_result", "tool_response")
@@ -62,7 +62,7 @@ TOOL_PARTS = ("tool_use", "tool_call", "function_call", *RESULT_PARTS)
 
 
 class Unratable(Exception):
-    """A row that is no pair; ``status`` says why."""
+    """A row that is not a pair; ``status`` says why."""
 
     def __init__(self, status: str) -> None:
         super().__init__(status)
@@ -130,7 +130,7 @@ def plain(value: Any) -> Any:
 
 
 def normalised(role: str) -> str:
-    """A role in small letters, without whatever is between its words.
+    """A role in lower case, without separators between its words.
 
     Example:
         >>> normalised("AI-Assistant:")
@@ -146,11 +146,11 @@ def turns_of(value: object, roles: Mapping[str, str]) -> list[Turn]:
     """The turns of a list of turns, of a dict of lists, or of either as a text of JSON.
 
     Args:
-        value: as the row has it.
-        roles: kinds of roles by normalised name, which go before `ROLES`.
+        value: the value in the row.
+        roles: kinds of roles by normalised name; they take precedence over `ROLES`.
 
     Raises:
-        Unratable: it is no conversation; `UnknownRole` where only roles are unknown.
+        Unratable: it is not a conversation; `UnknownRole` if only roles are unknown.
     """
     value = plain(parsed(value))
     if value is None:
@@ -188,7 +188,7 @@ def _rows_of_columns(columns: Mapping[str, Any]) -> list[Any]:
 
 
 def _turn(turn: object, roles: Mapping[str, str]) -> tuple[str, str]:
-    """The kind of a turn, or its role as written where that is unknown, and its text."""
+    """The kind of a turn (or its role as written, if unknown) and its text."""
     if not isinstance(turn, Mapping):
         raise Unratable("type")
     keys = {key.strip().lower(): value for key, value in turn.items() if isinstance(key, str)}
@@ -215,7 +215,7 @@ def _turn(turn: object, roles: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _first(keys: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The first that is filled; else the first that is there at all."""
+    """The first value that is not empty; else the first that is there at all."""
     there = [plain(keys[name]) for name in names if name in keys]
     filled = (value for value in there if value is not None and value not in ("", []))
     return next(filled, next((value for value in there if value is not None), None))
@@ -241,7 +241,7 @@ def _content(value: object) -> str:
 
 
 def _is_result(content: Any) -> bool:
-    """Whether a turn holds only what tools gave back, which some send in the user's name."""
+    """Whether a turn holds only tool results, which some datasets give as turns of the user."""
     if not isinstance(content, list) or not content:
         return False
     return all(isinstance(p, Mapping) and p.get("type") in RESULT_PARTS for p in content)
@@ -266,13 +266,13 @@ def _part(part: object) -> str:
 def pair_of_turns(turns: Sequence[Turn], policy: str | None) -> tuple[str, str]:
     """Instruction and response of a conversation.
 
-    System turns at its beginning stand before the instruction. One user turn and one of the
-    assistant are the pair; for anything longer the policy says which answer is rated, and what
-    comes before it stands in the instruction, each turn with its role.
+    System turns at the beginning are put before the instruction. One user turn and one assistant
+    turn are the pair; for anything longer the policy says which answer is rated, and the turns
+    before it become part of the instruction, each with its role.
 
     Raises:
         Unratable: ``empty``, there is no answer; ``multi_turn``, there is no policy;
-            ``unanswered``, the last response is asked for, and the last turn is none.
+            ``unanswered``, the policy rates the last response, and the last turn is not a response.
     """
     count = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
     system, spoken = [turn.text for turn in turns[:count]], list(turns[count:])
@@ -297,7 +297,7 @@ def _pair(system: Sequence[str], turns: Sequence[Turn]) -> tuple[str, str]:
 
 
 def _first_exchange(turns: Sequence[Turn]) -> list[Turn]:
-    """The first question that is answered, to the last answer before the next question."""
+    """The turns from the first answered question to the last answer before the next question."""
     exchange: list[Turn] = []
     for turn in turns:
         if turn.role == "user" and any(one.role == "assistant" for one in exchange):

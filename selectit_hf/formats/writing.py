@@ -25,15 +25,15 @@ ROWS = 1000
 def writer(out: Path, inputs: Iterable[Path] = ()) -> Callable[[Dataset], Any]:
     """How a dataset is written to ``out``.
 
-    A file that is there already is replaced once the new one is whole; a link is replaced itself.
+    An existing file is replaced once the new one is complete; a link itself is replaced.
 
     Raises:
-        SettingError: it cannot be, or it is one of the ``inputs``, before any work is done.
+        SettingError: it cannot be written, or is one of the ``inputs``; before any work is done.
     """
-    is_there = out.exists()  # which fails for a name that is too long
+    is_there = out.exists()  # raises for a name that is too long
     if is_there and any(out.samefile(one) for one in inputs):
         raise SettingError(
-            f"--out {out.name} is the input itself, which is never written over; name another file."
+            f"--out {out.name} is the input itself, which is never overwritten; name another file."
         )
     if out.suffix and out.is_dir():
         raise SettingError(f"--out {out.name} is a folder; name a file, or a folder without a dot.")
@@ -44,7 +44,7 @@ def writer(out: Path, inputs: Iterable[Path] = ()) -> Callable[[Dataset], Any]:
     if out.suffix:
         raise SettingError(f"--out {out.name} must end in .parquet or .jsonl, or be a folder.")
     if is_there:
-        raise SettingError(f"The folder {out.name!r} is there already; name another with --out.")
+        raise SettingError(f"The folder {out.name!r} already exists; name another with --out.")
     return lambda rows: _whole(out, embedded(rows).save_to_disk)
 
 
@@ -57,14 +57,14 @@ def check_writable(out: Path, rows: Dataset) -> None:
     """Refuse, before anything is rated, columns that the file cannot hold.
 
     Raises:
-        InputError: bytes for a jsonl file, or media that are paths only.
+        InputError: bytes for a jsonl file, or media that are only paths.
     """
     check_media(rows)
     for field in rows.features.arrow_schema if out.suffix == ".jsonl" else ():
         if _has_bytes(field.type):
             raise InputError(
-                f"The column {field.name!r} holds bytes, which JSON cannot; write a .parquet file "
-                "or a folder."
+                f"The column {field.name!r} holds bytes, which JSON cannot hold; write a .parquet "
+                "file or a folder."
             )
 
 
@@ -77,7 +77,7 @@ def _has_bytes(type_: pa.DataType) -> bool:
 
 
 def _to_jsonl(rows: Dataset, out: Path) -> None:
-    """An object a line: dates in ISO form, numbers and nulls as they are."""
+    """One object per line: dates in ISO form, numbers and nulls as they are."""
     plain = rows.with_format(None)
     with out.open("w", encoding="utf-8", newline="\n") as file:
         for start in range(0, len(plain), ROWS):

@@ -1,4 +1,4 @@
-"""The only writers to the Hub: card, staged files, one commit."""
+"""Publishing on the Hub: card, staged files, one commit. Nothing else writes to the Hub."""
 
 from selectit_hf.hub.card import CardSettings
 from selectit_hf.hub.commits import Pushed

@@ -39,7 +39,7 @@ SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "1
 
 @dataclass(frozen=True)
 class Licence:
-    """Under what the selection is published, and who says so.
+    """The licence that the selection is published under, and who chose it.
 
     Attributes:
         ids: identifiers of the Hub, such as ``cc-by-nc-4.0``; ``other`` where it is unknown.
@@ -59,13 +59,13 @@ class CardSettings:
     """What a person adds to a card.
 
     Attributes:
-        license: instead of the source's; the card says so.
-        language: codes of the languages in the rows; by default what the source's card says.
-        pretty_name: by default made of the repository's name.
+        license: a licence instead of the source's; the card says so.
+        language: codes of the languages in the rows; by default those of the source's card.
+        pretty_name: the card's title; by default made from the repository's name.
         examples: show the best and worst rows, shortened.
 
     Raises:
-        SettingError: a licence or language that cannot be one.
+        SettingError: an invalid licence or language.
     """
 
     license: str | None = None
@@ -76,12 +76,12 @@ class CardSettings:
     def __post_init__(self) -> None:
         if self.license is not None and not LICENCE.fullmatch(self.license):
             raise SettingError(
-                f"license={self.license!r} is no licence identifier; write it as the Hub does, as "
-                "in cc-by-nc-4.0 or apache-2.0."
+                f"license={self.license!r} is not a licence identifier; write it as the Hub does, "
+                "as in cc-by-nc-4.0 or apache-2.0."
             )
         for code in self.language:
             if not LANGUAGE.fullmatch(code):
-                raise SettingError(f"language={code!r} is no language code, such as en or zh.")
+                raise SettingError(f"language={code!r} is not a language code such as en or zh.")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def make_card(
         datasets_data: ``configs`` and ``dataset_info``, as `datasets` writes them.
         plots: names of the plots that lie in ``images/``.
         examples: best and worst rows; shown if the settings say so.
-        version: of this package.
+        version: the version of this package.
     """
     name = one_line(settings.pretty_name or _pretty(repo))
     shown = examples if settings.examples else None
@@ -156,9 +156,9 @@ FACTS = (
 
 
 def merged(card: Card, old: str) -> str:
-    """``card`` in place of the generated text of ``old``, with all that people wrote around it.
+    """``card`` in place of the generated text of ``old``, with the hand-written text around it.
 
-    Keys that people added to the front matter stay, too.
+    Keys that people added to the front matter are kept, too.
 
     Raises:
         HubError: the old card's markers or front matter are damaged.
@@ -167,11 +167,11 @@ def merged(card: Card, old: str) -> str:
         parsed = DatasetCard(old, ignore_metadata_errors=True)
         theirs = as_dict(parsed.data)
     except (YAMLError, ValueError, TypeError, AttributeError) as error:
-        raise _damaged("its front matter is no valid YAML") from error
+        raise _damaged("its front matter is not valid YAML") from error
     before, begin, rest = parsed.text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end) or any(mark in before + after for mark in (BEGIN, END)):
-        raise _damaged("the two lines around its generated text are not there once each")
+        raise _damaged("the two lines around its generated text must occur once each")
     extra = {key: value for key, value in theirs.items() if key not in card.data}
     return Card({**card.data, **extra}, card.body).text(before, after)
 
@@ -183,7 +183,7 @@ def as_dict(data: Any) -> dict[str, Any]:
 
 def _damaged(problem: str) -> HubError:
     return HubError(
-        f"The card that is there cannot be updated: {problem}. Mend it on the Hub, or replace the "
+        f"The card on the Hub cannot be updated: {problem}. Repair it there, or replace the "
         "whole repository with --overwrite."
     )
 

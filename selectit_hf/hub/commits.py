@@ -42,7 +42,7 @@ __all__ = ["Pushed", "push"]
 T = TypeVar("T")
 
 GRACE = 15.0
-"""Seconds to look up whether a commit was made, where the time is over."""
+"""Seconds to look up whether a commit was made, once the time limit is reached."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Pushed:
     """What is on the Hub after a push, read back and compared.
 
     Attributes:
-        repo: its name.
-        commit: the commit that holds it.
+        repo: the repository's name.
+        commit: the commit that holds the files.
         url: where to look at it.
         new: whether this push made the commit.
-        pull_request: its reference, such as ``refs/pr/1``.
+        pull_request: the pull request's reference, such as ``refs/pr/1``.
     """
 
     repo: str
@@ -86,7 +86,7 @@ def push(api: HfApi, plan: PushPlan) -> Pushed:
 
 
 def _ready(api: HfApi, plan: PushPlan) -> str:
-    """The commit to build on, in a repository that is as planned and seen by whom it should."""
+    """The commit to build on, in a repository that is unchanged and has the right visibility."""
     if plan.remote.head is None:
         _create(api, plan)
     head, private, names = _reading(plan, lambda: state(api, plan.repo))
@@ -105,7 +105,7 @@ def _ready(api: HfApi, plan: PushPlan) -> str:
 
 
 def _create(api: HfApi, plan: PushPlan) -> None:
-    """Make the repository, also where a reply is lost on the way."""
+    """Create the repository, even if a reply is lost on the way."""
     for wait in (*WAITS, None):
         try:
             api.create_repo(plan.repo, private=not plan.settings.public, **KIND)
@@ -152,7 +152,7 @@ def _commit(api: HfApi, plan: PushPlan, head: str) -> tuple[str, str | None]:
 
 
 def _find_late(api: HfApi, plan: PushPlan, head: str) -> tuple[str, str | None] | None:
-    """As `_find`, with a little more time where there is none left."""
+    """Like `_find`, with a little more time if none is left."""
     left = seconds_left()
     if left is None or left > GRACE:
         return _find(api, plan, head)
@@ -161,7 +161,7 @@ def _find_late(api: HfApi, plan: PushPlan, head: str) -> tuple[str, str | None] 
 
 
 def _find(api: HfApi, plan: PushPlan, head: str) -> tuple[str, str | None] | None:
-    """After a failure: the commit that was made all the same, if there is one."""
+    """After a failure: the commit that was made anyway, if there is one."""
     manifest = plan.files[MANIFEST]
     if plan.settings.create_pr:
         reference = _reading(plan, lambda: find_proposal(api, plan.repo, manifest), unsure=True)
@@ -180,8 +180,8 @@ def _find(api: HfApi, plan: PushPlan, head: str) -> tuple[str, str | None] | Non
 def _stop_for_another(plan: PushPlan, now: str) -> NoReturn:
     raise HubError(
         f"Someone else changed {plan.repo} in the meantime: it is at {now}, and this push was "
-        "planned for what was there before. Nothing of it was committed; look at what is there and "
-        "push again."
+        "planned for what was there before. Nothing was committed; look at what is there and push "
+        "again."
     )
 
 
@@ -214,7 +214,7 @@ def _verify(api: HfApi, plan: PushPlan, commit: str) -> None:
     if wrong:
         raise HubError(
             f"The commit {commit} is in {plan.repo}, but {', '.join(wrong)} came back with other "
-            "bytes than were sent. Run the same command again; if it stays so, push anew with "
+            "bytes than were sent. Run the same command again; if that does not help, push with "
             "--overwrite."
         )
 
@@ -246,7 +246,7 @@ def _arrived(api: HfApi, repo: str, commit: str, path: str) -> File | None:
     with tempfile.TemporaryDirectory(prefix="selectit-verify-") as folder:
         try:
             return describe_file(downloaded(api, repo, commit, path, folder))
-        except ValueError:  # no parquet any more
+        except ValueError:  # no longer a parquet file
             return None
 
 

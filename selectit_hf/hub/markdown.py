@@ -28,7 +28,7 @@ def one_line(text: str) -> str:
 
 
 def escaped(value: object) -> Markup:
-    """A value as inline Markdown that shows just its characters, on one line."""
+    """A value as inline Markdown that shows exactly its characters, on one line."""
     text = str(Markup.escape(one_line(str(value))))
     text = re.sub(r"([\\`*_\[\]|~])", r"\\\1", text)
     text = text.replace("$", "&#36;").replace("@", "&#64;").replace("://", "&#58;//")
@@ -46,7 +46,7 @@ def _lines(value: object) -> Markup:
 
 
 def _block(value: object, language: str = "") -> Markup:
-    """Text as a block of code: fenced, or as HTML where a fence could be broken out of."""
+    """Text as a block of code: fenced, or as HTML if the text could close the fence."""
     text = UNSEEN.sub(UNKNOWN, str(value))
     if re.search(r"[<&]|```|~~~", text):
         shown = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

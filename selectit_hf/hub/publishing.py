@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 SOURCE = re.compile(r"([^:@]+)(?::([^@]+))?(?:@(.+))?")
 NO_LICENCE = (
-    "the source names no licence that could be inherited, so the card says 'other'; give --license "
-    "if you know it"
+    "the source names no licence to inherit, so the card says 'other'; give --license if you know "
+    "it"
 )
 
 
@@ -47,16 +47,16 @@ def push_run(
     tell: Callable[[str], None] = print,
     api: HfApi | None = None,
 ) -> Pushed | PushPlan:
-    """Push a finished run to a dataset repository, or tell what that would do.
+    """Push a finished run to a dataset repository, or say what that would do.
 
     Args:
         run: the run folder, or its URL.
         repo: ``user/name``.
-        yes: do it; else nothing is written.
+        yes: push; otherwise nothing is written.
         card: what a person adds to the card.
         settings: what the push may do.
-        tell: takes the words for a person.
-        api: the client, with a token; by default that of the login.
+        tell: called with each message for a person.
+        api: the client, with a token; by default the login's.
 
     Raises:
         SettingError, RunError, HubError: see `push_plan`, `commits` and `finished`.
@@ -100,20 +100,21 @@ def publish(
 ) -> Pushed | PushPlan:
     """Publish a selection as a dataset on the Hub, with a card, all scores and a manifest.
 
-    One commit is made in a private repository, and read back. The rows must hold the columns that
-    the scorers wrote; they are compared with ``scorers``, or with the default settings.
+    It makes one commit, by default in a private repository, and reads it back. The rows must hold
+    the columns that the scorers wrote. They are compared with ``scorers``, or with the default
+    settings.
 
     Args:
         selection: made by `selectit_hf.select` from a `Dataset`.
         repo: ``user/name``.
         source: where the rows came from: ``name[:config][@revision]`` on the Hub, or a local file.
-            Without a revision the source's present commit is named.
-        scorers: the scorers that were mapped, where their settings are not the defaults.
-        split: of the source.
+            Without a revision, the source's current commit is recorded.
+        scorers: the scorers that were mapped, if their settings are not the defaults.
+        split: the source's split.
         license, language, pretty_name, examples: see `selectit_hf.hub.CardSettings`.
         public, update, overwrite, create_pr, timeout: see `selectit_hf.hub.PushSettings`.
         dry_run: plan only, and write nothing to the Hub.
-        api: the client, with a token; by default that of the login.
+        api: the client, with a token; by default the login's.
 
     Returns:
         What is on the Hub now; with ``dry_run``, the plan.
@@ -182,8 +183,8 @@ def _pinned(api: HfApi, source: str, split: str) -> Source:
     match = SOURCE.fullmatch(source)
     if match is None:
         raise InputError(
-            f"{source!r} is no dataset; write name[:config][@revision] as on the Hub, or the path "
-            "of a local file."
+            f"{source!r} is not a dataset; write name[:config][@revision], as on the Hub, or the "
+            "path of a local file."
         )
     name, config, revision = match.groups()
     try:

@@ -25,15 +25,14 @@ class PushSettings:
     """What a push may do.
 
     Attributes:
-        public: to a public repository; else to a private one.
-        update: replace what an earlier push of this package left there; hand-written text of the
-            card stays.
+        public: push to a public repository; else to a private one.
+        update: replace an earlier push of this package; hand-written text in the card stays.
         overwrite: replace whatever is there; other files are deleted.
-        create_pr: as one pull request.
-        timeout: seconds that all of it may take, planning and reading back included.
+        create_pr: open a pull request instead of committing.
+        timeout: seconds that the whole push may take, including planning and reading back.
 
     Raises:
-        SettingError: both ``update`` and ``overwrite``, or no time at all.
+        SettingError: both ``update`` and ``overwrite``, or a timeout of 0 or less.
     """
 
     public: bool = False
@@ -46,22 +45,22 @@ class PushSettings:
         if self.update and self.overwrite:
             raise SettingError("update and overwrite contradict each other; give one of them.")
         if not 0 < self.timeout < float("inf"):
-            raise SettingError(f"A timeout of {self.timeout} seconds is none; give 60 or more.")
+            raise SettingError(f"timeout={self.timeout} must be above 0; give 60 seconds or more.")
 
 
 @dataclass(frozen=True)
 class PushPlan:
-    """A push that is decided on and not yet done.
+    """A push that is planned and not yet done.
 
     Attributes:
-        repo: its name.
-        settings: what it may do.
-        folder: where the files lie until the push.
+        repo: the repository's name.
+        settings: what the push may do.
+        folder: where the files are until the push.
         card: the text of README.md.
-        files: each file as it shall be, by its path.
-        delete: files to take away.
-        remote: what was there.
-        proposed: the pull request that holds all this already.
+        files: each file as it will be, by its path.
+        delete: files to delete.
+        remote: what was in the repository.
+        proposed: the pull request that already holds all this.
         notes: what a person should know.
     """
 
@@ -77,7 +76,7 @@ class PushPlan:
 
     @property
     def changed(self) -> list[str]:
-        """The files that are not there yet as they shall be."""
+        """The files that are missing or different on the Hub."""
         there = self.remote.files
         return [
             path
@@ -87,7 +86,7 @@ class PushPlan:
 
     @property
     def is_done(self) -> bool:
-        """Whether all of it is there already."""
+        """Whether the Hub already holds everything."""
         return self.proposed is not None or not (self.changed or self.delete)
 
     def describe(self) -> str:
@@ -121,10 +120,10 @@ class PushPlan:
 
 
 def check_repo(repo: str) -> str:
-    """``repo`` itself, if it can be a repository's whole name.
+    """``repo`` itself, if it is a valid full name of a repository.
 
     Raises:
-        SettingError: it cannot.
+        SettingError: it is not.
     """
     try:
         validate_repo_id(repo)
@@ -133,7 +132,7 @@ def check_repo(repo: str) -> str:
         known = False
     if not known:
         raise SettingError(
-            f"{redacted(repo)!r} is no repository name; write user/name, with letters, digits, "
+            f"{redacted(repo)!r} is not a repository name; write user/name, with letters, digits, "
             "'-', '_' and '.'."
         )
     return repo
@@ -151,13 +150,13 @@ def plan_push(
     """Read what is there and decide what a push would do; nothing is written to the Hub.
 
     Raises:
-        SettingError: the name can be none.
+        SettingError: the name is not valid.
         HubError: the Hub cannot be read, or what is there must not be replaced.
     """
     check_repo(repo)
     if not api.token:
         raise HubError(
-            "Pushing needs a login: run 'hf auth login', or set HF_TOKEN to a token that may write."
+            "Pushing needs a login: run 'hf auth login', or set HF_TOKEN to one with write access."
         )
     remote = read_remote(api, repo)
     keep = remote.manifest is not None and not settings.overwrite
@@ -181,7 +180,7 @@ def plan_push(
 def _leftovers(
     remote: Remote, files: Mapping[str, File], settings: PushSettings
 ) -> tuple[str, ...]:
-    """Files to delete: what an earlier push left and this one lacks, or all with overwrite."""
+    """Files to delete: those of an earlier push that this one lacks, or all with overwrite."""
     others = sorted(set(remote.files) - set(files) - EMPTY)
     return tuple(path for path in others if settings.overwrite or is_ours(path, remote))
 
@@ -191,11 +190,11 @@ def _check_visibility(plan: PushPlan) -> None:
         return
     if plan.settings.public:
         raise HubError(
-            f"{plan.repo} is there already and private; nothing was pushed. Make it public in its "
+            f"{plan.repo} already exists and is private; nothing was pushed. Make it public in its "
             "settings, or omit --public."
         )
     raise HubError(
-        f"{plan.repo} is there already and public; nothing was pushed. Add --public if everybody "
+        f"{plan.repo} already exists and is public; nothing was pushed. Add --public if everybody "
         "may see the rows, or make it private in its settings."
     )
 
@@ -205,8 +204,8 @@ def _check_allowed(plan: PushPlan) -> None:
     if remote.head is None:
         if settings.create_pr:
             raise HubError(
-                f"There is no dataset {plan.repo} that this login can see, so there is nothing to "
-                "make a pull request to; omit --create-pr."
+                f"There is no dataset {plan.repo} that this login can see, so no pull request can "
+                "be opened; omit --create-pr."
             )
         return
     if settings.overwrite or set(remote.files) <= EMPTY:
@@ -219,7 +218,7 @@ def _check_allowed(plan: PushPlan) -> None:
     if not settings.update:
         raise HubError(
             f"{plan.repo} holds an earlier push; nothing was pushed. Replace it with --update, "
-            "which keeps what people wrote into its card."
+            "which keeps what people wrote in its card."
         )
     foreign = [p for p in plan.changed if p in remote.files and not is_ours(p, remote)]
     foreign = [path for path in foreign if path not in (CARD, MANIFEST)]
@@ -231,7 +230,7 @@ def _check_allowed(plan: PushPlan) -> None:
 
 
 def _check_private(text: str) -> None:
-    """Stop before a token or a path of this machine leaves it."""
+    """Stop before a token or a local path leaves this machine."""
     home = f"{Path.home()}{os.sep}"
     if holds_token(text) or (len(home) > 2 and home in text):
         raise HubError(

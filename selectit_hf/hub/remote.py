@@ -1,4 +1,4 @@
-"""Reading the Hub, patiently: what is there, and what to make of requests that fail."""
+"""Reading the Hub, with retries: what is there, and how to report requests that fail."""
 
 import json
 import tempfile
@@ -45,9 +45,9 @@ class Remote:
 
     Attributes:
         head: the commit of the main branch; ``None`` without a repository.
-        private: who sees it.
+        private: whether it is private.
         files: each file by its path.
-        manifest: of an earlier push of this package.
+        manifest: the manifest of an earlier push of this package.
         card: the text of its README.md.
     """
 
@@ -68,7 +68,7 @@ def read_remote(api: HfApi, repo: str) -> Remote:
         head, private, names = state(api, repo)
         files = tree(api, repo, head)
         if not names <= set(files):
-            raise LookupError(f"it lists {len(files)} files, and names {len(names)} elsewhere")
+            raise LookupError(f"one answer lists {len(files)} files, another {len(names)}")
         texts = {
             path: _download(api, repo, head, path).decode("utf-8", "replace")
             for path in (CARD, MANIFEST)
@@ -94,7 +94,7 @@ def state(api: HfApi, repo: str, revision: str | None = None) -> tuple[str, bool
     info = patiently(lambda: api.dataset_info(repo, revision=revision))
     names = {file.rfilename for file in info.siblings or ()}
     if not COMMIT.fullmatch(str(info.sha)) or not isinstance(info.private, bool) or not names:
-        raise LookupError("its answer does not say the commit, the files, or who may see them")
+        raise LookupError("its answer lacks the commit, the files or the visibility")
     return str(info.sha), info.private, names
 
 
@@ -127,7 +127,7 @@ def is_same(file: File, there: RepoFile) -> bool:
 
 
 def is_ours(path: str, remote: Remote) -> bool:
-    """Whether a file is there just as the earlier push left it."""
+    """Whether a file is exactly as the earlier push left it."""
     recorded = (remote.manifest or {}).get("files", {}).get(path, {})
     hashes = (recorded.get("sha256", ""), recorded.get("git", ""))
     return path in remote.files and is_same(File(0, *hashes), remote.files[path])
@@ -140,7 +140,7 @@ def is_there(api: HfApi, repo: str, revision: str, path: str, file: File) -> boo
 
 
 def find_proposal(api: HfApi, repo: str, manifest: File) -> str | None:
-    """The pull request with this manifest, which names every byte of a push."""
+    """The pull request with this manifest, whose hashes cover every byte of the push."""
     refs = patiently(lambda: api.list_repo_refs(repo, include_pull_requests=True, **KIND))
     for request in reversed(refs.pull_requests or []):
         if is_there(api, repo, str(request.ref), MANIFEST, manifest):
@@ -163,7 +163,7 @@ def _download(api: HfApi, repo: str, commit: str, path: str) -> bytes:
 
 
 def downloaded(api: HfApi, repo: str, commit: str, path: str, folder: str) -> Path:
-    """Fetch a file anew, past every cache."""
+    """Download a file again, past every cache."""
     where: dict[str, Any] = {"revision": commit, "local_dir": folder, **KIND}
     return Path(patiently(lambda: api.hf_hub_download(repo, path, **where)))
 

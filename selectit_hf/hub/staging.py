@@ -37,12 +37,12 @@ SHARD_BYTES = 500 * 10**6
 
 @dataclass(frozen=True)
 class File:
-    """A file as it shall lie on the Hub.
+    """A file as it will be on the Hub.
 
     Attributes:
-        size, sha256: of its bytes.
-        git: the id that git gives it, by which the Hub knows small files.
-        rows: of a parquet file.
+        size, sha256: the size and hash of its bytes.
+        git: its git object id, by which the Hub identifies small files.
+        rows: the number of rows of a parquet file.
     """
 
     size: int
@@ -53,11 +53,11 @@ class File:
 
 @dataclass(frozen=True)
 class Staged:
-    """A folder with the data and plots of a push; card and manifest follow when it is planned.
+    """A folder with the data and plots of a push; planning adds card and manifest.
 
     Attributes:
-        folder: where they lie.
-        finished: what they show.
+        folder: where they are.
+        finished: the selection that they show.
         files: each file by its path in the repository.
         datasets_data: ``configs`` and ``dataset_info`` for the card's front matter.
     """
@@ -73,7 +73,7 @@ class Staged:
         return [Path(path).stem for path in self.files if path.startswith("images/")]
 
     def with_card(self, card: str, version: str) -> dict[str, File]:
-        """Write card and manifest, and give all files."""
+        """Write card and manifest, and return all files."""
         (self.folder / CARD).write_text(card, encoding="utf-8", newline="\n")
         files = self.files | {CARD: describe_file(self.folder / CARD)}
         manifest = {
@@ -135,7 +135,7 @@ def _info(rows: Rows, files: list[File], loaded_bytes: int) -> DatasetInfo:
 
 
 def _write_shards(folder: Path, name: str, rows: Rows, shard_bytes: int) -> tuple[list[str], int]:
-    """Write rows to shards of about a size; their paths, and the bytes of the rows in memory."""
+    """Write rows to shards of about one size; return their paths and the rows' size in memory."""
     schema = rows.features.arrow_schema
     whole = (with_contents(table, rows.features) for table in rows.tables(None))
     groups = _groups(whole, schema)
@@ -158,7 +158,7 @@ def _write_shards(folder: Path, name: str, rows: Rows, shard_bytes: int) -> tupl
 
 
 def _groups(tables: Iterator[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
-    """The same rows in row groups of one size, however they come, for the same bytes."""
+    """The same rows in row groups of one size, so that the same rows give the same bytes."""
     held: list[pa.Table] = []
     count = 0
     for table in tables:

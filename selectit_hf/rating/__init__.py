@@ -1,4 +1,4 @@
-"""Models rate rows: the scorers, and all that lies between a batch and its columns."""
+"""Models rate rows: the scorers, and every step from a batch to its score columns."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -105,7 +105,7 @@ _WITH_TORCH = {
     "thread_count": "selectit_hf.rating.engine.engine",
     "made_with": "selectit_hf.rating.models.hardware",
 }
-"""What is imported when it is first used."""
+"""Names that are imported on first use."""
 
 
 def __getattr__(name: str) -> Any:

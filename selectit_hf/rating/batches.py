@@ -1,9 +1,9 @@
-"""Batches of rows as the libraries pass them, and score columns handed back in the same kind.
+"""Batches of rows as the libraries pass them, and score columns returned in the same form.
 
 `datasets` passes a dict of lists, or by format a dict of NumPy arrays, a ``pandas.DataFrame`` or a
 ``pyarrow.Table``; Ray Data passes the last three. A scorer reads dicts of lists, so batches are
-converted at its door. `datasets` adds the columns of a returned dict to the rows; a returned table,
-and anything that Ray Data gets back, replaces the rows, so there the score columns join the others.
+converted first. `datasets` adds the columns of a returned dict to the rows. A returned table, and
+anything returned to Ray Data, replaces the rows, so there the score columns join the others.
 """
 
 import sys
@@ -33,7 +33,7 @@ def as_lists(batch: Any) -> Any:
 
 
 def _values(table: pa.Table, name: str) -> list[Any]:
-    """The values of a column, those that are stored as JSON as what they stand for."""
+    """The values of a column; values stored as JSON are decoded."""
     values: list[Any] = table[name].to_pylist()
     if not _holds_json(table.schema.field(name).type):
         return values
@@ -47,7 +47,7 @@ def _holds_json(type_: pa.DataType) -> bool:
 
 
 def with_columns(batch: Any, values: Mapping[str, Sequence[Any]], types: dict[str, Any]) -> Any:
-    """Score columns as the one who passed ``batch`` wants them back.
+    """Score columns in the form that the caller who passed ``batch`` expects.
 
     Args:
         batch: what a scorer was called with.
@@ -68,18 +68,18 @@ def with_columns(batch: Any, values: Mapping[str, Sequence[Any]], types: dict[st
 
 
 def _has_arrays(batch: object) -> bool:
-    """Whether this is a plain dict with arrays; the lazy one of `datasets` is not looked into."""
+    """Whether this is a plain dict with arrays; the lazy dict of `datasets` is not opened."""
     return isinstance(batch, dict) and any(isinstance(v, np.ndarray) for v in batch.values())
 
 
 def _is_ray_task() -> bool:
-    """Whether Ray calls: nothing else tells its dicts of arrays from those of `datasets`."""
+    """Whether Ray calls; otherwise its dicts of arrays look like those of `datasets`."""
     ray: Any = sys.modules.get("ray")
     return bool(ray and ray.is_initialized() and ray.get_runtime_context().get_task_id())
 
 
 def _cells(column: Any) -> list[Any]:
-    """Python values; in a column of text or of nested values a missing one may be a NaN."""
+    """Python values; in a column of text or nested values, NaN may stand for a missing one."""
     return [_cell(value) for value in (column if isinstance(column, list) else column.tolist())]
 
 
@@ -90,13 +90,13 @@ def _cell(value: Any) -> Any:
 
 
 def _storable(column: Any) -> Any:
-    """Cells that are arrays as lists: Ray stores those as Arrow, and the others pickled."""
+    """Array cells as lists, since Ray stores lists as Arrow but pickles arrays."""
     is_nested = isinstance(column, np.ndarray) and column.dtype == object
     return _cells(column) if is_nested else column
 
 
 def _beside(batch: pa.Table | pd.DataFrame, added: pa.Table) -> pa.Table | pd.DataFrame:
-    """``batch`` with columns added or replaced, of exactly their types in pandas too."""
+    """``batch`` with columns added or replaced, with exactly their types, also in pandas."""
     if isinstance(batch, pd.DataFrame):
         frame = added.to_pandas(types_mapper=pd.ArrowDtype).set_axis(batch.index)
         return batch.assign(**{str(name): frame[name] for name in frame})

@@ -1,8 +1,8 @@
 """`Dataset.map` over several devices, without its traps.
 
-Workers of ``map`` must be spawned where CUDA is used, are told their rank only if it is asked for,
-get neither ``device`` nor ``token_budget`` of a pickled scorer, and reuse the cached files of an
-earlier call with another number of workers, whose count then decides. `score` minds all of this.
+With CUDA, workers of ``map`` must be spawned. They get their rank only on request, and neither
+``device`` nor ``token_budget`` of a pickled scorer. ``map`` also reuses the cached files of an
+earlier call with another number of workers. `score` takes care of all of this.
 """
 
 import os
@@ -47,16 +47,16 @@ def _is_there(device: str) -> bool:
 def shares(count: int) -> list[str | None]:
     """The GPUs of each of ``count`` workers that spread their model, for CUDA_VISIBLE_DEVICES.
 
-    Those that are visible here, in equal parts; ``None`` where there are none.
+    The visible GPUs are divided equally; ``None`` if there are none.
 
     Raises:
-        SettingError: the parts are not equal.
+        SettingError: they cannot be divided equally.
     """
     gpus = device_count()
     if gpus % count:
         raise SettingError(
-            f"--workers {count} cannot each have the same number of {gpus} GPUs to spread a model "
-            f"over; take a number that divides {gpus}."
+            f"--workers {count} cannot share {gpus} GPUs equally to spread a model over; use a "
+            f"number that divides {gpus}."
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",")[:gpus] if visible else [str(number) for number in range(gpus)]
@@ -70,8 +70,8 @@ def score(
 ) -> Dataset:
     """``dataset`` with the columns of ``scorer``, from as many processes as there are GPUs.
 
-    The same columns as ``dataset.map(scorer, batched=True)`` gives, whatever ``num_proc`` is; all
-    others stay as they are stored, to the nanosecond.
+    The columns are those of ``dataset.map(scorer, batched=True)``, whatever ``num_proc`` is; all
+    other columns stay exactly as they are stored.
 
     Args:
         dataset: rows; see `RatingScorer`.
@@ -80,7 +80,7 @@ def score(
             ``device_map`` takes all GPUs in this process.
 
     Raises:
-        InputError: ``dataset`` is no `Dataset`, but a dict of splits or a stream.
+        InputError: ``dataset`` is not a `Dataset`, but a dict of splits or a stream.
         SettingError: ``num_proc`` is less than 1, or more than 1 with a ``device_map``.
         What the scorer raises; see `RatingScorer.__call__`.
 
@@ -95,7 +95,7 @@ def score(
     if spread and num_proc not in (None, 1):
         raise SettingError(
             f"num_proc={num_proc} and the device map {spread!r} contradict each other: one process "
-            "takes all GPUs. Omit num_proc; 'selectit run --workers' shares the GPUs out to "
+            "takes all GPUs. Omit num_proc; 'selectit run --workers' divides the GPUs among "
             "several."
         )
     one = not isinstance(scorer, RatingScorer) or scorer.device or spread
@@ -110,7 +110,7 @@ def score(
     if count == 1:
         scored = read.map(scorer, batched=True, features=features, desc=desc)
         return _beside(dataset, scored, list(scorer.columns))
-    # What does not travel with a pickled scorer.
+    # Settings that are not part of a pickled scorer.
     given = {
         "SELECTIT_DEVICE": getattr(scorer, "device", None),
         "SELECTIT_TOKEN_BUDGET": getattr(scorer, "token_budget", None),
@@ -155,7 +155,7 @@ def _check_dataset(dataset: object) -> None:
         )
     if isinstance(dataset, IterableDataset):
         raise InputError(
-            "A stream cannot be shared out to processes; score it as it passes, as in "
+            "A stream cannot be divided among processes; score it as it passes, as in "
             "ds.map(scorer, batched=True), or put it on the disk with 'selectit run --streaming'."
         )
     if not isinstance(dataset, Dataset):
@@ -167,7 +167,7 @@ def _check_dataset(dataset: object) -> None:
 
 @contextmanager
 def environment(given: Mapping[str, object]) -> Iterator[None]:
-    """Set these environment variables for processes started meanwhile; ``None`` leaves one be."""
+    """Set environment variables for processes started in the block; ``None`` changes nothing."""
     before = dict(os.environ)
     os.environ.update({name: str(value) for name, value in given.items() if value is not None})
     try:
@@ -182,7 +182,7 @@ def environment(given: Mapping[str, object]) -> Iterator[None]:
 
 @contextmanager
 def _spawned() -> Iterator[None]:
-    """Let `datasets` start its workers anew, since CUDA does not survive a fork."""
+    """Let `datasets` spawn its workers, since CUDA does not survive a fork."""
     before = multiprocess.get_start_method(allow_none=True)
     multiprocess.set_start_method("spawn", force=True)
     try:

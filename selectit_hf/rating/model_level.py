@@ -26,15 +26,15 @@ class ModelScore:
     """Model-level score: the sentence scores of several models, weighted (section 3.4).
 
     Computed from the ratings stored in ``rating_logprobs__slug`` and the parameter counts in
-    ``rater__slug``; no model is loaded, and the sentence score columns are not read, so ``alpha``
-    and ``variant`` hold for all models alike. Writes ``model_score`` in ``[0, k]`` (with
+    ``rater__slug``. No model is loaded. The sentence score columns are not read, so ``alpha`` and
+    ``variant`` apply to all models alike. Writes ``model_score`` in ``[0, k]`` (with
     ``"released"`` up to 1.78 k), null where any model has no rating, and ``selectit_status``, the
     worst of the models' statuses.
 
     Attributes:
         models: slugs or model names, in order; ``None`` for every model rated in the dataset, in
             column order.
-        weights: one for each model, instead of the parameter counts; they are divided by their sum.
+        weights: one for each model, instead of the parameter counts; divided by their sum.
         alpha, variant: see `RatingScorer`.
 
     Raises:
@@ -104,7 +104,7 @@ class ModelScore:
         }
 
     def slugs(self, columns: Sequence[str]) -> list[str]:
-        """The models that are combined, as they stand in the column names.
+        """The models that are combined, as their slugs in the column names.
 
         Raises:
             RatingsError: none at all, or one that is not there.
@@ -121,7 +121,7 @@ class ModelScore:
         missing = [name for name in asked if name not in there]
         if missing:
             raise RatingsError(
-                f"The model {missing[0]!r} has not rated these rows; those that have: "
+                f"The model {missing[0]!r} has not rated these rows; these models have: "
                 f"{', '.join(there)}."
             )
         return asked
@@ -153,10 +153,10 @@ class ModelScore:
 
 
 def _check_ours(batch: Batch) -> None:
-    """Let a column of the model level be replaced only by its own kind."""
+    """Refuse to overwrite a column with the model level's name that this package did not write."""
     scores, statuses = batch.get("model_score", ()), batch.get("selectit_status", ())
     if any(isinstance(value, str) for value in scores) or {*statuses} - {*STATUSES, None}:
         raise RatingsError(
-            "The dataset has a column 'model_score' or 'selectit_status' that is not ours and "
-            "would be overwritten; rename it."
+            "The dataset has a column 'model_score' or 'selectit_status' that no scorer wrote "
+            "and that would be overwritten; rename it."
         )

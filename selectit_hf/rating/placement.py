@@ -10,7 +10,7 @@ __all__ = ["check_device_map", "choose_place", "planned_budget", "spread_here"]
 
 
 def choose_place(scorer: Any, rank: int | None) -> Place:
-    """Of a `RatingScorer`, for the worker of this ``rank``; see `RatingScorer.place`."""
+    """The place of a `RatingScorer` in the worker of this ``rank``; see `RatingScorer.place`."""
     from selectit_hf.rating.models.loading import choose_device, choose_dtype, default_budget
 
     spread = scorer.spread
@@ -18,9 +18,9 @@ def choose_place(scorer: Any, rank: int | None) -> Place:
     device = choose_device(named, rank)
     if spread and rank and device != "cpu":
         raise SettingError(
-            f"With the device map {spread!r} a process takes all GPUs it sees, and this is one "
+            f"With the device map {spread!r} a process takes all GPUs it sees, but this is one "
             f"of several on its machine, number {rank}. Start one on each machine (torchrun "
-            "--nproc-per-node 1); 'selectit run --workers' shares the GPUs out to several."
+            "--nproc-per-node 1); 'selectit run --workers' divides the GPUs among several."
         )
     dtype = choose_dtype(scorer.dtype, device)
     budget = scorer.token_budget or _environment_budget() or default_budget(device)
@@ -39,7 +39,7 @@ def planned_budget(scorer: Any) -> int:
 
 
 def spread_here(device: str | None, device_map: str | None) -> str | None:
-    """The device map that holds here; see `RatingScorer.spread`."""
+    """The device map that applies here; see `RatingScorer.spread`."""
     if device or device_map or os.environ.get("SELECTIT_DEVICE"):
         return device_map
     variable = "SELECTIT_DEVICE_MAP"
@@ -47,7 +47,7 @@ def spread_here(device: str | None, device_map: str | None) -> str | None:
 
 
 def check_device_map(device_map: str | None, name: str = "device_map") -> str | None:
-    """The device map, if it is none or one that is known.
+    """The device map, if it is ``None`` or known.
 
     Raises:
         SettingError: it is unknown; ``name`` is where it was set.

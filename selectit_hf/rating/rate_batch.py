@@ -1,4 +1,4 @@
-"""The ratings of a batch: those that its rows hold already, and a model's for what is missing."""
+"""The ratings of a batch: stored ones are used again, and a model rates what is missing."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +21,7 @@ def rate_batch(
     progress: Callable[[int], None] | None = None,
     then: Batch | None = None,
 ) -> Ratings:
-    """What `RatingScorer.rate` of a ``scorer`` gives."""
+    """The ratings by a ``scorer``; see `RatingScorer.rate`."""
     pairs = scorer.reader.pairs(batch)
     texts = [pair_hash(pair) if isinstance(pair, Pair) else None for pair in pairs]
     stored = _stored(batch, scorer).of_texts(texts)
@@ -54,7 +54,7 @@ def rate_batch(
 
 
 def _stored(batch: Batch, scorer: Any) -> Ratings:
-    """What this scorer left in the batch, with empty statuses where that is nothing."""
+    """The ratings that this scorer left in the batch, with empty statuses where there are none."""
     name, count = scorer.slug, len(next(iter(batch.values()), ()))
     nothing = Ratings([""] * count, np.empty((count, 0, scorer.k), np.float32), {})
     if f"rater__{name}" not in batch:
@@ -74,8 +74,8 @@ def _check_overwrites(batch: Batch, columns: Iterable[str]) -> None:
     taken = [column for column in columns if column in batch]
     if taken:
         raise RatingsError(
-            f"The dataset has a column {taken[0]!r} that is not ours and would be overwritten; "
-            "rename it, or give the scorer another name=."
+            f"The dataset has a column {taken[0]!r} that no scorer wrote and that would be "
+            "overwritten; rename it, or give the scorer another name=."
         )
 
 

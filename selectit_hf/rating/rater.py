@@ -1,6 +1,6 @@
 """Asking a model: one tokenizer and one set of weights are loaded at a time.
 
-The tokenizer comes first, so what cannot work is refused before any weights are read.
+The tokenizer is loaded first, so problems are found before any weights are read.
 """
 
 import logging
@@ -54,7 +54,7 @@ class Place:
 
 
 class _Slot(Generic[T]):
-    """Keeps one value, and lets go of it before it makes another."""
+    """Keeps one value, and frees it before it makes another."""
 
     def __init__(self) -> None:
         self._held: tuple[object, T] | None = None
@@ -73,7 +73,7 @@ _ENGINE: "_Slot[Engine]" = _Slot()
 
 @dataclass(frozen=True)
 class Rater:
-    """A checkpoint, the question it is asked, and the place it runs at. Loads when it must."""
+    """A checkpoint, the question it is asked, and the place it runs in. Loaded only when needed."""
 
     checkpoint: Checkpoint
     question: Question
@@ -88,8 +88,8 @@ class Rater:
     ) -> Ratings:
         """Rate each pair under the rating prompts numbered ``prompts``; equal pairs once.
 
-        While the model works on them, the pairs that come ``then`` are encoded. The result's
-        ``rater`` is empty, and rows without a rating are NaN.
+        While the model works on them, the next pairs, ``then``, are encoded. The result's ``rater``
+        is empty, and rows without a rating are NaN.
 
         Raises:
             ModelError: the checkpoint cannot be loaded, or cannot rate.
@@ -137,7 +137,7 @@ class Rater:
         }
 
     def encoder(self) -> PromptEncoder:
-        """The tokenizer's side, loaded without any weights; see `PromptEncoder` for the errors."""
+        """The encoder, loaded without any weights; see `PromptEncoder` for the errors."""
         return _ENCODER.get((self.checkpoint, self.question), self._load_encoder)
 
     def _load_encoder(self) -> PromptEncoder:
@@ -164,22 +164,22 @@ class Rater:
         try:
             return make(asked.template)
         except TokenizerError as error:
-            if asked.chat:  # how the prompt ends is the chat template's
+            if asked.chat:  # the chat template decides how the prompt ends
                 raise
             others = encoders_by_end(asked.template, make)
             raise TokenizerError(f"{error} {advice(others, self._mass)}") from error
 
     def _mass(self, encoder: PromptEncoder, ids: Sequence[list[int]]) -> float | None:
-        """The mean probability of all ratings together; ``None`` where the model does not load."""
+        """The mean probability of all ratings together; ``None`` if the model does not load."""
         try:
             read = self.engine().next_token_logprobs(ids, encoder.rating_token_ids)
         except ModelError as error:
-            logger.info("The model is not asked which template suits it: %s", error)
+            logger.info("The model cannot be asked which template suits it: %s", error)
             return None
         return float(np.exp(read.values).sum(axis=1).mean())
 
     def engine(self) -> "Engine":
-        """The model, loaded; ModelError where it cannot be."""
+        """The loaded model; raises ModelError if it cannot be loaded."""
         return _ENGINE.get((self.checkpoint, self.place), self._load_engine)
 
     def _load_engine(self) -> "Engine":

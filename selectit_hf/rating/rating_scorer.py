@@ -1,9 +1,9 @@
 """The `Dataset.map` callables: rate on the GPU once, reflect on the CPU for free.
 
-A scorer is a frozen dataclass of settings. What it *hashes* to, and hence what `datasets` caches
-under, is everything resolved that can change a rating and nothing else; see
-`RatingScorer.__getstate__`. The raw ratings are stored beside the scores, so another ``alpha``,
-``variant`` or level never costs another forward pass.
+A scorer is a frozen dataclass of settings. Its hash, which `datasets` uses for its cache, covers
+the resolved settings that can change a rating and nothing else; see `RatingScorer.__getstate__`.
+The raw ratings are stored next to the scores, so another ``alpha``, ``variant`` or level never
+costs another forward pass.
 """
 
 import logging
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RatingScorer(ScorerSettings):
-    """What `TokenScore` and `SentenceScore` share: a model that rates; see `ScorerSettings`."""
+    """The base of `TokenScore` and `SentenceScore`: a model that rates; see `ScorerSettings`."""
 
     kinds: ClassVar[tuple[str, ...]]
 
@@ -66,7 +66,7 @@ class RatingScorer(ScorerSettings):
         return Features({**dataset.features, **self.columns})
 
     def values(self, ratings: Ratings) -> dict[str, list[Any]]:
-        """Ratings to score columns, one entry for each row; ``None`` where there is no rating."""
+        """Score columns from ratings, one entry for each row; ``None`` without a rating."""
         tokens = reflection.token_score(ratings.logprobs, self.variant)
         sentences = reflection.sentence_score(tokens, self.alpha)
         of = {
@@ -92,7 +92,7 @@ class RatingScorer(ScorerSettings):
 
         Returns:
             The score columns, one entry for each row, in order; for a table, and for Ray Data,
-            behind the columns of the batch. See `selectit_hf.rating.batches`.
+            after the columns of the batch. See `selectit_hf.rating.batches`.
 
         Raises:
             InputError: the columns do not fit.
@@ -112,17 +112,17 @@ class RatingScorer(ScorerSettings):
     ) -> Ratings:
         """The raw ratings of a batch.
 
-        The batch that comes ``then`` is tokenized meanwhile.
+        Meanwhile the next batch, ``then``, is tokenized.
 
-        Ratings that the same scorer left in the batch are used again, and only rating prompts that
-        are missing are asked; without any, no model is loaded. They are recognised by the scorer's
-        settings and by the text of the row, so an edited row is rated again. See `__call__` for the
-        errors; ``progress`` is told the number of rating prompts done.
+        Ratings that the same scorer left in the batch are used again, and only missing rating
+        prompts are asked; if none is missing, no model is loaded. Stored ratings are recognised by
+        the scorer's settings and by the text of the row, so an edited row is rated again. See
+        `__call__` for the errors; ``progress`` is called with the number of rating prompts done.
         """
         return rate_batch(self, batch, rank, progress, then)
 
     def prepare(self) -> None:
-        """Load the tokenizer and refuse, before any weights are read, what cannot rate.
+        """Load the tokenizer, and refuse a model that cannot rate before any weights are read.
 
         Raises:
             ModelError: there is no such model, or its tokenizer cannot rate.
@@ -132,9 +132,9 @@ class RatingScorer(ScorerSettings):
         self.rater(None).encoder()
 
     def weights_facts(self) -> dict[str, str]:
-        """What else is to be told of the weights, where there is any of it.
+        """Further facts about the weights, each only if set.
 
-        ``base``, the name of the model that an adapter changes; ``quantization``;
+        These are ``base``, the name of the model that an adapter changes, ``quantization`` and
         ``attn_implementation``.
         """
         base = self.checkpoint.base
@@ -151,10 +151,10 @@ class RatingScorer(ScorerSettings):
         return self.rater(None).encoder().prompt_end
 
     def check_place(self) -> None:
-        """Refuse, before anything is loaded, what the device here cannot compute.
+        """Refuse, before anything is loaded, settings that the device cannot compute.
 
         Raises:
-            SettingError: the quantization, or the way to compute attention.
+            SettingError: it cannot compute the quantization or the attention implementation.
             ModelError: a library for it is not installed.
         """
         from selectit_hf.rating.engine.attention import check_attention
@@ -183,8 +183,7 @@ class RatingScorer(ScorerSettings):
     def default_token_budget(self) -> int:
         """The padded tokens in a forward pass that a run of this scorer is planned with here.
 
-        See `fitting_budget`; what was asked for or stands in the environment
-        comes first.
+        The scorer's setting or the environment's takes precedence over `fitting_budget`.
         """
         return planned_budget(self)
 
@@ -193,7 +192,7 @@ _WARNED: set[str] = set()
 
 
 def _warn_of_unrated(slug: str, statuses: Sequence[str]) -> None:
-    """Say once in a process that rows cannot be rated, and what helps."""
+    """Say once per process that rows cannot be rated, and what helps."""
     found = Counter(status for status in statuses if status in REMEDIES)
     if not found or slug in _WARNED:
         return

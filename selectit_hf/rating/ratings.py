@@ -1,4 +1,4 @@
-"""The raw ratings of rows, as they travel from a model to columns and back from stored columns."""
+"""The raw ratings of rows: from a model to columns, and back from stored columns."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -40,11 +40,11 @@ class Ratings(NamedTuple):
         logprobs: (n, prompts, k) float32 log-probabilities of the ratings ``1..k`` under the
             softmax over the whole vocabulary; NaN in the rows without a rating.
         rater: who rated: ``model``, ``revision``, ``parameters``, and the ``rating_key``, a hash of
-            all that can change a rating.
+            everything that can change a rating.
         splits: batches that had to be halved for memory.
         reading: how the log-probabilities were computed; ``None`` where none were.
-        pairs: (n) `rows.pair_hash` of the text that was rated, ``None`` for a row that is no pair;
-            empty where nobody knows.
+        pairs: (n) `rows.pair_hash` of the text that was rated, ``None`` for a row that is not a
+            pair; empty if unknown.
     """
 
     statuses: list[str]
@@ -55,11 +55,11 @@ class Ratings(NamedTuple):
     pairs: Sequence[str | None] | pa.ChunkedArray = ()
 
     def texts(self) -> Sequence[str | None] | pa.ChunkedArray:
-        """(n) the ``pairs``, all ``None`` where nobody knows."""
+        """(n) the ``pairs``, all ``None`` if unknown."""
         return self.pairs if len(self.pairs) else (None,) * len(self.statuses)
 
     def of_texts(self, texts: Sequence[str | None]) -> "Ratings":
-        """These ratings, without those of another text than ``texts`` (n) has now."""
+        """These ratings, without those whose text differs from the present ``texts`` (n)."""
         same = [old == new for old, new in zip(self.texts(), texts, strict=True)]
         statuses = [s if ok else "" for s, ok in zip(self.statuses, same, strict=True)]
         logprobs = self.logprobs.copy()
@@ -77,7 +77,7 @@ class Ratings(NamedTuple):
         return np.asarray(np.isfinite(self.logprobs).all(axis=2).sum(axis=1))
 
     def facts(self) -> dict[str, Any]:
-        """What is known of the ratings beside them, JSON-able: what a shard's sidecar says."""
+        """Facts about the ratings, JSON-able, for a shard's sidecar."""
         facts: dict[str, Any] = {"rater": self.rater, "oom_splits": self.splits}
         return facts | ({"reading": self.reading._asdict()} if self.reading is not None else {})
 
@@ -112,7 +112,7 @@ class Ratings(NamedTuple):
 
     @classmethod
     def from_table(cls, table: pa.Table, k: int, facts: Mapping[str, Any]) -> "Ratings":
-        """What `table` and `facts` stored, of all k rating prompts."""
+        """The ratings that `table` and `facts` stored, of all k rating prompts."""
         flat = table["logprobs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         pairs = table["pair"] if "pair" in table.column_names else ()
         logprobs, statuses = flat.reshape(-1, k, k), table["status"].to_pylist()
@@ -136,8 +136,8 @@ def read_ratings(batch: Batch, name: str, k: int = 0) -> Ratings:
         statuses = [status or "" for status in batch[f"status__{name}"]]
     except KeyError as error:
         raise RatingsError(
-            f"The column {error.args[0]} is missing beside rater__{name}; score the dataset again, "
-            f"or drop every column ending in __{name}."
+            f"The column {error.args[0]} is missing, but rater__{name} is there; score the dataset "
+            f"again, or drop every column ending in __{name}."
         ) from error
     _check_kinds(name, rows, lists, statuses)
     pairs = tuple(None if rater is None else rater.get("pair") for rater in rows)
@@ -146,16 +146,16 @@ def read_ratings(batch: Batch, name: str, k: int = 0) -> Ratings:
         keys = sorted({rater["rating_key"] for rater in raters})
         raise RatingsError(
             f"The rows hold ratings by different scorers under the name {name!r}, with the keys "
-            f"{', '.join(keys)}. Score the parts under names of their own."
+            f"{', '.join(keys)}. Score the parts under different names."
         )
     return Ratings(statuses, _array(lists, k), raters[0] if raters else {}, pairs=pairs)
 
 
 def _check_kinds(name: str, raters: list[Any], lists: list[Any], statuses: list[Any]) -> None:
-    """Refuse columns that are no longer what a scorer wrote, as behind a CSV file.
+    """Refuse columns that are no longer what a scorer wrote, for example after a CSV file.
 
     Raises:
-        RatingsError: it names the column.
+        RatingsError: the message names the column.
     """
     wrong = {
         "rater": any(not _is_rater(one) for one in raters),
@@ -164,8 +164,8 @@ def _check_kinds(name: str, raters: list[Any], lists: list[Any], statuses: list[
     }
     for kind in (kind for kind, found in wrong.items() if found):
         raise RatingsError(
-            f"The column {kind}__{name} does not hold what a scorer writes; a CSV file, for one, "
-            "keeps only texts. Score the dataset from a parquet file, a jsonl file or a saved "
+            f"The column {kind}__{name} does not hold what a scorer writes; CSV files keep only "
+            "text. Score the dataset from a parquet file, a jsonl file or a saved "
             f"dataset, or drop every column ending in __{name}."
         )
 
@@ -185,7 +185,7 @@ def _is_table(value: object) -> bool:
 
 
 def _array(lists: Sequence[Any], k: int) -> NDArray[np.float32]:
-    """(n, prompts, k), as many prompts as any row has; NaN for those that a row lacks."""
+    """(n, prompts, k), with as many prompts as any row has; NaN for those that a row lacks."""
     shapes = [np.shape(one) for one in lists if one is not None]
     prompts = max((shape[0] for shape in shapes), default=0)
     k = shapes[0][1] if shapes else k
@@ -200,7 +200,7 @@ def _array(lists: Sequence[Any], k: int) -> NDArray[np.float32]:
 
 
 class TypedColumn(list[Any]):
-    """A list that says its Arrow type, so that a batch of nulls does not make the column null."""
+    """A list with an Arrow type, so that a batch of nulls does not make the column null."""
 
     def __init__(self, values: Iterable[Any], type: pa.DataType) -> None:
         super().__init__(values)

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 FORMULA_VERSION = 1
-"""Raised whenever a change here changes a score: cached scores of older versions are not reused."""
+"""Increased whenever a change here changes a score, so that older cached scores are not reused."""
 
 Variant = Literal["paper", "released"]
 Floats = NDArray[np.floating]
@@ -42,7 +42,7 @@ RELEASED_WEIGHTS = (7 / 20, 13 / 20, 70 / 90)
 
 @dataclass(frozen=True)
 class Reflection:
-    """What is made of the ratings; changing it costs no forward pass.
+    """How scores are computed from the ratings; a change costs no forward pass.
 
     Attributes:
         alpha, variant: see `selectit_hf.TokenScore`.
@@ -122,7 +122,7 @@ def model_weights(
     """
     if variant == "released":
         if weights is not None:
-            raise SettingError("variant='released' has fixed weights; leave weights unset.")
+            raise SettingError("variant='released' has fixed weights; omit weights.")
         if len(parameters) != len(RELEASED_WEIGHTS):
             raise SettingError(
                 "variant='released' weighs exactly three models in the order small, middle, large; "
@@ -130,7 +130,7 @@ def model_weights(
             )
         if sorted(parameters) != list(parameters):
             raise SettingError(
-                "variant='released' weighs the models by their place, small, middle, large, and "
+                "variant='released' weighs the models by position (small, middle, large), but "
                 f"these have {', '.join(map(str, parameters))} parameters. Name them in that order."
             )
         return np.array(RELEASED_WEIGHTS)
@@ -148,8 +148,8 @@ def model_score(sentence_scores: Floats, weights: Floats) -> NDArray[np.float64]
 
 
 def rating_mass(logprobs: Floats) -> NDArray[np.float64]:
-    """Probability that the next token is a rating at all: ``(..., k)`` to ``(...)`` in ``[0, 1]``.
+    """Probability that the next token is any rating: ``(..., k)`` to ``(...)`` in ``[0, 1]``.
 
-    Near zero the model did not understand the rating prompt, and its scores mean little.
+    If it is near zero, the model did not understand the rating prompt, and its scores mean little.
     """
     return np.asarray(np.exp(np.asarray(logprobs, dtype=np.float64)).sum(axis=-1))

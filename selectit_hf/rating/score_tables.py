@@ -1,4 +1,4 @@
-"""The score columns of many rows at once, as an Arrow table: what the scorers' columns hold."""
+"""The score columns of many rows at once, as an Arrow table with the scorers' columns."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,9 +20,9 @@ def scorers_of(models: Sequence[str], k: int, how: Reflection) -> list[SentenceS
     """Scorers that name and compute the columns of some models; they rate nothing.
 
     Args:
-        models: as they stand in column names.
+        models: their slugs in the column names.
         k: the rating scale.
-        how: what is made of the ratings.
+        how: how scores are computed from the ratings.
     """
     return [SentenceScore(k=k, name=one, alpha=how.alpha, variant=how.variant) for one in models]
 
@@ -42,8 +42,8 @@ def score_table(rows: range, ratings: Mapping[str, Ratings], how: Reflection) ->
 
     Args:
         rows: their numbers.
-        ratings: of these rows by each model, by its name in column names.
-        how: what is made of them.
+        ratings: the ratings of these rows by each model, by its slug.
+        how: how scores are computed from them.
     """
     k = next(iter(ratings.values())).logprobs.shape[2]
     columns: dict[str, Any] = {"row": np.asarray(rows)}
@@ -58,7 +58,7 @@ def score_table(rows: range, ratings: Mapping[str, Ratings], how: Reflection) ->
 
 
 def _columns(scorer: SentenceScore, ratings: Ratings) -> dict[str, pa.Array]:
-    """What `SentenceScore.values` gives, without an object for each row."""
+    """The columns of `SentenceScore.values`, without an object for each row."""
     tokens = reflection.token_score(ratings.logprobs, scorer.variant)
     sentences = reflection.sentence_score(tokens, scorer.alpha)
     missing = ~ratings.rated

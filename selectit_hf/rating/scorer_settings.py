@@ -1,4 +1,4 @@
-"""The settings of the scorers: what they hash to, what they are resolved to, where they run."""
+"""The settings of the scorers: how they are hashed, how they are resolved, where they run."""
 
 import dataclasses
 import hashlib
@@ -27,11 +27,11 @@ from selectit_hf.rating.reflection import Variant, check_alpha, check_variant
 __all__ = ["OF_A_PLACE", "OF_THE_WEIGHTS", "ScorerSettings", "settings_of"]
 
 OF_A_PLACE = ("device", "device_map", "token_budget")
-"""The fields that say where a model runs, and can change no rating."""
+"""The fields that say where a model runs, which cannot change a rating."""
 OF_THE_WEIGHTS = ("quantization", "attn_implementation")
-"""The fields that say how a model's weights are loaded, told of it where they are set."""
+"""The fields that say how a model's weights are loaded; they are reported if they are set."""
 RATING_VERSION = 3
-"""Raised whenever a change to rows, prompts, tokens or engine changes a rating."""
+"""Increased whenever a change to rows, prompts, tokens or engine changes a rating."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,21 @@ class ScorerSettings:
     Attributes:
         model: a Hub name, a local checkpoint folder, a GGUF file (its path, or
             ``"FOLDER_OR_HUB_NAME:FILE.gguf"``), or ``"tiny-rater"``; ``None`` for the environment's
-            ``SELECTIT_MODEL``, else a small ungated default that is named in the log. The folder or
+            ``SELECTIT_MODEL``, else a small ungated default that the log names. The folder or
             repository may hold a PEFT adapter.
         revision: branch, tag or commit of a Hub model; it is pinned to the commit's sha.
         k: top of the rating scale and number of rating prompts, 2 to 9 (paper: 5).
         alpha: weight of the disagreement between rating prompts, 0 or more (paper: 0.2).
         variant: ``"paper"`` or ``"released"``; see `selectit_hf.rating.reflection`.
-        rating_prompts: a text file with one prompt a line, or a list of texts; ``None`` for ours.
+        rating_prompts: a text file with one prompt a line, or a list; ``None`` for the default.
         template: the layout of a rating prompt; see `Template`.
         chat: ask through the tokenizer's chat template, for instruct models.
-        chat_template_kwargs: the template's keyword arguments, as in
-            ``{"enable_thinking": False}``; kept as their JSON text.
+        chat_template_kwargs: the chat template's keyword arguments, as in
+            ``{"enable_thinking": False}``; stored as JSON text.
         instruction_column, response_column, turns, translation, roles: see
             `selectit_hf.formats.rows.RowReader`.
         max_length: longest rating prompt in tokens; ``None`` for the model's context.
-        base_model: the base of an adapter, a Hub name or a folder; ``None``: the one that its
+        base_model: the base of an adapter, a Hub name or a folder; ``None`` for the one that its
             configuration names.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``, or short ``"fp32"``, ``"bf16"`` or
             ``"fp16"``; ``None`` or ``"auto"``: bfloat16 on CUDA, else float32.
@@ -66,15 +66,15 @@ class ScorerSettings:
         device: ``"cpu"``, ``"cuda:0"``, ...; ``None``: ``SELECTIT_DEVICE``, else the GPU of this
             worker's rank, else the CPU.
         device_map: ``"auto"`` (the same as ``"balanced"``), ``"balanced_low_0"`` or
-            ``"sequential"``: spread the model over all GPUs that are visible, for a model larger
-            than one; ``None``: ``SELECTIT_DEVICE_MAP`` where no device is named, else not. It takes
-            one process: the workers of ``map(num_proc=2)`` do not know of it and would each load
-            the model on one device, which `selectit_hf.score` refuses.
+            ``"sequential"``: spread a model that is too large for one GPU over all visible GPUs;
+            ``None``: ``SELECTIT_DEVICE_MAP`` if no device is set, else one device. It needs a
+            single process: the workers of ``map(num_proc=2)`` do not get this setting and would
+            each load the model on one device, which `selectit_hf.score` refuses.
         token_budget: padded tokens in a forward pass; ``None``: ``SELECTIT_TOKEN_BUDGET``, else
-            32768 on CUDA and 1024 on the CPU. Neither ``device`` nor ``device_map`` nor
-            ``token_budget`` is part of what is hashed and pickled, so they do not reach the workers
-            of ``num_proc``; the environment variables do.
-        name: the ``slug`` in the column names, in place of the model's name.
+            32768 on CUDA and 1024 on the CPU. ``device``, ``device_map`` and ``token_budget`` are
+            neither hashed nor pickled, so they do not reach the workers of ``num_proc``; the
+            environment variables do.
+        name: the ``slug`` in the column names, instead of one made from the model's name.
 
     Raises:
         SettingError: a field out of range.
@@ -149,7 +149,7 @@ class ScorerSettings:
     def checkpoint(self) -> Checkpoint:
         """The model, pinned.
 
-        A Hub revision is looked up once in a scorer's life; a local folder's contents are compared
+        A Hub revision is looked up once for each scorer; a local folder's contents are checked
         every time.
 
         Raises:
@@ -179,10 +179,11 @@ class ScorerSettings:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything resolved that can change a score, and nothing else.
+        """All resolved settings that can change a score, and nothing else.
 
-        The environment's model, the revision as a commit sha or content hash, the texts of the
-        rating prompts, and the formula versions are in; weights, device and token budget are not.
+        This includes the environment's model, the revision as a commit sha or content hash, the
+        texts of the rating prompts and the formula versions, but not weights, device or token
+        budget.
         """
         state = settings_of(self.resolved())
         for name in OF_A_PLACE:
@@ -196,7 +197,7 @@ class ScorerSettings:
             object.__setattr__(self, name, value)
 
     def rating_key(self) -> str:
-        """A hash of all that can change a rating: what stored ratings are recognised by."""
+        """A hash of everything that can change a rating, which identifies stored ratings."""
         state = self.__getstate__()
         for other in ("model", "base_model", "name", "alpha", "variant"):
             del state[other]
@@ -208,7 +209,7 @@ class ScorerSettings:
 
     @property
     def spread(self) -> str | None:
-        """The ``device_map`` that holds here, the environment's included; ``None`` for one device.
+        """The ``device_map`` that applies, from here or the environment; ``None`` for one device.
 
         Raises:
             SettingError: the environment's is unknown.
@@ -219,8 +220,8 @@ class ScorerSettings:
         """Device, dtype and token budget for the worker of this ``rank``.
 
         Raises:
-            SettingError: they are unknown or not there, or several workers would each spread the
-                model over the same GPUs.
+            SettingError: they are unknown or not available, or several workers would each spread
+                the model over the same GPUs.
         """
         return choose_place(self, rank)
 

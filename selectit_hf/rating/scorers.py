@@ -1,4 +1,4 @@
-"""The scorers that users map: token and sentence level, and one of each level with its defaults."""
+"""The scorers that users map: token and sentence level, and a default scorer for each level."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +11,7 @@ __all__ = ["SentenceScore", "TokenScore", "model_score", "sentence_score", "toke
 
 
 def _explain(scorer: type[RatingScorer]) -> None:
-    """Let ``help(scorer)`` explain every argument, which its base documents."""
+    """Add the arguments that the base class documents to ``help(scorer)``."""
     told = ScorerSettings.__doc__ or ""
     scorer.__doc__ = f"{scorer.__doc__}\n{told[told.index('    Attributes:') :]}"
 

@@ -1,7 +1,8 @@
 """The charts of a report page as Bokeh figures: axes and glyphs, which the page's script fills.
 
-Glyphs are named after their colour: ``kept``, ``other``, and ``cut`` for the threshold; their data
-source ``kept data`` and so on. Colours that differ between light and dark are the script's, too.
+Glyphs are named after their colour: ``kept``, ``other``, and ``cut`` for the threshold. Their data
+sources are named ``kept data`` and so on. The script also sets colours that differ between the
+light and the dark theme.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,14 +14,14 @@ from selectit_hf.errors import SettingError
 __all__ = ["ablation_figures", "bokeh_script", "figures", "on_page"]
 
 KEPT, OTHER, CUT = "#0072b2", "#b8bec6", "#d55e00"
-"""Okabe and Ito's blue and vermillion, and a grey: told apart with any colour vision."""
+"""Okabe and Ito's blue and vermillion, and a grey: distinct for any colour vision."""
 
 POINT, SMALL_POINT, MANY = 4.5, 3, 3000
 LABEL = 8
 
 
 def figures(points: int, with_map: bool) -> dict[str, Any]:
-    """The charts of every page, by name, for as many points."""
+    """The charts of every page, by name, for so many points."""
     size = POINT if points <= MANY else SMALL_POINT
     charts = {
         "scores": _scores(),
@@ -40,14 +41,14 @@ ABLATIONS = {
     "variants": ("variant", "overlap", "variant"),
     "levels": ("level", "overlap", "level"),
 }
-"""Of each part of an ablation: the setting, what share of the selection stays, and its name."""
+"""For each part of an ablation: the setting, the share of the selection that stays, the title."""
 
 
 def ablation_figures(ablation: Mapping[str, Any]) -> dict[str, Any]:
-    """One chart for each setting that was varied, by what it is called; names get no line.
+    """One chart for each setting that was varied, by name; non-numeric settings get no line.
 
     Args:
-        ablation: see `Ablation`; parts with less than two points are left out.
+        ablation: see `Ablation`; parts with fewer than two points are left out.
     """
     charts = {}
     for part, (setting, share, name) in ABLATIONS.items():
@@ -59,7 +60,7 @@ def ablation_figures(ablation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def on_page(chart: Any) -> dict[str, Any]:
-    """A chart as the page's script embeds it."""
+    """A chart in the form that the page's script embeds."""
     from bokeh.embed import json_item
 
     return dict(json_item(chart))

@@ -12,13 +12,13 @@ __all__ = ["check_plot"]
 
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f", "#000000")
 MARKS = "osD^vP*X"
-"""Okabe and Ito's colours, and a mark for each: told apart with any colour vision."""
+"""Okabe and Ito's colours, and a mark for each: distinct for any colour vision."""
 INK = "#1f2937"
 NAME_LENGTH = 28
 
 
 def check_plot(facts: Mapping[str, Any]) -> bytes:
-    """A PNG file of the facts of `Check`; the level that ranks comes first.
+    """A PNG file of the facts of `Check`; the ranking level comes first.
 
     Raises:
         SettingError: matplotlib is not installed.

@@ -1,8 +1,7 @@
-"""What a report page shows, as numbers: small enough to travel in it, exact where they can be.
+"""The numbers that a report page shows: small enough to embed in it, and exact if possible.
 
-Counts and thresholds are those of all rows. What is drawn row by row comes from at most 100,000
-rows, points from 10,000 and texts from 2,000; where a run has more, a seeded sample stands for it,
-and the page says so.
+Counts and thresholds are those of all rows. Charts use at most 100,000 rows, points 10,000 and
+texts 2,000; if a run has more, a seeded sample is used, and the page says so.
 """
 
 import base64
@@ -47,11 +46,11 @@ CODE = re.compile(
 
 @dataclass(frozen=True)
 class Agreement:
-    """How alike several rank the rows: Spearman's correlation of each two.
+    """How similarly models or prompts rank the rows: Spearman's correlation of each pair.
 
     Attributes:
-        name: who: a model whose prompts are compared, or ``""`` for the models.
-        names: (m) of what is compared.
+        name: the model whose prompts are compared, or ``""`` if models are compared.
+        names: (m) the names of the models or prompts.
         correlations: (m, m).
     """
 
@@ -61,12 +60,12 @@ class Agreement:
 
     @property
     def lowest(self) -> float:
-        """The correlation of the two that agree least."""
+        """The correlation of the pair that agrees least."""
         return float(self.correlations.min())
 
     @property
     def mean(self) -> float:
-        """The mean correlation of two."""
+        """The mean correlation of all pairs."""
         pairs = self.correlations[np.triu_indices(len(self.names), 1)]
         return float(pairs.mean()) if pairs.size else 1.0
 
@@ -76,10 +75,10 @@ class PageData:
     """What a page shows.
 
     Attributes:
-        ranking: of all rows.
-        numbers: what the page's script reads, as JSON-able values.
+        ranking: the ranking of all rows.
+        numbers: the values that the page's script reads, JSON-able.
         models, prompts: how far the models agree, and each model's rating prompts.
-        embeddings: what the map's embeddings are made of; ``""`` without a map.
+        embeddings: what the map's embeddings are made from; ``""`` without a map.
         explained: share of the embeddings' variance that the map shows.
         categories: the columns whose values divide the rows into groups.
     """
@@ -102,8 +101,8 @@ def gather(finished: Finished, dataset: Dataset, embeddings: str | None = None) 
         embeddings: a column of the dataset with embeddings, instead of those made of words.
 
     Raises:
-        InputError: ``dataset`` is not what was rated, or ``embeddings`` is no such column.
-        SettingError: embeddings have to be made, and scikit-learn is not installed.
+        InputError: ``dataset`` is not what was rated, or ``embeddings`` is not such a column.
+        SettingError: embeddings must be made, but scikit-learn is not installed.
     """
     reader = _reader(finished)
     _check_rows(finished, dataset, reader)
@@ -160,7 +159,7 @@ def _check_rows(finished: Finished, dataset: Dataset, reader: RowReader) -> None
     said = finished.facts["input"]
     if len(dataset) != said["rows"]:
         raise InputError(
-            f"The dataset has {len(dataset)} rows, and {said['rows']} of {said['name']!r} were "
+            f"The dataset has {len(dataset)} rows, but {said['rows']} of {said['name']!r} were "
             "rated; give the rows that the run was made from."
         )
     columns = list(reader.columns(dataset.column_names))
@@ -181,7 +180,7 @@ def _check_rows(finished: Finished, dataset: Dataset, reader: RowReader) -> None
 
 
 def _cuts(finished: Finished, ranking: Ranking) -> dict[str, Any]:
-    """What the run kept, and what each position of the slider would."""
+    """What the run kept, and what each position of the slider would keep."""
     chosen, rows = finished.facts["selection"], len(ranking.scores)
     share = float(chosen["cut"]["proportion"] or chosen["selected"] / rows)
     return {
@@ -222,7 +221,7 @@ def _points(
     spread: NDArray[np.float64],
     placed: RowMap | None,
 ) -> dict[str, Any]:
-    """The rows that are drawn as points, and where they stand among the drawn ones."""
+    """The rows that are drawn as points, and their positions among the drawn rows."""
     columns = {} if placed is None else {"x": placed.xy[:, 0], "y": placed.xy[:, 1]}
     columns |= {} if placed is None else {"distance": placed.distance}
     return {
@@ -251,7 +250,7 @@ def _token_scores(finished: Finished, name: str, variant: Variant) -> NDArray[np
 
 
 def _spread(finished: Finished, tokens: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """(n) standard deviation over the rating prompts, the mean of the models by their weight."""
+    """(n) standard deviation over the rating prompts, as the weighted mean over the models."""
     how, models = finished.facts["selection"]["reflection"], finished.facts["models"]
     named = [i for i, one in enumerate(models) if one["name"] == finished.by.partition("__")[2]]
     if named:
@@ -281,7 +280,7 @@ def _between_prompts(name: str, tokens: NDArray[np.float64]) -> Agreement:
 def _categories(
     dataset: Dataset, reader: RowReader, drawn: NDArray[np.int64]
 ) -> list[dict[str, Any]]:
-    """The first columns beside the text that have few values, with each drawn row's value."""
+    """The first other columns that have few distinct values, with each drawn row's value."""
     read = reader.columns(dataset.column_names)
     others = [c for c in dataset.column_names if c not in read and not is_score(c)][:LOOKED_AT]
     narrow = dataset.select_columns(others)

@@ -1,4 +1,4 @@
-"""Figures with matplotlib: how they look, and as PNG files."""
+"""Figures with matplotlib: their style, and writing them as PNG files."""
 
 import io
 from typing import Any
@@ -9,7 +9,7 @@ __all__ = ["figure_of", "png_of", "shortened"]
 
 
 def figure_of(width: float, height: float) -> tuple[Any, Any]:
-    """An empty figure of so many inches, and its axes.
+    """An empty figure of this size in inches, and its axes.
 
     Raises:
         SettingError: matplotlib is not installed.
@@ -35,5 +35,5 @@ def png_of(figure: Any) -> bytes:
 
 
 def shortened(name: str, length: int) -> str:
-    """A name for a tick or a legend, cut where it is longer."""
+    """A name for a tick or a legend, cut if it is longer than ``length``."""
     return name if len(name) <= length else f"{name[: length - 1]}…"

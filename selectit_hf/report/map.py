@@ -1,4 +1,4 @@
-"""Where rows lie among each other: embeddings made offline, a 2-D map, distance to the centre.
+"""Where rows lie relative to each other: embeddings, a 2-D map, distance to the centre.
 
 The representation analysis of SelectIT (arXiv 2402.16705) asks whether the kept rows lie where the
 others do. Embeddings come from a column of the dataset, or from the words of the rows alone.
@@ -77,12 +77,12 @@ def embedding_column(dataset: Dataset, name: str) -> NDArray[np.float32]:
     flat = None if lists is None else lists.combine_chunks().flatten()
     if flat is None or len(lengths) != 1 or not lengths - {0, None} or flat.null_count:
         raise InputError(
-            f"The column {name!r} holds {column.type} and no embeddings: lists of numbers, all of "
-            "one length and none missing."
+            f"The column {name!r} holds {column.type}, not embeddings, which are lists of numbers, "
+            "all of one length and none missing."
         )
     values = flat.to_numpy().reshape(len(column), -1)
     if not np.isfinite(values).all():
-        raise InputError(f"The column {name!r} holds embeddings that are not finite; mend them.")
+        raise InputError(f"The column {name!r} holds embeddings that are not finite; fix them.")
     return np.asarray(values)
 
 

@@ -1,8 +1,8 @@
 """The report page of a finished run: one HTML file that shows what was kept and why.
 
 The page loads nothing from other files or servers: its Content-Security-Policy forbids it, and
-allows only the scripts that were written into it. Texts of rows travel as JSON and are shown as
-text, never as HTML.
+allows only the embedded scripts. Texts of rows are embedded as JSON and shown as text, never as
+HTML.
 """
 
 import base64
@@ -57,9 +57,10 @@ def write_report(
         The path or URL of the page.
 
     Raises:
-        RunError: the run is not finished, its files do not belong together, or another has
+        RunError: the run is not finished, its files do not belong together, or another process
             selected from it meanwhile.
-        InputError: ``dataset`` is not what was rated, or ``embeddings`` no column of embeddings.
+        InputError: ``dataset`` is not what was rated, or ``embeddings`` is not a column of
+            embeddings.
         SettingError: bokeh, scikit-learn or matplotlib is not installed.
     """
     run = run if isinstance(run, Run) else open_run(run)
@@ -114,7 +115,7 @@ def render(
 
 
 def _check_image(finished: Finished) -> str:
-    """The plot of the trust check, as the page holds it; nothing without one."""
+    """The plot of the trust check as an image in the page; empty without one."""
     facts = finished.facts.get("check")
     if not facts:
         return ""
@@ -125,7 +126,7 @@ def _check_image(finished: Finished) -> str:
 
 
 def _json(numbers: Mapping[str, Any]) -> str:
-    """JSON that stands in a script element: nothing in it can end or begin one."""
+    """JSON for a script element: nothing in it can end or begin one."""
     text = json.dumps(numbers, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return re.sub("[<>&\u2028\u2029\ud800-\udfff]", _as_escape, text)
 

@@ -44,7 +44,7 @@ def card_plots(finished: Finished) -> Iterator[tuple[str, bytes]]:
 def scores_plot(
     scores: NDArray[np.float64], kept: NDArray[np.bool_], threshold: float | None
 ) -> bytes:
-    """How many rows have which score, with the threshold; rows without a score are left out."""
+    """A histogram of the scores, with the threshold; rows without a score are left out."""
     counts, edges = np.histogram(scores[np.isfinite(scores)], SCORE_BINS)
     figure, axes = figure_of(5.6, 3.0)
     axes.stairs(counts, edges, fill=True, color=OTHER, label="not kept")
@@ -82,7 +82,7 @@ def lengths_plot(histogram: Mapping[str, Sequence[float]]) -> bytes:
 
 
 def agreement_plot(names: Sequence[str], correlations: NDArray[np.float64]) -> bytes:
-    """How alike the models rank the rows: Spearman's correlation of each two."""
+    """How similarly the models rank the rows: Spearman's correlation of each pair."""
     count = len(names)
     side = 1.6 + 0.9 * count
     figure, axes = figure_of(side + 1.4, side)
@@ -98,12 +98,12 @@ def agreement_plot(names: Sequence[str], correlations: NDArray[np.float64]) -> b
 
 
 def rank_correlations(scores: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Spearman's correlation of each two models, over the rows that all of them rated."""
+    """Spearman's correlation of each pair of models, over the rows that all of them rated."""
     table = np.stack(scores)
     table = table[:, np.isfinite(table).all(axis=0)]
     if table.shape[1] < 2:
         return np.eye(len(table))
-    with np.errstate(divide="ignore", invalid="ignore"):  # a model that always says the same
+    with np.errstate(divide="ignore", invalid="ignore"):  # a model whose scores are all equal
         found = np.corrcoef([_ranks(row) for row in table])
     return np.asarray(np.nan_to_num(np.atleast_2d(found)))
 

@@ -1,4 +1,4 @@
-"""The rows of a report page: everyone's rank, and the few whose text travels in the page."""
+"""The rows of a report page: the rank of each, and the few whose text is embedded."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ BATCH = 1000
 
 @dataclass(frozen=True)
 class Ranking:
-    """Every row's place, and what each position of the slider keeps.
+    """Every row's rank, and what each position of the slider keeps.
 
     Attributes:
         scores: (n) float64, NaN for none.
@@ -62,7 +62,7 @@ def sample(random: np.random.Generator, rows: NDArray[np.int64], most: int) -> N
 
 
 def pairs_of(dataset: Dataset, reader: RowReader, rows: NDArray[np.int64]) -> Iterator[Pair | str]:
-    """Some rows as they are read, in the order asked for."""
+    """Some rows as they are read, in the order of ``rows``."""
     wanted = dataset.select_columns(list(reader.columns(dataset.column_names)))
     for start in range(0, len(rows), BATCH):
         yield from reader.pairs(wanted[rows[start : start + BATCH]])
@@ -71,7 +71,7 @@ def pairs_of(dataset: Dataset, reader: RowReader, rows: NDArray[np.int64]) -> It
 def worth_reading(
     random: np.random.Generator, ranking: Ranking, selected: int
 ) -> NDArray[np.int64]:
-    """The rows whose text travels: around every percent and the threshold, ends, and a sample."""
+    """The rows whose text is embedded: near percents, the threshold and the ends; and a sample."""
     order = ranking.order
     unrated = np.flatnonzero(ranking.ranks < 0)[:UNRATED_TEXTS]
     if len(order) + len(unrated) <= TEXTS:
@@ -88,7 +88,7 @@ def worth_reading(
 def texts(
     dataset: Dataset, reader: RowReader, rows: NDArray[np.int64], ranking: Ranking
 ) -> list[dict[str, Any]]:
-    """Rows as they are read, shortened, best first; of an unreadable row what its status is."""
+    """Rows as they are read, shortened, best first; the status of an unreadable row."""
     return [
         {
             "row": int(row),

@@ -1,4 +1,4 @@
-"""What a report page says in words: what was kept and why, and what speaks against trusting it."""
+"""The text of a report page: what was kept and why, and reasons not to trust it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from selectit_hf.selection import LOW_RATING_MASS
 __all__ = ["cautions", "cut_words", "level_of", "points_words", "reason", "weights_of"]
 
 DISAGREE = 0.2
-"""Models or prompts whose rankings correlate less than this hardly rate the same thing."""
+"""Models or prompts whose rankings correlate less than this hardly rate the same property."""
 
 TRUNCATED = 0.05
 UNRATED = 0.01
@@ -19,7 +19,7 @@ LENGTH_RATIO = 1.5
 
 
 def reason(finished: Finished) -> str:
-    """What was kept of what, and by whose score."""
+    """How much was kept, of which dataset, and by which score."""
     facts, level = finished.facts, level_of(finished)
     by = finished.by.partition("__")[2] or _listed([model["name"] for model in facts["models"]])
     score = f"{level}-level score of SelectIT" if level else f"column {finished.by}"
@@ -27,12 +27,12 @@ def reason(finished: Finished) -> str:
     if facts["selection"]["threshold"] is not None:
         words.append(f"Every kept row scores {facts['selection']['threshold']:.4f} or more.")
     if unrated := sum(_unrated(finished).values()):
-        words.append(f"{unrated:,} rows could not be rated, and are not kept.")
+        words.append(f"{unrated:,} rows could not be rated and are not kept.")
     return " ".join(words)
 
 
 def level_of(finished: Finished) -> str:
-    """Which of SelectIT's scores ranked the rows: token, sentence or model; else nothing."""
+    """The level of SelectIT that ranked the rows: token, sentence or model; empty for a column."""
     level = finished.by.partition("_score")[0]
     return level if level in ("token", "sentence", "model") else ""
 
@@ -42,13 +42,13 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def cut_words(finished: Finished) -> str:
-    """How much was asked for."""
+    """The requested cut, in words."""
     cut = finished.facts["selection"]["cut"]
     if cut["proportion"] is not None:
         return f"the best {100 * cut['proportion']:g} %"
     if cut["n"] is not None:
         return f"the best {cut['n']:,} rows"
-    return f"all rows with {cut['threshold']:g} or more"
+    return f"all rows that score {cut['threshold']:g} or more"
 
 
 def _unrated(finished: Finished) -> dict[str, int]:
@@ -58,7 +58,7 @@ def _unrated(finished: Finished) -> dict[str, int]:
 
 
 def weights_of(finished: Finished) -> list[float]:
-    """The models' weights at model level; none at another."""
+    """The models' weights at model level; empty at other levels."""
     how = finished.facts["selection"]["reflection"]
     if finished.by != "model_score":
         return []
@@ -73,7 +73,7 @@ def points_words(data: PageData) -> str:
 
 
 def cautions(finished: Finished, data: PageData) -> list[str]:
-    """What speaks against trusting the scores, each with what to do."""
+    """Reasons not to trust the scores, each with what to do."""
     found = (
         _about_check(finished.facts.get("check")),
         _about_models(finished.facts["models"]),
@@ -93,16 +93,16 @@ def _about_check(check: Mapping[str, Any] | None) -> Iterator[str]:
 def _about_agreement(data: PageData) -> Iterator[str]:
     if data.models is not None and data.models.lowest < DISAGREE:
         yield (
-            f"The models disagree: the rankings of two of them correlate by only "
-            f"{data.models.lowest:.2f}. Look at their rating mass, and leave out a model that does "
-            "not understand the question."
+            f"The models disagree: the lowest rank correlation between two models is only "
+            f"{data.models.lowest:.2f}. Check their rating mass, and omit a model that does not "
+            "understand the question."
         )
     for prompts in data.prompts:
         if prompts.mean < DISAGREE:
             yield (
-                f"The rating prompts of {prompts.name} disagree: their rankings correlate by "
-                f"{prompts.mean:.2f} on average. Its scores depend on the wording; try a stronger "
-                "model or other rating prompts."
+                f"The rating prompts of {prompts.name} disagree: their mean rank correlation "
+                f"is {prompts.mean:.2f}. The scores depend on the wording; try a stronger model or "
+                "other rating prompts."
             )
 
 
@@ -119,7 +119,7 @@ def _about_models(models: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if low:
         each = _listed([f"{name} ({mass:.4f})" for name, mass in low.items()])
         yield (
-            f"A small rating mass: the probability of any rating at all is under {LOW_RATING_MASS} "
+            f"Low rating mass: the probability of any rating at all is under {LOW_RATING_MASS} "
             f"on average for {each}. Such a model hardly understood the question, and its scores "
             "mean little. Try a stronger base model, or other rating prompts."
         )
@@ -128,8 +128,8 @@ def _about_models(models: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         rated = statuses.get("ok", 0) + statuses.get("truncated", 0)
         if statuses.get("truncated", 0) > TRUNCATED * rated:
             yield (
-                f"{model['name']} saw {statuses['truncated']:,} of {rated:,} rows cut to its "
-                "length. A model with a longer context sees all of them."
+                f"{statuses['truncated']:,} of {rated:,} rows were cut to fit {model['name']}. "
+                "A model with a longer context would see them whole."
             )
 
 
@@ -141,7 +141,7 @@ def _about_ties(finished: Finished, data: PageData) -> Iterator[str]:
     if outside:
         yield (
             f"{outside:,} rows that were not kept have the same score as the last kept one; "
-            "the order of the rows decided between them."
+            "their order in the dataset broke the tie."
         )
 
 
@@ -154,5 +154,5 @@ def _about_length(finished: Finished) -> Iterator[str]:
         longer = "longer" if kept > other else "shorter"
         yield (
             f"The kept responses are {longer}: a median of {kept:,.0f} characters, against "
-            f"{other:,.0f} of the others. Part of what the scores tell may be length."
+            f"{other:,.0f} for the others. The scores may partly reflect length."
         )

@@ -1,14 +1,14 @@
-"""Runs: rating a dataset so that nothing is lost, on one machine or with any engine.
+"""Runs: rating a dataset so that no work is lost, on one machine or with any engine.
 
-A shard is a pure function of plan and number, so no worker has to know of another::
+A shard depends only on the plan and its number, so workers need not know of each other::
 
     run = runs.plan(dataset, source, scorers, "RUN")    # plan.json, written once
     runs.pending(run)                                   # shards without a whole sidecar
     runs.rate_shard(run, slug, 7, dataset, scorer)      # the table, then the sidecar
     runs.finish(run, dataset)                           # scores, selection, summary
 
-`rate` takes the shards of one rank; `open_run` and `inputs` open all of it again from a path or a
-URL. An engine only decides who rates which pending shard; `datatrove_steps` are the same for
+`rate` rates the shards of one rank; `open_run` and `inputs` open everything again from a path or a
+URL. An engine only decides who rates which pending shard; `datatrove_steps` gives the same steps to
 datatrove's executors.
 """
 

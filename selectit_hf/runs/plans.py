@@ -9,9 +9,9 @@
                  its prompts end in; where set, an adapter's base, quantization and attention
     shard_size   rows of every shard; null where shards grow to a minute of work
     threads      the same for every worker, whoever starts it
-    versions     of the libraries it was planned with; each shard says those that rated it
-    offline      models whose commit the local cache said, since HF_HUB_OFFLINE was set; if any
-    plan_sha256  the hash of all that: a plan that does not fit it is not read
+    versions     of the libraries it was planned with; each shard names those that rated it
+    offline      models pinned to the local cache's commit, since HF_HUB_OFFLINE was set; if any
+    plan_sha256  the hash of all that: a plan with another hash is not read
 
 With the same plan, machine and versions the ratings are the same to the bit. A run of format 2
 (0.1.0) is read as if it were of format 3.
@@ -42,9 +42,9 @@ NOT_SHARED = (
     *("model", "revision", "base_model", "dtype", "name", *OF_THE_WEIGHTS),
     *("alpha", "variant", "versions"),
 )
-"""What of a scorer's settings is one model's, or no part of the question."""
+"""The scorer settings that are specific to a model, or not part of the question."""
 GROWS = ("name", "config", "split", "revision", "rows", "fingerprint")
-"""What of the input may change when there are more rows at its end."""
+"""The fields of the input that may change when rows are added at its end."""
 OLD = {"token_budget": int, "shard_size": int}
 SCHEMA = {
     "input": {
@@ -60,7 +60,7 @@ SCHEMA = {
     "rating": {"k": int, "rating_prompts": [str], "template": str},
     "models": [
         {
-            "name": re.compile(r"[0-9a-z_]{1,200}"),  # of a folder, too
+            "name": re.compile(r"[0-9a-z_]{1,200}"),  # also the name of a folder
             "model": str,
             "revision": str,
             "dtype": str,
@@ -72,7 +72,7 @@ SCHEMA = {
     "threads": int,
     "versions": {str: str},
 }
-"""Of format 3; see `selectit_hf.json_files.misfit`."""
+"""The schema of format 3; see `selectit_hf.json_files.misfit`."""
 
 
 def make_plan(
@@ -84,11 +84,11 @@ def make_plan(
 ) -> dict[str, Any]:
     """The plan of a run over a dataset.
 
-    Settings that do not change which ratings are wanted (shard size, token budgets, threads) come
-    from the ``old`` plan where they are not given.
+    Settings that do not affect the ratings (shard size, token budgets, threads) come from the
+    ``old`` plan if they are not given.
 
     Raises:
-        InputError: two models have the same name in column names, or media are paths only; see
+        InputError: two models have the same name in column names, or media are only paths; see
             also `fingerprint.survey`.
     """
     from selectit_hf.rating import thread_count
@@ -140,13 +140,13 @@ def make_plan(
 
 
 def compare(old: dict[str, Any], new: dict[str, Any], name: str) -> None:
-    """Refuse to go on with another plan, unless it is the old one grown.
+    """Refuse to continue with another plan, unless it is the old one grown.
 
-    More rows behind those of the old plan and more models behind its models are growth. Versions
+    More rows after those of the old plan, and more models after its models, are growth. Versions
     of libraries are compared shard by shard; see `rating.rate_shard`.
 
     Raises:
-        RunError: it names every key that differs, with both values.
+        RunError: the message names every key that differs, with both values.
     """
     aside = ("format", "method", "offline", "segments", "versions")
     before, after = (
@@ -163,7 +163,7 @@ def compare(old: dict[str, Any], new: dict[str, Any], name: str) -> None:
         raise RunError(
             f"The run folder {name!r} was planned differently. {lines}. Repeat the command it was "
             "started with, or name another folder with --out. A run grows by more rows at the end "
-            "of its input, and by more --model behind those it has."
+            "of its input, and by more --model after those it has."
         )
 
 
@@ -180,7 +180,7 @@ def _flattened(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def read_plan(folder: Store) -> dict[str, Any]:
-    """The plan of a run folder, as of format 3.
+    """The plan of a run folder, converted to format 3.
 
     Raises:
         RunError: it cannot be read, is not what was written, or is of another format.
@@ -188,12 +188,12 @@ def read_plan(folder: Store) -> dict[str, Any]:
     plan = folder.read_json(PLAN, {"format": int, "plan_sha256": str})
     if plan.pop("plan_sha256") != facts_hash(plan):
         raise RunError(
-            "plan.json is not what was written: its hash does not fit. Restore it, or start "
+            "plan.json was changed after it was written: its hash differs. Restore it, or start "
             "another run."
         )
     if plan["format"] not in (2, FORMAT):
         raise RunError(
-            f"plan.json is of format {plan['format']}, and this version reads 2 and {FORMAT}."
+            f"plan.json has format {plan['format']}, but this version reads 2 and {FORMAT}."
         )
     plan = plan if plan["format"] == FORMAT else _upgraded(plan)
     place = misfit(plan, SCHEMA) or segments.misfit(plan) or _unknown(plan["rating"])
@@ -213,7 +213,7 @@ def _unknown(rating: dict[str, Any]) -> str | None:
 
 
 def _upgraded(plan: dict[str, Any]) -> dict[str, Any]:
-    """A plan of format 2 as format 3 says it. It is never written."""
+    """A plan of format 2, converted to format 3. It is never written."""
     place = misfit(plan, {"input": {"rows": int, "fingerprint": str}, "models": [dict], **OLD})
     if place is not None:
         raise RunError(f"plan.json of format 2 does not hold what it should at {place!r}.")

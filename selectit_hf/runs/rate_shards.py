@@ -1,7 +1,7 @@
 """Rating the shards of a run: one of them, or those of one rank. Any engine can call this.
 
-Nobody is asked which shards are his. A shard that two workers rate ends in the same table, and the
-first sidecar stays, so an engine decides nothing but who begins with what.
+Workers do not claim shards. If two workers rate the same shard, they write the same table and the
+first sidecar stays, so an engine decides only who starts with which shard.
 """
 
 import logging
@@ -35,17 +35,17 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int], None]
-"""Told a model's slug and how many more rating prompts are done, k for each row."""
+"""Called with a model's slug and how many more rating prompts are done, k for each row."""
 NOTE_EVERY = 10.0
 """Seconds between two notes of a worker."""
 POLL = 2.0
-"""Seconds between two looks at what others have committed."""
+"""Seconds between two checks of what others have committed."""
 
 
 def pending(run: Run) -> list[tuple[str, int]]:
     """The shards without a whole sidecar, as model slug and number, model by model.
 
-    Tables are not read; a damaged one is found, and made pending, by `finish`.
+    Tables are not read; `finish` finds damaged ones and makes them pending.
     """
     return [(slug, number) for slug in run.slugs for number in run.shards(slug).missing()]
 
@@ -67,22 +67,22 @@ def rate_shard(
 
     Args:
         run: the run.
-        slug, number: of the model and of the shard.
+        slug, number: the model and the shard.
         dataset: all rows of the run, in order.
-        scorer: the model's, as it was planned; revision, dtype and token budget are the plan's.
-        local_rank: of this worker on its machine, which chooses the GPU.
-        halvings: how often the token budget is halved, for a shard that workers died at. The
+        scorer: the model's scorer, as planned; revision, dtype and token budget are the plan's.
+        local_rank: this worker's number on its machine, which chooses the GPU.
+        halvings: how often to halve the token budget, for a shard at which workers died. The
             sidecar counts them as splits.
-        progress: told how many rating prompts are done.
+        progress: called with how many rating prompts are done.
         then: the shard that this worker rates next, whose rows are tokenized meanwhile.
-        allow_mixed: go on where other shards were rated by other versions or on other hardware.
+        allow_mixed: allow other shards to be rated by other versions or on other hardware.
 
     Returns:
-        Whether this rating is the one that stays: ``False`` where somebody else was first.
+        Whether this rating is the one that stays: ``False`` if another worker was first.
 
     Raises:
         ModelError: the model is not what it was when the run was planned, or cannot rate.
-        RunError: versions or hardware would be mixed; the run is not rated by such a scorer.
+        RunError: versions or hardware would be mixed, or the scorer is not one of the run's.
         OSError: the disk is full or failing; the shard is not committed.
     """
     from selectit_hf.rating import made_with as made_with_on
@@ -109,7 +109,7 @@ def rate_shard(
 
         coming = run.read(dataset, run.parts[then].rows) if then is not None else None
         ratings = planned.rate(run.read(dataset, rows), local_rank, tell, coming)
-        tell(len(rows) * planned.k - asked)  # rows that could not be asked about are done too
+        tell(len(rows) * planned.k - asked)  # rows that cannot be rated are done too
         whole_files.reached("shard rated")
         facts = ratings.facts()
         facts["oom_splits"] += halvings
@@ -137,7 +137,7 @@ def rate(
         settings: ``local_rank``, ``progress`` and ``allow_mixed`` of `rate_shard`.
 
     Raises:
-        What `rate_shard` raises; each model is looked at before any is asked.
+        The errors of `rate_shard`; each model is checked before any is asked.
     """
     of = prepare(run, scorers)
     left = shards_of(run, rank, world, settings.get("progress"))
@@ -146,7 +146,7 @@ def rate(
 
 
 def prepare(run: Run, scorers: Sequence[SentenceScore]) -> dict[str, SentenceScore]:
-    """The scorers as they were planned, by slug; refuses before any weights are read.
+    """The scorers as planned, by slug; errors are raised before any weights are read.
 
     Raises:
         ModelError: a model is not what it was when the run was planned, or cannot rate.
@@ -155,7 +155,7 @@ def prepare(run: Run, scorers: Sequence[SentenceScore]) -> dict[str, SentenceSco
     given = {scorer.slug: scorer for scorer in scorers}
     missing = [slug for slug in run.slugs if slug not in given]
     if missing:
-        raise RunError(f"The run is also rated by {missing[0]!r}; give all its models, in order.")
+        raise RunError(f"The run also has the model {missing[0]!r}; give all its models, in order.")
     of = {slug: _planned(run, slug, given[slug]) for slug in run.slugs}
     for slug in dict(pending(run)):
         of[slug].prepare()
@@ -165,7 +165,7 @@ def prepare(run: Run, scorers: Sequence[SentenceScore]) -> dict[str, SentenceSco
 def shards_of(
     run: Run, rank: int, world: int, progress: Progress | None = None
 ) -> list[tuple[str, int]]:
-    """The pending shards of one rank; ``progress`` is told of those that are there already."""
+    """The pending shards of one rank; ``progress`` is called for the committed ones."""
     left = [(slug, number) for slug, number in pending(run) if number % world == rank]
     mine = {(slug, n) for slug in run.slugs for n in range(rank, len(run.parts), world)}
     _tell(run, mine.difference(left), progress)
@@ -186,7 +186,7 @@ def wait_and_take_over(
     world: int = 1,
     **settings: Any,
 ) -> None:
-    """Wait for the shards of the other ranks, and rate those that nobody commits.
+    """Wait for the shards of the other ranks, and rate those that are not committed in time.
 
     Args:
         run, dataset, scorers, world, settings: see `rate`, which has rated those of rank 0.
@@ -200,7 +200,7 @@ def wait_and_take_over(
             time.sleep(min(POLL, wait))
         else:
             slug, number = left.pop(0)
-            words = "Nobody finished a shard for %.0f seconds; taking over %s, by %s."
+            words = "No shard was finished for %.0f seconds; taking over %s, by %s."
             logger.info(words, wait, rows_words(run.parts[number].rows), slug)
             rate_shard(run, slug, number, dataset, of[slug], **settings)
         committed = set(left).difference(pending(run))
@@ -219,7 +219,7 @@ def _tell(run: Run, shards: set[tuple[str, int]], progress: Progress | None) -> 
 
 
 def _planned(run: Run, slug: str, scorer: SentenceScore, halvings: int = 0) -> SentenceScore:
-    """The scorer as the plan has it, wherever this worker is."""
+    """The scorer with the plan's settings, wherever this worker is."""
     model = run.model(slug)
     budget = max(1, model["token_budget"] >> halvings)
     wanted = (model["revision"], model["dtype"], budget)
@@ -237,20 +237,20 @@ def _planned(run: Run, slug: str, scorer: SentenceScore, halvings: int = 0) -> S
 
 @contextmanager
 def _noted(rows: range, slug: str) -> Iterator[None]:
-    """Let any error say which rows it was at."""
+    """Add to any error which rows were being rated."""
     try:
         yield
     except BaseException as error:
         error.add_note(
-            f"This was at {rows_words(rows)}, by {slug!r}. Whole shards stay; the same command "
-            "resumes after them."
+            f"This happened at {rows_words(rows)}, by {slug!r}. Whole shards stay; the same "
+            "command resumes after them."
         )
         raise
 
 
 @contextmanager
 def _announced(run: Run, slug: str, number: int) -> Iterator[Callable[[int], None]]:
-    """Note now and then how many rows of a shard are done. Nothing but `status` reads it."""
+    """Note from time to time how many rows of a shard are done. Only `status` reads it."""
     name, last = f"{PROGRESS}/{slug}.{number:05d}.json", -NOTE_EVERY
 
     def announce(rows: int) -> None:

@@ -1,14 +1,14 @@
-"""What follows from a run's ratings: scores, selection and summary, in memory bounded by a shard.
+"""The results of a run: scores, selection and summary, with about one shard in memory.
 
-One pass over the shards writes ``scores.parquet``, a row group for each, and keeps a score and a
-status code of every row: nine bytes. They are ranked, and one pass over the rows writes
-``selected.parquet`` and counts what the summary says. The same ratings make the same bytes, however
-many workers made them and in whatever order.
+One pass over the shards writes ``scores.parquet``, with a row group for each shard, and keeps a
+score and a status code for every row: nine bytes. The rows are ranked, and one pass over them
+writes ``selected.parquet`` and counts the facts of the summary. The same ratings give the same
+bytes, however many workers made them and in whatever order.
 
-The four files are one unit. ``selection.json``, the manifest, is removed first and written last; it
-holds the hashes of the others and of the tables that they are made of. So a run without it is not
-finished, one with it is checked against it before anything is told or published, and what a late
-worker commits afterwards changes nothing.
+The four files are one unit. ``selection.json``, the manifest, is removed first and written last. It
+holds the hashes of the other files and of the tables that they are made from. So a run without it
+is not finished, and a run with it is checked against it before anything is reported or published.
+Shards that a late worker commits afterwards change nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,7 +58,7 @@ SCORES, SELECTED, SUMMARY, MANIFEST = RESULTS
 
 
 class _Ranked(NamedTuple):
-    """What the pass over the shards leaves in memory.
+    """What the pass over the shards keeps in memory.
 
     ``scores`` are (rows) float64, NaN for none; ``statuses`` (rows) int8, their place in
     `STATUSES`.
@@ -70,7 +70,7 @@ class _Ranked(NamedTuple):
 
 
 class _Rated(NamedTuple):
-    """One model's shards, with the sidecars as they were when the results were begun."""
+    """One model's shards, with the sidecars as they were when `finish` started."""
 
     shards: Shards
     facts: list[Facts]
@@ -78,10 +78,10 @@ class _Rated(NamedTuple):
 
     @classmethod
     def of(cls, run: Run, slug: str) -> "_Rated":
-        """Those of a model.
+        """The shards of a model.
 
         Raises:
-            RunError: some are missing; they are named.
+            RunError: some are missing; the message names them.
         """
         return cls(run.shards(slug), run.shards(slug).all_facts(), run.plan["rating"]["k"])
 
@@ -94,19 +94,19 @@ class _Rated(NamedTuple):
         return [dict(one) for one in found]
 
     def ratings(self, number: int) -> Ratings:
-        """Those of one shard.
+        """The ratings of one shard.
 
         Raises:
-            RunError: tables are not what their sidecars say. They are set aside, so that their
-                shards are pending, and all of them are named.
+            RunError: tables differ from what their sidecars say. They are set aside, which makes
+                their shards pending, and the message names all of them.
         """
         table = self._table(number)
         if table is None:
             bad = [n for n in range(len(self.facts)) if self._table(n) is None]
-            with suppress(OSError):  # a folder that may only be read
+            with suppress(OSError):  # a read-only folder
                 for one in bad:
                     self.shards.set_aside(one)
-            self.shards.refuse(bad or [number])  # another may just have repaired it
+            self.shards.refuse(bad or [number])  # another process may just have repaired it
         assert table is not None
         return Ratings.from_table(table, self.k, self.facts[number])
 
@@ -126,7 +126,7 @@ def ranking_column(plan: Mapping[str, Any], how: Reflection, columns: Sequence[s
     if len(models) > 1:
         reflection.model_weights([1] * len(models), how.variant, how.weights)
     elif how.weights is not None:
-        raise SettingError("weights combine several models, and this run has one.")
+        raise SettingError("weights combine several models, but this run has only one; omit them.")
     known = how.by is not None and how.by in columns
     names = score_schema(models, k).names
     scores = [name for name in names if name.partition("__")[0].endswith("_score")]
@@ -160,23 +160,23 @@ def finish(
     Args:
         run: the run.
         dataset: the rows that were rated.
-        how: what is made of the ratings.
+        how: how scores are computed from the ratings.
         cut: how much is kept.
         out: a folder or its URL; by default the run's.
-        allow_mixed: go on where a model's shards were rated by several versions of the libraries,
-            or on several kinds of hardware. The summary says which.
+        allow_mixed: accept shards of one model that were rated by several versions of the
+            libraries, or on several kinds of hardware. The summary says which.
 
     Returns:
         The summary. The kept rows with their scores are in ``selected.parquet``.
 
     Raises:
-        RunError: shards are missing or damaged, all of which are named, or mixed; the rows are not
-            those that were planned; the run folder now holds another plan; another command
-            writes results there.
+        RunError: shards are missing or damaged (the message names all of them) or mixed; the rows
+            are not those that were planned; the run folder now holds another plan; another command
+            is writing results there.
         InputError, SettingError: ``how`` or ``cut`` does not fit the scores.
     """
     how, cut = how or Reflection(), cut or Cut()
-    run = replace(run)  # with the pins of results that another has written meanwhile
+    run = replace(run)  # with the pins of results that another process wrote meanwhile
     by = ranking_column(run.plan, how, dataset.column_names)
     run.check_rows(dataset)
     rated = {slug: _Rated.of(run, slug) for slug in run.slugs}
@@ -201,7 +201,7 @@ def finish(
         alone.enter_context(store.writing_results())
         run.check_plan()
         store.remove(MANIFEST)
-        files.close()  # both take their places
+        files.close()  # moves both into place
         store.write(SUMMARY, said)
         store.write_json(MANIFEST, manifest | {"manifest_sha256": facts_hash(manifest)})
     for name in run.store.sizes(PROGRESS) if out is None else ():

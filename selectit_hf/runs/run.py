@@ -1,4 +1,4 @@
-"""A run folder and its plan: planned once, opened by anyone, grown by more rows or models.
+"""A run folder and its plan: planned once, opened anywhere, extended by more rows or models.
 
     RUN/plan.json                           what is rated, by whom, how
     RUN/ratings/<slug>/NNNNN.<hash>.parquet raw ratings of one shard; NNNNN.json commits it
@@ -8,7 +8,7 @@
     RUN/summary.json                        what a person wants to know about the run
     RUN/selection.json                      how they were chosen, and the hashes of all that
 
-Ratings cost hours and are never thrown away; all that follows from them is computed anew.
+Ratings cost hours and are never thrown away; everything else is computed from them again.
 """
 
 from collections.abc import Sequence
@@ -31,13 +31,13 @@ from selectit_hf.runs.store import Store, open_store
 __all__ = ["CHECK", "LOCK", "PROGRESS", "RESULTS", "Run", "check_folder", "open_run", "plan"]
 
 RESULTS = ("scores.parquet", "selected.parquet", "summary.json", "selection.json")
-"""In the order they are written; the last one says of which ratings the others are, and vouches."""
+"""In the order they are written; the last holds the hashes of the others and of their ratings."""
 PROGRESS = "progress"
-"""The folder of notes about shards that are being rated, for `status` alone."""
+"""The folder of notes about shards that are being rated, which only `status` reads."""
 CHECK = "check.json"
-"""What the trust check found; it may be there before the plan."""
+"""The trust check; it may exist before the plan."""
 LOCK = ".lock"
-"""What keeps a second ``run`` out of a local folder."""
+"""The file that keeps a second ``run`` out of a local folder."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,14 @@ class Run:
         return segments.parts(self.plan["segments"])
 
     def model(self, slug: str) -> dict[str, Any]:
-        """What the plan says of a model.
+        """What the plan says about a model.
 
         Raises:
-            RunError: there is none of that name.
+            RunError: there is no model of that name.
         """
         found = {model["name"]: model for model in self.plan["models"]}
         if slug not in found:
-            raise RunError(f"The run {self.name!r} has no model {slug!r}, but {', '.join(found)}.")
+            raise RunError(f"The run {self.name!r} has no model {slug!r}, only {', '.join(found)}.")
         return dict(found[slug])
 
     def shards(self, slug: str) -> Shards:
@@ -110,7 +110,7 @@ class Run:
 
     @cached_property
     def _pinned(self) -> dict[str, list[str]]:
-        """The tables that the results are made of: what was committed later changes nothing."""
+        """The tables that the results are made from; later commits do not change the results."""
         said = self.store.read_many([RESULTS[-1]]).get(RESULTS[-1], b"")
         tables: Any = (json_object(said) or {}).get("tables")
         return tables if misfit(tables, {str: [HASH]}) is None else {}
@@ -118,7 +118,7 @@ class Run:
     def read(self, dataset: Dataset, rows: range) -> dict[str, list[Any]]:
         """The columns that raters read, of some rows of ``dataset``.
 
-        To select them takes as long as the dataset has chunks, so that is done once.
+        Selecting columns takes time for each chunk of the dataset, so it is done once.
         """
         if not self._views or self._views[0] is not dataset:
             columns = dict.fromkeys(self.reader.columns(dataset.column_names))
@@ -126,11 +126,11 @@ class Run:
         return dict(self._views[1][rows.start : rows.stop])
 
     def measures(self, folder: str, key: str, schema: Any) -> Shards:
-        """The shards of what another selector measures, cut as the ratings are; see `Shards`."""
+        """The shards of another selector's measurements, cut like the ratings; see `Shards`."""
         return Shards(self.store, f"measures/{folder}", self.parts, key, schema=schema)
 
     def check_rows(self, dataset: Dataset) -> None:
-        """Refuse rows that are not the run's; columns that others have added are not looked at.
+        """Refuse rows that are not the run's; columns that were added later are ignored.
 
         Raises:
             RunError: another number of rows, or other values.
@@ -147,7 +147,7 @@ class Run:
         """Refuse to write into a folder that holds another plan now, unless it is this one grown.
 
         Raises:
-            RunError: what has changed; or there is no plan any more.
+            RunError: the plan has changed, or there is no longer a plan.
         """
         now = plans.read_plan(self.store)
         if now != self.plan:
@@ -161,23 +161,23 @@ def plan(
     out: str | Path,
     shard_size: int | None = None,
 ) -> Run:
-    """Write a plan, or go on with the one that is there, or let it grow.
+    """Write a plan, or continue with the existing one, or extend it.
 
-    A dataset that begins with the rows of the plan and has more is a new segment; scorers behind
-    those of the plan are new models. What was rated stays as it is. A plan of which nothing is
-    rated yet is replaced.
+    If the dataset begins with the rows of the plan, further rows are a new segment; scorers after
+    those of the plan are new models. Existing ratings stay as they are. A plan for which nothing
+    is rated yet is replaced.
 
     Args:
         dataset: the rows to rate.
         source: where they come from.
-        scorers: one for each model; how they ask must be the same for all.
+        scorers: one for each model; all must ask in the same way.
         out: the run folder, or its URL.
-        shard_size: rows of a shard; by default small ones first, up to a minute of work. Like
-            token budget and threads, it comes from the plan that is there if it is not given.
+        shard_size: rows of a shard; by default shards start small and grow up to a minute of work.
+            Like token budget and threads, it comes from an existing plan if it is not given.
 
     Raises:
-        InputError: see `fingerprint.survey`; or columns that the run would write.
-        RunError: the folder holds another plan, or something that is no run.
+        InputError: see `fingerprint.survey`; or the dataset has columns that the run would write.
+        RunError: the folder holds another plan, or something that is not a run.
     """
     folder = open_store(out)
     check_folder(folder)
@@ -191,12 +191,12 @@ def plan(
     if old and any(folder.sizes(f"ratings/{model['name']}") for model in old["models"]):
         plans.compare(old, new, folder.name)
     folder.write(PLAN, plans.encoded(new))
-    run.check_plan()  # another process may have been quicker
+    run.check_plan()  # another process may have written a plan meanwhile
     return run
 
 
 def _differ(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether two plans differ in more than who wrote them."""
+    """Whether two plans differ in more than the versions that wrote them."""
     return any(old[key] != new[key] for key in new if key not in ("format", "versions"))
 
 
@@ -209,13 +209,13 @@ def open_run(where: str | Path | Store) -> Run:
     folder = open_store(where)
     if not folder.exists(PLAN):
         raise RunError(
-            f"{folder.name!r} is no run folder: it has no plan.json. 'selectit run' makes one."
+            f"{folder.name!r} is not a run folder: it has no plan.json. 'selectit run' makes one."
         )
     return Run(str(folder), plans.read_plan(folder))
 
 
 def check_folder(folder: Store) -> None:
-    """Refuse a folder that is no run's and holds something else.
+    """Refuse a folder that is not a run folder and holds something else.
 
     Raises:
         RunError: it is a file, or is not empty and has no plan.
@@ -226,7 +226,7 @@ def check_folder(folder: Store) -> None:
     others = [name for name in folder.sizes() if not name.endswith((".partial", *before_a_plan))]
     if others and not folder.exists(PLAN):
         raise RunError(
-            f"The folder {folder.name!r} is not empty and has no plan.json, so it is no run; "
+            f"The folder {folder.name!r} is not empty and has no plan.json, so it is not a run; "
             "name another with --out."
         )
 

@@ -1,7 +1,7 @@
 """The rows and scorers of a run, opened again from its folder, wherever that is.
 
-A plan names no path of a machine. Rows of the Hub, rows that lie in the folder, models of the Hub
-and the bundled one are found by it; local files and checkpoint folders are given again.
+A plan holds no local path. It identifies rows on the Hub, rows in the run folder, models on the Hub
+and the bundled model; local files and checkpoint folders must be given again.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def inputs(
     models: Sequence[str] = (),
     **place: Any,
 ) -> tuple[Dataset, list[SentenceScore]]:
-    """All that `rate` and `rate_shard` need beside the run, in a process that has only the run.
+    """Everything else that `rate` and `rate_shard` need, in a process that has only the run.
 
     Args:
         run: the run.
@@ -35,7 +35,7 @@ def inputs(
         place: ``device`` and ``device_map`` of `selectit_hf.TokenScore`.
 
     Raises:
-        RunError: what the plan names is not here and was not given, or has changed.
+        RunError: rows or a model of the plan are not here and were not given, or have changed.
     """
     folders = {resolve(path).revision: path for path in models}
     scorers = []
@@ -43,8 +43,8 @@ def inputs(
         is_folder = model["revision"].startswith("sha256:") and model["model"] != TINY_RATER
         if is_folder and model["revision"] not in folders:
             raise RunError(
-                f"The run's model {model['model']!r} was a folder, and its place is not written "
-                f"down; give it again with --model. It must still hold {model['revision']}."
+                f"The run's model {model['model']!r} was a folder, and the plan does not store its "
+                f"path; give it again with --model. It must still hold {model['revision']}."
             )
         own = {name: model[name] for name in ("name", "revision", "dtype", "token_budget")}
         own |= {setting: model[setting] for setting in OF_THE_WEIGHTS if setting in model}
@@ -59,10 +59,10 @@ def rows_of(run: Run, data: str | None = None, split: str | None = None) -> Data
     Args:
         run: the run.
         data: for a run over a local file, that file.
-        split: which split, where there are several and the run does not say.
+        split: which split, if there are several and the run does not say.
 
     Raises:
-        RunError: a local file that is not given, or rows that have changed since.
+        RunError: a local file is not given, or the rows have changed since.
     """
     said = Source(*(run.plan["input"][key] for key in ("name", "config", "split", "revision")))
     there = streamed(run.store, said)

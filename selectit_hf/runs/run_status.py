@@ -1,4 +1,4 @@
-"""Where a run stands: what is done, how fast, and what is wrong. Changes nothing."""
+"""The status of a run: what is done, how fast, and what is wrong. Changes nothing."""
 
 import re
 import time
@@ -12,22 +12,22 @@ from selectit_hf.runs.shards import rows_words
 __all__ = ["status"]
 
 SILENT = 120.0
-"""Seconds after which a note about a shard in progress is a dead worker's."""
+"""Seconds after which a note about a shard in progress is taken to be a dead worker's."""
 
 NOTE = {"at": float, "rows": int}
 """What a note says; see `selectit_hf.json_files.misfit`."""
 
 
 def status(where: Run | str | Path) -> dict[str, Any]:
-    """The state of a run, as JSON-able facts, also while workers are at it.
+    """The state of a run, as JSON-able facts, also while workers are rating.
 
-    Sidecars are read, and tables looked for; only `finish` reads them all.
+    Sidecars are read, and tables must exist; only `finish` reads all tables.
 
     Returns:
         ``rows``; for each of ``models``: ``shards``, ``done``, ``in_progress`` and ``bad`` (their
-        numbers), ``rows_done`` with those of the shards in progress, ``rows_per_second`` of those
-        at work now and ``seconds_left`` (null while nobody is); ``finished``, whether the results
-        are written; ``wrong``, a list of what does not look right, with what becomes of it.
+        numbers), ``rows_done``, including shards in progress, ``rows_per_second`` of the workers
+        that are rating now, and ``seconds_left`` (null if there are none); ``finished``, whether
+        the results are written; ``wrong``, a list of problems and what will happen to them.
 
     Raises:
         RunError: there is no run, or its plan cannot be read.
@@ -36,19 +36,19 @@ def status(where: Run | str | Path) -> dict[str, Any]:
     notes = _notes(run)
     models = {slug: _of_a_model(run, slug, notes) for slug in run.slugs}
     wrong = [
-        f"{rows_words(run.parts[number].rows)}, by {slug!r}, are not as committed; they will be "
-        "rated again"
+        f"{rows_words(run.parts[number].rows)}, by {slug!r}, differ from what was committed; "
+        "they will be rated again"
         for slug, model in models.items()
         for number in model["bad"]
     ]
     finished = run.store.exists(RESULTS[-1])
     if finished and any(model["done"] < model["shards"] for model in models.values()):
-        wrong.append("there are results, and not every row is rated: they are of other ratings")
+        wrong.append("there are results, but not every row is rated: they are of other ratings")
     return {"rows": run.rows, "models": models, "finished": finished, "wrong": wrong}
 
 
 def _notes(run: Run) -> dict[tuple[str, int], int]:
-    """The rows done of each shard that somebody is at, by model and number."""
+    """The rows done of each shard that is being rated, by model and number."""
     names = [f"{PROGRESS}/{name}" for name in run.store.sizes(PROGRESS) if name.endswith(".json")]
     found = {}
     for name, data in run.store.read_many(names).items():

@@ -1,8 +1,8 @@
-"""How the rows of a run are cut: segments that it grew by, and shards in each.
+"""How the rows of a run are cut: into segments, one for each time it grew, and shards in each.
 
-A segment is a stretch of rows with a fingerprint of its own, so that a dataset with more rows at
-its end is recognised as the one that was rated, grown. Its shards begin small, so that a stop at
-the beginning loses little, and double up to about a minute of work.
+A segment is a stretch of rows with its own fingerprint, so that a dataset with more rows at its end
+is recognised as the one that was rated. Its shards start small, so that an early stop loses little
+work, and double up to about a minute of work.
 """
 
 from collections.abc import Sequence
@@ -20,18 +20,18 @@ from selectit_hf.runs.shards import Part
 __all__ = ["ends", "grown", "holds", "minute_of_rows", "misfit", "parts", "whole_fingerprint"]
 
 SMALLEST, LARGEST = 32, 8192
-"""Rows of a shard whose size is not given."""
+"""Rows of a shard if no size is given."""
 FIRST = 16
 """The first shard is this part of a minute of work."""
 TOKENS_OF_A_ROW = 250
 FLOPS = {"cuda": 1e14, "cpu": 5e10}
-"""What a device is taken to do in a second. Not measured: the shards must follow from the plan."""
+"""Assumed operations per second of a device. Not measured: shards must follow from the plan."""
 
 Segment = dict[str, Any]
 
 
 def minute_of_rows(scorers: Sequence[SentenceScore]) -> int:
-    """How many rows the largest model is taken to rate in a minute, from its configuration."""
+    """Rows that the largest model rates in a minute, estimated from its configuration."""
     device = scorers[0].place(None).device.partition(":")[0]
     sizes = []
     for config in (scorer.checkpoint.config().get_text_config() for scorer in scorers):
@@ -46,9 +46,9 @@ def ends(start: int, stop: int, size: int | None, minute: int = 0) -> list[int]:
     """Where the shards of the rows from ``start`` to ``stop`` end.
 
     Args:
-        start, stop: of the segment.
+        start, stop: the range of the segment.
         size: rows of every shard; ``None`` for small shards that double up to ``minute`` rows.
-        minute: rows of a minute of work.
+        minute: the rows that are a minute of work.
     """
     found, each = [], size or max(minute // FIRST, SMALLEST)
     while start < stop:
@@ -83,13 +83,13 @@ def holds(dataset: Dataset, segments: Sequence[Segment]) -> bool:
 
 
 def whole_fingerprint(segments: Sequence[Segment]) -> str:
-    """Of all rows: that of the only segment, or a hash of those of all."""
+    """The fingerprint of all rows: that of the only segment, or a hash of all segments'."""
     found = [str(one["fingerprint"]) for one in segments]
     return found[0] if len(found) == 1 else f"sha256:{sha256(as_json({'of': found}))}"
 
 
 def misfit(plan: dict[str, Any]) -> str | None:
-    """Where a plan's segments and shards do not follow on each other from its first to last row."""
+    """Where a plan's segments and shards leave a gap or overlap; ``None`` if they do not."""
     at = 0
     for i, one in enumerate(plan["segments"]):
         cuts = [at, *one["shards"]]

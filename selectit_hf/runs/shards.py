@@ -4,10 +4,10 @@
     NNNNN.json   its sidecar, written last: the commit. It names the table and its whole hash, the
                  shard's rows and the key of the settings, and holds the hash of its own facts
 
-A shard follows from plan and number alone, so two workers at one shard write the same table, and
-where they do not (one had to split a batch) two tables lie side by side. The first sidecar stays.
-Nothing is taken on trust: a sidecar that is not of this plan, or a table that is not what its
-sidecar says, is set aside and made again.
+A shard depends only on the plan and its number, so two workers at one shard write the same table.
+If they do not (one had to split a batch), both tables are kept, and the first sidecar stays.
+Nothing is taken on trust: a sidecar of another plan, or a table that differs from what its sidecar
+says, is set aside and made again.
 """
 
 import io
@@ -41,11 +41,11 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 POINTS = ("shard rated", *whole_files.POINTS, "table written", "looked again", "shard committed")
-"""Where a shard can be interrupted, in order; those of a file are passed again for its sidecar.
-Object storage has none of the latter."""
+"""Where a shard can be interrupted, in order. The points of a file are passed for the table and
+again for the sidecar; in object storage they do not exist."""
 
 NAMED = 8
-"""So many missing shards are named in a message."""
+"""How many missing shards a message names."""
 
 Facts = dict[str, Any]
 """What a sidecar says."""
@@ -56,11 +56,11 @@ RATINGS = {
     "seconds": float,
     "made_with?": {str: str},
 }
-"""What it says of ratings, beside the table; see `selectit_hf.json_files.misfit`."""
+"""What it says about ratings, besides the table; see `selectit_hf.json_files.misfit`."""
 
 
 class Part(NamedTuple):
-    """The rows of one shard, and the fingerprint of the segment of the input that they are of."""
+    """The rows of one shard, and the fingerprint of their segment of the input."""
 
     rows: range
     of: str
@@ -71,11 +71,11 @@ class Shards:
 
     Args:
         store: the run folder.
-        folder: where they lie in it.
+        folder: their folder in it.
         parts: the rows of each.
-        key: a hash of all settings that can change a value; another key's shards are not taken.
-        pinned: the hashes of the tables that the run's results are made of, by number.
-        schema: what the sidecars must say beside the table.
+        key: a hash of all settings that can change a value; shards with another key are not used.
+        pinned: the hashes of the tables that the run's results are made from, by number.
+        schema: what the sidecars must say besides the table.
     """
 
     def __init__(
@@ -99,12 +99,12 @@ class Shards:
         """Whose columns they are, for messages."""
         return self.folder.rpartition("/")[2]
 
-    # What is there
+    # Reading
 
     def committed(self) -> dict[int, Facts]:
-        """What the sidecars say that are whole and name a table that is there, and as long.
+        """The facts of all whole sidecars whose table exists and has the right size.
 
-        Sidecars that were seen before are not read again.
+        Sidecars that were read before are not read again.
         """
         files = self.store.sizes(self.folder)
         names = {self._sidecar(number): number for number in range(len(self))}
@@ -122,7 +122,7 @@ class Shards:
         }
 
     def is_committed(self, number: int) -> bool:
-        """Whether a shard is committed, now; looks at its files alone."""
+        """Whether a shard is committed now; checks only its own files."""
         name = self._sidecar(number)
         facts = self._said(number, self.store.read_many([name]).get(name, b""))
         size = self.store.size(f"{self.folder}/{facts['table']}") if facts else None
@@ -141,14 +141,14 @@ class Shards:
         """What the sidecars say, in order.
 
         Raises:
-            RunError: some shards are missing; they are named.
+            RunError: some shards are missing; the message names them.
         """
         there = self.committed()
         self.refuse([number for number in range(len(self)) if number not in there])
         return list(there.values())
 
     def table(self, facts: Facts) -> pa.Table | None:
-        """The table that a sidecar names, if it is there and whole: what is read is hashed."""
+        """The table that a sidecar names, if it exists and its bytes have the right hash."""
         data = self._whole(facts)
         return None if data is None else pq.read_table(pa.BufferReader(data))
 
@@ -156,13 +156,13 @@ class Shards:
         """Read all tables and compare their hashes.
 
         Raises:
-            RunError: shards are missing or damaged; they are named.
+            RunError: shards are missing or damaged; the message names them.
         """
         found = self.all_facts()
         self.refuse([number for number, facts in enumerate(found) if self._whole(facts) is None])
 
     def refuse(self, missing: Sequence[int]) -> None:
-        """Say which shards are missing.
+        """Raise an error that names the missing shards.
 
         Raises:
             RunError: unless there are none.
@@ -178,16 +178,16 @@ class Shards:
     # Writing
 
     def commit(self, number: int, table: pa.Table, facts: Facts, replace: bool = False) -> bool:
-        """Make a shard durable: its table, then, if there still is none, its sidecar.
+        """Write a shard durably: its table, then its sidecar unless there is one by then.
 
         Args:
             number: which shard.
             table: one row for each row of the shard, in order.
-            facts: what else its sidecar says, JSON-able.
-            replace: take the place of a shard that is whole; else that one stays.
+            facts: the other facts in its sidecar, JSON-able.
+            replace: replace a shard that is whole; otherwise that shard stays.
 
         Returns:
-            Whether this is the one that stays.
+            Whether this shard is the one that stays.
 
         Raises:
             OSError: the disk is full or failing; the shard is not committed.
@@ -199,7 +199,7 @@ class Shards:
         data = buffer.getvalue()
         digest = sha256(data)
         name = f"{number:05d}.{digest[:12]}.parquet"
-        if self.table({"table": name, "sha256": digest}) is None:  # else another wrote the same
+        if self.table({"table": name, "sha256": digest}) is None:  # else it is there already
             self.store.write(f"{self.folder}/{name}", data)
         whole_files.reached("table written")
         own: Facts = {"rows": [rows.start, rows.stop], "key": self.key, "of": of}
@@ -212,15 +212,15 @@ class Shards:
         whole_files.reached("looked again")
         if replace:
             self.store.write(self._sidecar(number), sidecar)
-        elif free:  # so far: what another has committed meanwhile stays
+        elif free:  # so far; a shard that another worker committed meanwhile stays
             free = self.store.create(self._sidecar(number), sidecar)
         whole_files.reached("shard committed")
         return free
 
     def set_aside(self, number: int) -> None:
-        """Let a shard that is not what was committed be made again, and say so in the log."""
+        """Set a shard aside that differs from what was committed, and log it; it is made again."""
         words = f"{rows_words(self.parts[number].rows)}, by {self.name}"
-        logger.warning("The shard of %s, is not as it was committed; it is set aside.", words)
+        logger.warning("The shard of %s, differs from what was committed; it is set aside.", words)
         self._known.pop(number, None)
         self.store.set_aside(self._sidecar(number))
 
@@ -237,7 +237,7 @@ class Shards:
         return f"{self.folder}/{number:05d}.json"
 
     def _said(self, number: int, sidecar: bytes) -> Facts | None:
-        """What a sidecar says, if it is as it was committed and of this shard."""
+        """The facts of a sidecar, if it is unchanged and belongs to this shard."""
         facts = json_object(sidecar) or {}
         rows, of = self.parts[number]
         ours = {"rows": [rows.start, rows.stop], "key": self.key, "of": of}
@@ -252,7 +252,7 @@ class Shards:
         return self._as_pinned(number, facts)
 
     def _as_pinned(self, number: int, facts: Facts) -> Facts:
-        """The table that the results are made of comes before one that a late worker committed."""
+        """Prefer the table that the results are made from to one that a late worker committed."""
         pin = self._pinned[number] if number < len(self._pinned) else facts["sha256"]
         if pin == facts["sha256"]:
             return facts
@@ -262,10 +262,10 @@ class Shards:
 
 
 def refuse_mixed(slug: str, made_with: Sequence[dict[str, str]]) -> None:
-    """Refuse shards of one model that other versions or another hardware rated.
+    """Refuse shards of one model that were rated with other versions or on other hardware.
 
     Raises:
-        RunError: it names what differs.
+        RunError: the message names what differs.
     """
     said = {name: {str(one.get(name)) for one in made_with} for name in [*made_with, {}][0]}
     differ = [f"{name}: {' and '.join(sorted(s))}" for name, s in said.items() if len(s) > 1]
@@ -273,7 +273,7 @@ def refuse_mixed(slug: str, made_with: Sequence[dict[str, str]]) -> None:
         raise RunError(
             f"Shards by {slug!r} are rated with several versions of the libraries or on several "
             f"kinds of hardware ({'; '.join(differ)}), so ratings differ in their last digits. "
-            "Rate on what the run began with, or add --allow-mixed; summary and card then say so."
+            "Rate with what the run began with, or add --allow-mixed; summary and card then say so."
         )
 
 

@@ -1,7 +1,7 @@
-"""A run folder, by path or URL: every file whole or not there, whoever is killed when.
+"""A run folder, by path or URL: every file is whole or absent, even if a process is killed.
 
-Locally a file is written beside its place, made durable, and moved there in one step. Object
-storage shows an object once all of it has arrived, so there it takes one put. Nothing is locked,
+A local file is written next to its final place, made durable, and moved there in one step. Object
+storage shows an object only when all of it has arrived, so one put is enough. Nothing is locked,
 and no copy of a remote folder is kept.
 """
 
@@ -37,7 +37,7 @@ def open_store(where: "str | Path | Store") -> "Store":
     """The folder at a path, or at the URL of any protocol that `fsspec` knows.
 
     Raises:
-        RunError: no place for a run, a URL with a password, or a client that is not installed.
+        RunError: a place that cannot hold a run, a URL with a password, or a missing client.
     """
     return where if isinstance(where, Store) else Store(where)
 
@@ -46,16 +46,16 @@ class Store:
     """A folder. Its files are named by their paths in it, as in ``ratings/llama/00000.json``.
 
     Raises:
-        FileNotFoundError: of every method that reads, a file that is not there.
-        OSError: a local disk is full or failing. What was there is still there.
-        RunError: a storage does not do what it is asked, in its own words.
+        FileNotFoundError: raised by every method that reads, if the file does not exist.
+        OSError: a local disk is full or failing. Existing files are unchanged.
+        RunError: a remote storage failed; the message quotes it.
     """
 
     def __init__(self, where: str | Path) -> None:
         text = str(where)
         if not is_url(text):
             if re.match(r"[a-z][a-z0-9+.-]+:/", text):
-                raise RunError(f"{text!r} was a URL before it was a path; pass it as a string.")
+                raise RunError(f"{text!r} is a URL that became a Path; pass it as a string.")
             self._files, self._root = LocalFileSystem(), os.path.abspath(text)
         else:
             scheme, _, rest = text.partition("://")
@@ -73,11 +73,11 @@ class Store:
         return posixpath.basename(self._root)
 
     def path(self, name: str = "") -> Path:
-        """A file or the folder as one of this machine, where it is.
+        """The local path of a file or of the folder.
 
         Raises:
-            RunError: it lies behind a link, or is a pipe or a device. A run folder holds none, so
-                nothing beyond it is read or written, whoever it was received from.
+            RunError: it is reached by a link, or is a pipe or a device. A run folder holds none of
+                these, so nothing outside it is read or written, whoever sent it.
         """
         assert self.is_local
         path = Path(self._root)
@@ -85,8 +85,8 @@ class Store:
             path = path / part
             if part == ".." or not _is_plain(path):
                 raise RunError(
-                    f"{name!r} of the run {self.name!r} is a link or no file, or leads out of the "
-                    "folder, and links are not followed. Put the files themselves there."
+                    f"{name!r} of the run {self.name!r} is a link, is not a file, or leads out of "
+                    "it; links are not followed. Put the files themselves there."
                 )
         return path
 
@@ -99,7 +99,7 @@ class Store:
 
     def read_many(self, names: list[str]) -> dict[str, bytes]:
         """The bytes of those files that are there."""
-        if self.is_local:  # whose client would take brackets for a pattern
+        if self.is_local:  # fsspec's local client would take brackets for a pattern
             there = [name for name in names if self.path(name).is_file()]
             return {name: self.read(name) for name in there}
         at = {self._at(name): name for name in names}
@@ -124,7 +124,7 @@ class Store:
         return self.size(name) is not None
 
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """The names of what lies directly in a folder, with sizes in bytes; empty without it."""
+        """The names of the files directly in a folder, with sizes in bytes; empty without it."""
         at = self._at(folder)
         with self._reaching(folder):
             try:
@@ -147,7 +147,7 @@ class Store:
             self._fresh().get_file(self._at(name), str(path))
 
     def read_json(self, name: str, schema: Any = dict) -> dict[str, Any]:
-        """A JSON object that is as `selectit_hf.json_files.misfit` wants it.
+        """A JSON object that fits ``schema``; see `selectit_hf.json_files.misfit`.
 
         Raises:
             RunError: it cannot be read, or is something else.
@@ -159,7 +159,7 @@ class Store:
                 f"{name} of the run cannot be read ({error}); restore it, or start another run."
             ) from error
         if facts is None:
-            raise RunError(f"{name} of the run is no JSON object; restore it.")
+            raise RunError(f"{name} of the run is not a JSON object; restore it.")
         place = misfit(facts, schema)
         if place is not None:
             raise RunError(
@@ -178,9 +178,9 @@ class Store:
             self._put(name, lambda at: self._files.pipe_file(at, data))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a file unless there is one already; whether there was none.
+        """Write a file unless it exists; return whether it was written.
 
-        Nobody comes between the look and the file, but in storage that cannot create exclusively.
+        This is atomic, except in storage that cannot create files exclusively.
         """
         if self.exists(name):
             return False
@@ -212,10 +212,10 @@ class Store:
 
     @contextmanager
     def writing_results(self) -> Iterator[None]:
-        """Where several files are one unit: two writers of a local folder never mix.
+        """Write several files as one unit: in a local folder, two writers never mix.
 
         Raises:
-            RunError: another is writing now.
+            RunError: another process is writing now.
         """
         if not self.is_local:
             yield
@@ -223,8 +223,8 @@ class Store:
         with whole_files.alone_in(self.path()) as alone:
             if not alone:
                 raise RunError(
-                    f"Another command writes results into {self.name!r} at this moment, so these "
-                    "were not written. Run the command again, or name another folder with --out."
+                    f"Another command is writing results to {self.name!r}, so these were not "
+                    "written. Run the command again, or name another folder with --out."
                 )
             yield
 
@@ -241,7 +241,7 @@ class Store:
             self.remove(name)
 
     def sweep(self, folder: str = "") -> None:
-        """Remove what killed processes left half written."""
+        """Remove half-written files that killed processes left."""
         if self.is_local:
             whole_files.remove_partial(self.path(folder))
 
@@ -253,7 +253,7 @@ class Store:
         return posixpath.join(self._root, name).rstrip("/")
 
     def _fresh(self) -> Any:
-        """The client, without what it remembers of earlier listings."""
+        """The client, without its cache of earlier listings."""
         self._files.invalidate_cache()
         return self._files
 
@@ -265,14 +265,14 @@ class Store:
                 top = self._root.split("/")[0] or "/"
                 if not self._fresh().exists(top):
                     raise RunError(
-                        f"There is no {top!r} for {self}; make it, or check the name."
+                        f"There is no {top!r} for {self}; create it, or check the name."
                     ) from None
                 self._files.makedirs(posixpath.dirname(self._at(name)), exist_ok=True)
                 put(self._at(name))
 
     @contextmanager
     def _reaching(self, name: str) -> Iterator[None]:
-        """Let whatever a client raises say which file it was about, and what to do."""
+        """Turn a client's errors into a `RunError` that names the file and the remedy."""
         try:
             yield
         except (RunError, FileNotFoundError, FileExistsError, TypeError, NotImplementedError):
@@ -287,7 +287,7 @@ class Store:
 
 
 def _is_plain(path: Path) -> bool:
-    """Whether there is a file or a folder, or nothing; a pipe would be waited for."""
+    """Whether there is a file, a folder or nothing; opening a pipe could block."""
     try:
         mode = path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -301,8 +301,8 @@ def _client(url: str) -> tuple[Any, str]:
         raise RunError(f"{url!r} names no folder; write one without brackets, '*' and '?'.")
     if urlsplit(url).password is not None:
         raise RunError(
-            f"The {scheme}:// URL holds a password, which would be written down; omit it, and let "
-            "the storage's own client find it (its environment variables or its file)."
+            f"The {scheme}:// URL holds a password, which would be stored in files; omit it, and "
+            "let the storage's client find it (in its environment variables or its file)."
         )
     if scheme == "hf" and not rest.startswith("buckets/"):
         raise RunError(
@@ -312,9 +312,9 @@ def _client(url: str) -> tuple[Any, str]:
     try:
         files, root = url_to_fs(url)
         return files, str(root)
-    except Exception as error:  # whatever a client raises that logs in at once
-        remedy = "Install what it names" if isinstance(error, ImportError) else "Check the URL"
+    except Exception as error:  # any error of a client that logs in at once
+        remedy = "Install the package" if isinstance(error, ImportError) else "Check the URL"
         raise RunError(
-            f"{url!r} cannot be reached from here: {str(error).rstrip('.')}. {remedy} and the "
-            "login of its client, or mount the storage."
+            f"{url!r} cannot be reached from here: {str(error).rstrip('.')}. {remedy}, "
+            "check the login of its client, or mount the storage."
         ) from error

@@ -1,9 +1,9 @@
-"""A stream put into a run folder once, in bounded memory: its rows can be read in any order.
+"""A stream stored in a run folder once, in bounded memory, to read its rows in any order.
 
     RUN/rows/<hash>.arrow   the rows, as Arrow record batches; the hash is of where they came from
     RUN/rows/<hash>.json    where that is, how many they are, and the hash of the file; the commit
 
-Rows of another source lie beside them, so a stream that grew takes nothing from what was rated.
+Rows of another source get another file, so a stream that grew does not affect what was rated.
 """
 
 import json
@@ -30,24 +30,23 @@ __all__ = ["spool", "streamed"]
 def spool(
     stream: IterableDataset, run: str | Path | Store, source: Source | None = None
 ) -> tuple[Dataset, Source]:
-    """Read a stream to its end, a thousand rows at a time, and give its rows from the disk.
+    """Read a stream to its end, a thousand rows at a time, and return its rows from the disk.
 
-    Rows of the same source that lie there already are not read again. Columns whose type becomes
+    Rows of the same source that are already there are not read again. Columns whose type becomes
     clear only later (a first thousand rows of nulls, whole numbers and then fractions) get the
     type that fits all rows.
 
     Args:
-        stream: of any kind; it must end.
-        run: the run folder, or its URL; it is made.
-        source: where the stream comes from, as `sources.stream` says; without it, its rows are
-            hashed, and it is read anew each time.
+        stream: any stream that ends.
+        run: the run folder, or its URL; it is created if need be.
+        source: where the stream comes from, as `sources.stream` returns it; without it, the rows
+            are hashed, and the stream is read again each time.
 
     Raises:
-        InputError: the stream cannot be read, has no rows, or columns of types that do not go
-            together.
+        InputError: the stream cannot be read, has no rows, or has columns of incompatible types.
     """
     store = open_store(run)
-    with suppress(RunError):  # of rows that are not what was written, which are read again
+    with suppress(RunError):  # rows that were changed since are read again
         there = streamed(store, source) if source is not None else None
         if there is not None and source is not None:
             return there, source
@@ -67,9 +66,9 @@ def spool(
 
 
 def streamed(store: Store, source: Source) -> Dataset | None:
-    """The rows of a source that `spool` left in a run folder; ``None`` where it did not end.
+    """The rows of a source that `spool` stored in a run folder; ``None`` if it did not finish.
 
-    Those of a remote run are fetched, once, into the cache of `datasets`.
+    The rows of a remote run are downloaded once, into the cache of `datasets`.
     """
     for name in (_sidecar(source), "rows/source.json"):  # 0.1.0 wrote the latter
         facts = json_object(store.read_many([name]).get(name, b"")) or {}
@@ -81,10 +80,10 @@ def streamed(store: Store, source: Source) -> Dataset | None:
 
 
 def _here(store: Store, facts: dict[str, Any]) -> Path:
-    """The file of rows, as one of this machine."""
+    """The local path of the file of rows."""
     name, digest = str(facts.get("file", "rows/rows.arrow")), facts.get("sha256")
     if not re.fullmatch(r"rows/[0-9a-z]+\.arrow", name):
-        raise RunError(f"The run's rows lie in {name!r}, which is no place for them; remove it.")
+        raise RunError(f"The run's rows are in {name!r}, which is not a valid place; remove it.")
     path = store.path(name) if store.is_local else None
     if path is None:
         cache = Store(Path(datasets.config.HF_DATASETS_CACHE) / "selectit_hf")
@@ -94,7 +93,7 @@ def _here(store: Store, facts: dict[str, Any]) -> Path:
                 store.fetch(name, partial)
     if digest is not None and file_sha256(path) != digest:
         raise RunError(
-            f"{name} is not what was written there: its hash does not fit. Restore it, or remove "
+            f"{name} was changed after it was written: its hash differs. Restore it, or remove "
             "the folder 'rows' of the run to read the stream again."
         )
     return path

@@ -1,4 +1,4 @@
-"""From scores to kept rows, and how those differ from the others."""
+"""From scores to kept rows, and how kept rows differ from the others."""
 
 from selectit_hf.selection.selected_file import write_selected
 from selectit_hf.selection.selection import (

@@ -21,7 +21,7 @@ CONVERSATIONS = ("messages", "ShareGPT", "conversation")
 DIGIT = re.compile(r"\d")
 PLAIN = ("Alpaca", "named columns")
 THIRD = ((), ("input",), ("context",))
-"""Layouts whose pairs are text columns as they stand, and a third that joins the instruction."""
+"""Layouts whose pairs are plain text columns, and third columns that join the instruction."""
 LOST = "\ufdd0"
 """What begins a mark for text that Unicode cannot hold."""
 VISIBLE = "^[!-~]"
@@ -29,10 +29,10 @@ VISIBLE = "^[!-~]"
 
 @dataclass(frozen=True)
 class Measured:
-    """What is measured of ``n`` rows; 13 bytes for each.
+    """The measurements of ``n`` rows; 13 bytes for each.
 
     Attributes:
-        instruction, response: (n) int32 characters, -1 where the row is no pair.
+        instruction, response: (n) int32 characters, -1 where the row is not a pair.
         numeric: (n) whether the response has a digit.
         turns: (n) int32 turns of a conversation, -1 where there are none to count.
     """
@@ -90,9 +90,9 @@ def _measure_plain(
     lengths: NDArray[np.int32],
     numeric: NDArray[np.bool_],
 ) -> NDArray[np.bool_]:
-    """Measure those rows whose texts beyond doubt are not empty, without an object for each row.
+    """Measure the rows whose texts are certainly not empty, without an object for each row.
 
-    Where every text begins with a visible ASCII character, the pair is the columns as they stand.
+    If every text begins with a visible ASCII character, the pair is exactly the columns.
     """
     if not all(pa.types.is_string(table[name].type) for name in columns):
         return np.zeros(len(table), dtype=np.bool_)

@@ -16,16 +16,16 @@ __all__ = ["write_selected"]
 ROWS = 1000
 GROUP_ROWS = 8192
 GROUP_BYTES = 64 * 2**20
-"""A row group is closed at either, so that rows with images fit as well."""
+"""A row group ends at either limit, so that rows with images fit as well."""
 
 
 def write_selected(
     path: Path, scores: Path, dataset: Dataset, kept: NDArray[np.bool_], parts: Sequence[range]
 ) -> None:
-    """Write the kept rows with all their columns, in order, and their scores behind.
+    """Write the kept rows in order, with all their columns followed by their scores.
 
     Args:
-        path: of the parquet file that is written.
+        path: the path of the parquet file that is written.
         scores: a parquet file with a row group of scores for each part.
         dataset: all rows.
         kept: (rows) which of them are kept.

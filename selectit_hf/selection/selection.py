@@ -1,6 +1,6 @@
-"""Which rows are kept: the top proportion, the top n, or all from a threshold on.
+"""Which rows are kept: the top proportion, the top n, or all that reach a threshold.
 
-Rows without a score are never kept, and always counted. Every row gets a decision with a reason.
+Rows without a score are never kept, but always counted. Every row gets a decision with a reason.
 """
 
 import logging
@@ -84,7 +84,7 @@ class Cut:
         return int(Decimal(str(self.proportion)) * rows)
 
     def lowest(self, scores: NDArray[np.float64], kept: NDArray[np.bool_]) -> float | None:
-        """The threshold that was asked for, else the lowest kept score; ``None`` if none is."""
+        """The given threshold, else the lowest kept score; ``None`` if no row is kept."""
         if self.threshold is not None:
             return self.threshold
         return float(scores[kept].min()) if kept.any() else None
@@ -97,9 +97,9 @@ class Selection:
     Attributes:
         selected: the kept rows, in the dataset's order, with every column.
         rejected: the other rows, likewise.
-        threshold: the lowest kept score (or the one that was asked for); ``None`` if none is kept.
+        threshold: the given threshold, else the lowest kept score; ``None`` if no row is kept.
         by: the column the rows were ranked by.
-        cut: how much was asked for.
+        cut: how much to keep.
         decisions: one row for each input row: ``row``, ``score``, ``rank`` (0 is best, null
             without a score) and ``reason`` (``selected``, ``below the threshold``, or the status
             of a row without a score). ``None`` for an `IterableDataset`.
@@ -116,14 +116,14 @@ class Selection:
     def kept(self) -> NDArray[np.bool_]:
         """(n) whether each input row is kept."""
         if self.decisions is None:
-            raise SettingError("A lazy selection is not known before it is read.")
+            raise SettingError("The kept rows of a lazy selection are unknown until it is read.")
         return kept_rows(self.decisions)
 
     @property
     def reasons(self) -> dict[str, int]:
         """How many rows there are for each reason, in the order of their first row."""
         if self.decisions is None:
-            raise SettingError("A lazy selection is not counted before it is read.")
+            raise SettingError("The rows of a lazy selection are not counted until it is read.")
         counts = self.decisions["reason"].value_counts()
         return {count["values"]: count["counts"] for count in counts.to_pylist()}
 
@@ -140,16 +140,16 @@ def select(
     """Keep the best rows of a scored dataset (section 3.5); by default the top 20 %.
 
     Args:
-        dataset: rows with score columns; of an `IterableDataset` only a ``threshold`` is taken,
-            lazily.
+        dataset: rows with score columns; from an `IterableDataset`, rows can be selected only by a
+            ``threshold``, lazily.
         by: a level (``"token"``, ``"sentence"``, ``"model"``) or a column; by default
             ``model_score``, else the only sentence score, else the only token score.
-        proportion, n, threshold: how much; see `Cut`.
+        proportion, n, threshold: how much to keep; see `Cut`.
         variant: ``"released"`` counts and breaks ties as the released code does.
 
     Returns:
-        A `Selection`; of rows with equal scores the earlier are kept first (``"released"``: the
-        later).
+        A `Selection`; among rows with equal scores, earlier rows are kept first (``"released"``:
+        later rows).
 
     Raises:
         InputError: no such score column, or several that fit.
@@ -191,8 +191,8 @@ def decide(
 ) -> pa.Table:
     """Rank ``(n)`` scores, NaN for none, and decide on each row; see `Selection.decisions`.
 
-    ``statuses`` are the reasons of rows without a score. Nothing is made for each row but numbers,
-    so ten million rows take seconds and a few hundred MB.
+    ``statuses`` are the reasons of rows without a score. No Python object is made for each row, so
+    ten million rows take seconds and a few hundred MB.
     """
     scored = np.isfinite(scores)
     order = _best_first(scores, scored, cut.variant)
@@ -224,7 +224,7 @@ def kept_rows(decisions: pa.Table) -> NDArray[np.bool_]:
 def _best_first(
     scores: NDArray[np.float64], scored: NDArray[np.bool_], variant: Variant
 ) -> NDArray[np.int64]:
-    """The rows with a score; of equal ones the earlier first, ``"released"``: the later."""
+    """The rows with a score, best first; ties by row order (``"released"``: later rows first)."""
     rows = np.flatnonzero(scored)
     if variant == "released":
         return np.asarray(rows[np.argsort(scores[rows], kind="stable")[::-1]])
@@ -234,7 +234,7 @@ def _best_first(
 def _reasons(
     scored: NDArray[np.bool_], best: NDArray[np.int64], statuses: Statuses | None
 ) -> pa.DictionaryArray:
-    """(n) reasons, as codes into the words that occur."""
+    """(n) reasons, dictionary-encoded."""
     codes = np.full(len(scored), 1, dtype=np.int32)
     codes[best] = 0
     words = [SELECTED, BELOW]
@@ -274,7 +274,7 @@ def score_column(columns: Sequence[str], by: str | None = None) -> str:
             return found[0]
         if found:
             raise InputError(
-                f"Several columns could be meant: {', '.join(found)}. Name one with by=, or map "
+                f"Several columns fit: {', '.join(found)}. Name one with by=, or map "
                 "model_score to combine them."
             )
     raise InputError(
@@ -292,7 +292,7 @@ def status_column(column: str) -> str:
 def _select_lazily(dataset: IterableDataset, by: str | None, cut: Cut) -> Selection:
     if cut.threshold is None:
         raise SettingError(
-            "An IterableDataset has no known length, so a proportion or n of it cannot be taken "
+            "An IterableDataset has no known length, so a proportion or n cannot be selected "
             "lazily; give threshold=, or use 'selectit run', which ranks in bounded memory."
         )
     columns = dataset.column_names or list(next(iter(dataset), {}))
@@ -312,7 +312,7 @@ def stored_scores(dataset: Dataset, column: str) -> NDArray[np.float64]:
     """(n) scores of a column, NaN for none.
 
     Raises:
-        InputError: the column holds something else than numbers.
+        InputError: the column holds something other than numbers.
     """
     values = _column(dataset, column)
     if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
@@ -323,7 +323,7 @@ def stored_scores(dataset: Dataset, column: str) -> NDArray[np.float64]:
 
 
 def stored_statuses(dataset: Dataset, column: str) -> pa.ChunkedArray | None:
-    """The statuses beside a score column; ``None`` where the dataset has none."""
+    """The statuses that belong to a score column; ``None`` if the dataset has none."""
     status = status_column(column)
     return _column(dataset, status) if status in dataset.column_names else None
 

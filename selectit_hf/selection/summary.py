@@ -1,4 +1,4 @@
-"""Facts about a finished selection: numbers a person can judge it by."""
+"""Facts about a finished selection, by which a person can judge it."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ from selectit_hf.selection.selection import Selection
 __all__ = ["LOW_RATING_MASS", "ModelFacts", "summarise"]
 
 LOW_RATING_MASS = 0.1
-"""Below this mean probability of any rating at all, the scores mean little."""
+"""If the mean probability of all ratings together is below this, the scores mean little."""
 
 EXAMPLES = 3
 EXAMPLE_CHARACTERS = 160
 
 
 class ModelFacts:
-    """What is said of one model's ratings, counted part by part."""
+    """Facts about one model's ratings, counted part by part."""
 
     def __init__(self) -> None:
         self._rater: dict[str, Any] = {}

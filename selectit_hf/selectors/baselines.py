@@ -1,4 +1,4 @@
-"""The plain selectors that SelectIT is compared with: no forward pass beyond the stored ratings.
+"""The simple selectors that SelectIT is compared with; they need no further forward pass.
 
 `Expected` ranks by the mean rating, `Random` by a seeded draw, `Length` by the response's tokens.
 """
@@ -64,7 +64,7 @@ def expected_rating(logprobs: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 class Expected:
     """The expected rating from stored ratings; see `expected_rating`. Range 1 to k.
 
-    Of several models it is the mean, weighted as `selectit_hf.ModelScore` weighs them.
+    For several models it is the mean, weighted as in `selectit_hf.ModelScore`.
 
     Attributes:
         models, weights: see `ModelScore`.
@@ -133,7 +133,7 @@ class Random:
     and rows around it.
 
     Attributes:
-        seed: another seed, another selection.
+        seed: the seed; another seed gives another selection.
 
     Example:
         >>> ds = ds.map(Random(seed=1), with_indices=True, batched=True)  # doctest: +SKIP
@@ -166,11 +166,10 @@ class Random:
         return Scores(draws[wanted - first], ["ok"] * len(wanted))
 
     def draw_outside(self, kept: NDArray[np.bool_]) -> Scores:
-        """The scores of all rows save those that another selector keeps.
+        """The scores of all rows except those that another selector keeps.
 
-        "Random from the unselected rows" of SelectIT (arXiv 2402.16705, Table 10): what is left
-        when the selected rows are gone. ``kept`` (n) bool; those rows get no score and the status
-        ``selected``.
+        This is "Random from the unselected rows" of SelectIT (arXiv 2402.16705, Table 10). The rows
+        in ``kept``, (n) bool, get no score and the status ``selected``.
         """
         draws = self.draw(range(len(kept))).values
         statuses = ["selected" if one else "ok" for one in kept.tolist()]
@@ -181,13 +180,13 @@ class Random:
 class Length(ResolvedSelector):
     """The number of tokens of the response: the longer the better.
 
-    "Long Is More for Alignment" (arXiv 2402.04833) keeps the longest responses. Tokens
-    of the rater's own tokenizer, without the special tokens that it puts around a text, and not cut
-    to any context. No weights are loaded. Writes ``response_tokens__slug`` and
+    "Long Is More for Alignment" (arXiv 2402.04833) keeps the longest responses. Tokens are counted
+    with the rater's own tokenizer, without special tokens around the text and without truncation.
+    No weights are loaded. Writes ``response_tokens__slug`` and
     ``score__length_slug``, ``status__length_slug``.
 
     Attributes:
-        model, revision, base_model: whose tokenizer; see `selectit_hf.TokenScore`.
+        model, revision, base_model: the model whose tokenizer counts; see `selectit_hf.TokenScore`.
         instruction_column, response_column, turns, translation, roles: see
             `selectit_hf.formats.rows.RowReader`.
         slug: replaces the model's name in the column names.
@@ -211,12 +210,12 @@ class Length(ResolvedSelector):
 
     def __post_init__(self) -> None:
         settings = settings_of(self)
-        # No model runs, so no other device is looked for.
+        # No model runs, so any device will do.
         rater = TokenScore(name=settings.pop("slug"), device="cpu", **settings)
         object.__setattr__(self, "_rater", rater)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything resolved that can change a value; the revision as a commit or content hash."""
+        """All resolved settings that can change a value, the revision as a commit or hash."""
         rater = self._rater.__getstate__()
         state = {f.name: rater[f.name] for f in dataclasses.fields(self) if f.name in rater}
         state = {name: value for name, value in state.items() if name != "base_model" or value}

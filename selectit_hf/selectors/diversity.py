@@ -1,9 +1,9 @@
-"""Quality with diversity: the best rows that do not say again what a better row says.
+"""Quality with diversity: the best rows that do not repeat a better row.
 
-Rows are taken best first. One is left out where it is a near duplicate of a row taken before
+Rows are taken best first. A row is left out if it is a near duplicate of a row taken before
 ("Deduplicating Training Data Makes Language Models Better", arXiv 2107.06499: MinHash over word
-shingles), or where its embedding lies too close to one (the diversity step of DEITA,
-arXiv 2312.15685). What is taken does not depend on how many rows are wanted: for any number it is a
+shingles), or if its embedding is too close to one (the diversity step of DEITA,
+arXiv 2312.15685). The order does not depend on how many rows are wanted: any number of rows is a
 beginning of the same list. Memory grows with rows times dimensions, never with pairs of rows.
 """
 
@@ -22,7 +22,7 @@ __all__ = ["Diverse", "best_first", "embed", "too_close"]
 
 BLOCK = 1024
 CHUNK = 4096
-"""Rows that are handled at a time: of a matrix product, and of a text."""
+"""Rows that are processed at a time: in a matrix product, and as texts."""
 
 FEATURES = 2**16
 FITTED = 20_000
@@ -35,10 +35,10 @@ class Diverse:
     """Any score, with rows that repeat a better one left out.
 
     Attributes:
-        cap: rows whose cosine similarity to a better row reaches it are left out (``too_similar``),
-            ``None`` for no cap.
-        jaccard: so are rows that share this part of their word shingles (``near_duplicate``),
-            ``None`` to keep those.
+        cap: leave out rows whose cosine similarity to a better row is at least this
+            (``too_similar``); ``None`` for no cap.
+        jaccard: leave out rows that share at least this part of their word shingles with a better
+            row (``near_duplicate``); ``None`` to keep them.
 
     Raises:
         SettingError: a setting out of range.
@@ -62,12 +62,12 @@ class Diverse:
         """``base`` without the rows that repeat a better one.
 
         Args:
-            base: the scores that tell the better row; of equal ones the earlier row is better.
-            texts: (n) what is compared for near duplicates.
-            embeddings: (n, d) any vectors, made from ``texts`` by `embed` where not given.
+            base: the scores that say which row is better; with equal scores, the earlier row.
+            texts: (n) the texts that are compared for near duplicates.
+            embeddings: (n, d) any vectors; by default made from ``texts`` by `embed`.
 
         Raises:
-            SettingError: the extra ``compare`` is not installed, or the rows do not fit together.
+            SettingError: the extra ``compare`` is not installed, or the numbers of rows differ.
         """
         order = best_first(base.values)
         scores = Scores(base.values.copy(), list(base.statuses))
@@ -91,7 +91,7 @@ def best_first(values: NDArray[np.float64]) -> Rows:
 
 
 def _leave_out(scores: Scores, order: Rows, repeats: Rows, status: str) -> Rows:
-    """Take the score of rows that repeat another; the order of the rest."""
+    """Remove the scores of rows that repeat another; return the order of the others."""
     for i in np.flatnonzero(repeats >= 0).tolist():
         scores.values[i] = np.nan
         scores.statuses[i] = status
@@ -103,8 +103,8 @@ def embed(texts: Sequence[str], dimensions: int = 256, seed: int = 0) -> NDArray
 
     Hashed word counts, weighted by TF-IDF, projected onto the main directions of a seeded sample of
     20,000 texts. (n) texts to (n, d) float32 vectors of length 1, ``d`` at most ``dimensions`` and
-    the number of texts; a text without a word is the zero vector, similar to nothing. For meaning
-    beyond words give vectors of a sentence model instead.
+    the number of texts; a text without a word is the zero vector, similar to nothing. To compare
+    meaning rather than words, use vectors of a sentence model instead.
     """
     try:
         from sklearn.decomposition import TruncatedSVD
@@ -122,7 +122,7 @@ def embed(texts: Sequence[str], dimensions: int = 256, seed: int = 0) -> NDArray
     counts = hashed.transform(texts[i] for i in fitted.tolist())
     weighted = TfidfTransformer(sublinear_tf=True).fit(counts)
     size = max(min(dimensions, len(fitted) - 1), 1)
-    with np.errstate(invalid="ignore", divide="ignore"):  # texts that are all alike vary by nothing
+    with np.errstate(invalid="ignore", divide="ignore"):  # identical texts have no variance
         directions = TruncatedSVD(size, random_state=seed, n_iter=2).fit(weighted.transform(counts))
     parts = [
         directions.transform(weighted.transform(hashed.transform(texts[i : i + CHUNK])))
@@ -139,10 +139,10 @@ def _unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def too_close(vectors: NDArray[np.float32], order: Rows, cap: float) -> Rows:
-    """Of each row the nearest earlier row in ``order`` that it is too close to, -1 for none.
+    """For each row, the nearest earlier row in ``order`` that it is too close to, -1 for none.
 
-    ``vectors`` (n, d) of length 1; a row is too close where its cosine similarity to one that is
-    taken is ``cap`` or more. (n) int64; the row that is named is taken itself.
+    ``vectors`` (n, d) have length 1. A row is too close if its cosine similarity to a row that was
+    taken is ``cap`` or more. Returns (n) int64; every row it names was itself taken.
     """
     repeats = np.full(len(vectors), -1)
     taken: Rows = np.empty(len(order), np.int64)
@@ -165,7 +165,7 @@ def too_close(vectors: NDArray[np.float32], order: Rows, cap: float) -> Rows:
 def _nearest(
     vectors: NDArray[np.float32], rows: Rows, taken: Rows
 ) -> tuple[Rows, NDArray[np.float32]]:
-    """Of each of ``rows`` the nearest of ``taken``, and how similar it is."""
+    """For each of ``rows``, the nearest of ``taken`` and its similarity."""
     nearest, best = np.full(len(rows), -1), np.full(len(rows), -np.inf, np.float32)
     for start in range(0, len(taken), CHUNK):
         part = taken[start : start + CHUNK]

@@ -15,7 +15,7 @@ BANDS, IN_BAND = 32, 4
 """With these bands two texts that share 80 % of their shingles meet with probability 1 - 5e-8."""
 
 DOUBT = 0.15
-"""How far below the truth an estimate from two signatures is believed to lie: four deviations."""
+"""How far an estimate from two signatures may be below the true value: four deviations."""
 
 Rows = NDArray[np.int64]
 
@@ -23,10 +23,10 @@ Rows = NDArray[np.int64]
 class DuplicateIndex:
     """Finds near duplicates among texts, in any order of them.
 
-    Two texts are near duplicates where their sets of three consecutive words, without case and
-    punctuation, overlap by ``|A and B| / |A or B| >= jaccard``. Candidates come from MinHash
-    signatures (Broder 1997) in shared buckets, and each is then checked exactly. Texts without a
-    word repeat nothing.
+    Two texts are near duplicates if their sets of three consecutive words, without case and
+    punctuation, overlap by ``|A and B| / |A or B| >= jaccard``. Candidates share a bucket of
+    MinHash signatures (Broder 1997), and each is then checked exactly. Texts without a word repeat
+    nothing.
 
     Args:
         texts: (n) texts.
@@ -42,10 +42,10 @@ class DuplicateIndex:
         self._buckets = _buckets(self._signatures)
 
     def repeats(self, order: Rows) -> Rows:
-        """Of each row the earlier row in ``order`` that it repeats, -1 for none.
+        """For each row, the earlier row in ``order`` that it repeats, -1 for none.
 
-        ``order`` holds the numbers of some or all rows. (n) int64; the row that is named repeats
-        no other itself.
+        ``order`` holds the numbers of some or all rows. Returns (n) int64; no row it names repeats
+        another.
         """
         meets: dict[int, list[int]] = {}
         repeats = np.full(len(self.texts), -1)
@@ -59,7 +59,7 @@ class DuplicateIndex:
         return repeats
 
     def _repeated(self, row: int, others: Rows) -> int:
-        """Which of ``others`` a row repeats, the most alike first, -1 for none."""
+        """Which of ``others`` a row repeats, trying the most similar first; -1 for none."""
         alike = (self._signatures[others] == self._signatures[row]).mean(axis=1)
         likely = np.argsort(-alike, kind="stable")[: int((alike >= self.jaccard - DOUBT).sum())]
         own = _shingles(self.texts[row])

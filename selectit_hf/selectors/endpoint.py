@@ -1,7 +1,7 @@
 """Asking a language model behind an endpoint, and never paying for the same answer twice.
 
-An answer is written to an append-only journal, and made durable, before anything is done with it.
-What can be lost to a kill is what the endpoint was still answering.
+An answer is written to an append-only journal, and made durable, before it is used. A kill can
+lose only answers that the endpoint has not yet finished.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ TOKEN = "SELECTIT_JUDGE_TOKEN"
 """The environment variable with the token for an endpoint that is not Hugging Face's."""
 
 OURS = ("huggingface.co", "huggingface.cloud", "hf.space")
-"""Hosts, with all below them, that may see the login of the Hub."""
+"""Hosts that, with their subdomains, may receive the Hub login."""
 
 TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 REFUSED = (400, 413, 422)
@@ -51,16 +51,16 @@ class Endpoint:
     sent there.
 
     Attributes:
-        model: what the endpoint calls the model; answers are stored under this name.
+        model: the endpoint's name for the model; answers are stored under it.
         url: base URL, as in ``http://localhost:8000/v1``; ``None`` for the Hub's providers.
         provider: which of the Hub's providers; ``None`` lets the Hub choose.
         max_tokens: longest answer.
-        concurrency: requests that are under way at once.
-        per_minute: requests that are begun in a minute at most; ``None`` for no limit.
+        concurrency: the number of simultaneous requests.
+        per_minute: the most requests started in a minute; ``None`` for no limit.
         attempts: how often a request is made before it is given up.
         timeout: seconds without a byte before a request is given up and made again.
         wait: seconds before the second attempt, doubled before each further one up to a minute,
-            unless the endpoint's ``Retry-After`` says longer.
+            unless the endpoint's ``Retry-After`` is longer.
 
     Raises:
         SettingError: a setting out of range, or ``url`` and ``provider`` together.
@@ -88,7 +88,7 @@ class Endpoint:
             raise SettingError(f"per_minute={self.per_minute} must be above 0.")
 
     def key(self, prompt: str) -> str:
-        """The hash that an answer is stored under: of the prompt and the model."""
+        """The hash of prompt and model under which an answer is stored."""
         asked = json.dumps([self.model, self.max_tokens, prompt])
         return hashlib.sha256(asked.encode()).hexdigest()
 
@@ -152,7 +152,7 @@ def _is_ours(url: str) -> bool:
 
 
 class _Stopped(Exception):
-    """Another thread knows why."""
+    """Another thread stopped the round and has the error."""
 
 
 class _Asking:
@@ -169,7 +169,7 @@ class _Asking:
         self._failed_in_a_row = 0
 
     def ask(self, key: str, prompt: str) -> str:
-        """Ask until there is an answer and store it; else the problem."""
+        """Ask until there is an answer and store it; otherwise return the problem."""
         said = ""
         for attempt in range(self.endpoint.attempts):
             self._wait_for_turn()
@@ -207,7 +207,7 @@ class _Asking:
         return Answer(text, int(usage.prompt_tokens or 0), int(usage.completion_tokens or 0))
 
     def _wait_for_turn(self) -> None:
-        """Sleep until the endpoint may be asked again, by the rate limit and by its own word."""
+        """Sleep until the rate limit and the endpoint's ``Retry-After`` allow another request."""
         interval = 60 / self.endpoint.per_minute if self.endpoint.per_minute else 0
         with self._lock:
             turn = max(self._free_at, time.monotonic())
@@ -215,7 +215,7 @@ class _Asking:
         self._sleep(turn - time.monotonic())
 
     def _hold(self, seconds: float) -> None:
-        """Let nobody ask for a while."""
+        """Let no thread ask for a while."""
         with self._lock:
             self._free_at = max(self._free_at, time.monotonic() + seconds)
 
@@ -237,7 +237,7 @@ class _Asking:
     def _stop(self, problem: str) -> ModelError:
         self.cause = ModelError(
             f"The judge {self.endpoint.model!r} {problem} Every answer so far is stored in "
-            f"{self.journal.path.name!r}; run the same command to go on when this is solved."
+            f"{self.journal.path.name!r}; run the same command to resume when this is solved."
         )
         self.stopped.set()
         return self.cause

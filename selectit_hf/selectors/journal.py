@@ -1,4 +1,4 @@
-"""Answers that were paid, and are never paid again: an append-only file."""
+"""An append-only file of paid answers, so that none is paid for twice."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ MALFORMED = (ValueError, TypeError, AttributeError, KeyError)
 
 
 class Answer(NamedTuple):
-    """What came back for one prompt, and the tokens it was paid by (0 where not said)."""
+    """The answer to one prompt, and the tokens that were billed (0 if unknown)."""
 
     text: str
     prompt_tokens: int = 0
@@ -25,12 +25,13 @@ class Answer(NamedTuple):
 
 
 class Journal:
-    """The answers that are paid: one JSON line each, found by the hash of what was asked.
+    """The paid answers: one JSON line each, found by the hash of the question.
 
-    Several processes may append to the same file. A line that a kill tore is skipped, and said.
+    Several processes may append to the same file. A line that a kill cut off is skipped, with a
+    warning.
 
     Raises:
-        RunError: the file is no journal.
+        RunError: the file is not a journal.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,7 +44,7 @@ class Journal:
         return self._answers.get(key)
 
     def append(self, key: str, answer: Answer) -> None:
-        """Store an answer; it is on the disk when this returns."""
+        """Store an answer; it is on the disk when the method returns."""
         line = json.dumps({"key": key, **answer._asdict()}, ensure_ascii=False) + "\n"
         with self._lock, self.path.open("ab+") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
@@ -59,9 +60,9 @@ class Journal:
         found = [self._parsed(line) for line in lines if line.strip()]
         torn = found.count(None)
         if found and torn == len(found):
-            raise RunError(f"{self.path.name!r} holds no answers of a judge; name another journal.")
+            raise RunError(f"{self.path.name!r} is not a journal of a judge; name another journal.")
         if torn:
-            logger.warning("%d torn lines of %s are skipped.", torn, self.path.name)
+            logger.warning("Skipped %d incomplete lines of %s.", torn, self.path.name)
         return dict(one for one in found if one is not None)
 
     def _parsed(self, line: bytes) -> tuple[str, Answer] | None:

@@ -55,10 +55,10 @@ class Estimate(NamedTuple):
 
     Attributes:
         requests: prompts that have no answer yet.
-        stored: rows whose answer is stored, or occurs in another row.
-        prompt_tokens: about as many tokens are sent, at four characters each.
-        answer_tokens: at most as many come back.
-        cost: at most, in the unit of the prices; ``None`` without prices.
+        stored: rows whose answer is stored, or whose prompt occurs in another row.
+        prompt_tokens: tokens to be sent, estimated at four characters each.
+        answer_tokens: the most tokens that may come back.
+        cost: the highest cost, in the unit of the prices; ``None`` without prices.
     """
 
     requests: int
@@ -79,8 +79,8 @@ class Judge(Selector):
 
     Attributes:
         endpoint: who is asked, and how fast.
-        journal: the file that holds every answer that was paid; see `Journal`.
-        prompt: with ``{instruction}`` and ``{response}``, and ``{dimension}`` if wanted.
+        journal: the file that holds every paid answer; see `Journal`.
+        prompt: a text with ``{instruction}``, ``{response}`` and optionally ``{dimension}``.
         dimension: what is judged (AlpaGasus: accuracy).
         reader: how rows are read.
         slug: replaces the model's name in the column names.
@@ -122,7 +122,7 @@ class Judge(Selector):
         return f"judgement__{self.slug or slug(self.endpoint.model)}"
 
     def key(self) -> str:
-        """A hash of all that can change a judgement; where the endpoint is does not count."""
+        """A hash of everything that can change a judgement; the endpoint's URL is left out."""
         return key_of(
             {
                 "prompt": self.prompt,
@@ -174,7 +174,7 @@ class Judge(Selector):
             SettingError: one price without the other.
         """
         if (prompt_price is None) != (answer_price is None):
-            raise SettingError("Give both prices, of prompt and answer tokens, or none.")
+            raise SettingError("Give both prices, for prompt and answer tokens, or none.")
         journal = Journal(Path(self.journal))
         rows, wanted = 0, {}
         for batch in batches:

@@ -1,4 +1,4 @@
-"""A share for each group, so that one category cannot take all."""
+"""A share for each group, so that one category cannot fill the selection."""
 
 from collections.abc import Hashable, Sequence
 
@@ -16,19 +16,19 @@ Rows = NDArray[np.int64]
 
 
 def quotas(scores: Scores, groups: Sequence[Hashable], cut: Cut) -> pa.Table:
-    """Decide within each group, so that no category takes all; see `Selection.decisions`.
+    """Decide within each group, so that no category fills the selection; see `Selection.decisions`.
 
-    As many rows as ``cut`` keeps of all are shared out in proportion to the groups' sizes (largest
-    remainders first, then larger groups), and each group keeps its own best. ``rank`` counts within
-    the group. ``groups`` (n) any values, ``None`` being a group like any other.
+    The number of rows that ``cut`` keeps is divided in proportion to the groups' sizes (largest
+    remainders first, then larger groups), and each group keeps its own best rows. ``rank`` counts
+    within the group. ``groups`` are (n) values of any kind; ``None`` is a group like any other.
 
     Raises:
-        SettingError: another number of groups than of scores, or a cut by threshold.
+        SettingError: the numbers of groups and scores differ, or the cut is a threshold.
     """
     if len(groups) != len(scores.values):
         raise SettingError(f"{len(groups)} groups for {len(scores.values)} rows; give one each.")
     if cut.threshold is not None:
-        raise SettingError("A threshold keeps no quota of a group; give proportion or n.")
+        raise SettingError("A threshold cannot keep a share of each group; give proportion or n.")
     decided = decide(scores.values, cut, scores.statuses)
     codes = _codes(groups)
     ranks = _ranks_within(decided["rank"].fill_null(len(codes)).to_numpy(), codes)
@@ -49,14 +49,14 @@ def quotas(scores: Scores, groups: Sequence[Hashable], cut: Cut) -> pa.Table:
 
 
 def standing(scores: Scores, groups: Sequence[Hashable]) -> Scores:
-    """Where each row stands in its own group, above 0 and below 1 for the best.
+    """Each row's relative rank in its own group, between 0 and 1, highest for the best row.
 
-    ``1 - (r + 1/2) / g`` for the row with ``r`` better ones in its group of ``g`` rows, those
-    without a score counted; equal scores in row order. Whatever is kept by it, no group loses more
-    than one row of its share. Rows without a score stay without one.
+    It is ``1 - (r + 1/2) / g`` for a row with ``r`` better rows in its group of ``g`` rows,
+    including rows without a score; equal scores keep row order. Whatever is selected by it, no
+    group loses more than one row of its share. Rows without a score stay without one.
 
     Raises:
-        SettingError: another number of groups than of scores.
+        SettingError: the numbers of groups and scores differ.
     """
     if len(groups) != len(scores.values):
         raise SettingError(f"{len(groups)} groups for {len(scores.values)} rows; give one each.")
@@ -83,7 +83,7 @@ def _ranks_within(ranks: Rows, codes: Rows) -> Rows:
 
 
 def _shares(sizes: Rows, total: int) -> Rows:
-    """``total`` shared out in proportion to ``sizes``, by largest remainder."""
+    """``total`` divided in proportion to ``sizes``, by largest remainder."""
     shares, remainders = np.divmod(sizes * total, max(int(sizes.sum()), 1))
     first = np.lexsort((np.arange(len(sizes)), -sizes, -remainders))
     shares[first[: total - int(shares.sum())]] += 1

@@ -5,11 +5,11 @@ Both are made of the mean cross-entropy of the response's ``N`` tokens under a c
     s(A|Q) = -1/N * sum_t log p(a_t | Q, a_1..a_{t-1})      given the instruction
     s(A)   = -1/N * sum_t log p(a_t | a_1..a_{t-1})         alone
 
-What is stored is the sum of log-probabilities and ``N``, a measurement for each of the two passes,
-so perplexity costs nothing after IFD, and IFD after perplexity costs only the second pass. The
-response is encoded once, by itself, and both passes read the same tokens. Before the first stands
-the tokenizer's BOS, or its EOS where it has no BOS (which separates documents in such models), in
-both passes alike; a response alone could not be read without something before it.
+Each of the two passes is a measurement that stores the sum of log-probabilities and ``N``, so
+perplexity costs nothing after IFD, and IFD after perplexity costs only the second pass. The
+response is encoded once, by itself, and both passes read the same tokens. In both passes the first
+token is the tokenizer's BOS, or its EOS if it has no BOS (in such models EOS separates documents),
+since the first token of a response cannot be predicted without one before it.
 """
 
 import dataclasses
@@ -53,23 +53,23 @@ if TYPE_CHECKING:
 __all__ = ["CONTEXT", "Pass", "ResponseScorer", "check_choice", "finite", "loss_of"]
 
 CONTEXT = "Instruction:{instruction}\nResponse:"
-"""What stands before a response that is given its instruction: the layout of the rating prompts."""
+"""The context before a response given its instruction: the layout of the rating prompts."""
 
 PASS_VERSION = 1
-"""Raised whenever a change to rows, tokens or engine changes a measurement."""
+"""Increased whenever a change to rows, tokens or engine changes a measurement."""
 
 Which = Literal["given", "alone"]
 
 
 @dataclass(frozen=True)
 class ResponseScorer(ResolvedSelector):
-    """What `IFD` and `Perplexity` share: a model that reads responses.
+    """The base of `IFD` and `Perplexity`: a model that reads responses.
 
     Attributes:
         model, revision, base_model, dtype, quantization, attn_implementation, device, device_map,
             token_budget: see `selectit_hf.TokenScore`; a model that rates and reads is
             loaded once.
-        context: what stands before a response given its instruction; see `CONTEXT`.
+        context: the text before a response given its instruction; see `CONTEXT`.
         instruction_column, response_column, turns, translation, roles: see
             `selectit_hf.formats.rows.RowReader`.
         max_length: longest sequence in tokens; ``None`` for the model's context.
@@ -107,13 +107,13 @@ class ResponseScorer(ResolvedSelector):
         object.__setattr__(self, "rater", TokenScore(**settings, name=self.slug))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything resolved that can change a score, as `RatingScorer.__getstate__`."""
+        """All resolved settings that can change a score, as in `RatingScorer.__getstate__`."""
         own = settings_of(self)
         rater = self.rater.__getstate__()
         resolved = {name: rater[name] for name in OF_A_RATER if name in rater}
         places = dict.fromkeys(OF_A_PLACE)
         state = {**own, **resolved, **places, "version": PASS_VERSION}
-        del state["device_map"]  # which came later than what `datasets` has cached, as did:
+        del state["device_map"]  # added after `datasets` caches were written, like these:
         return {name: value for name, value in state.items() if name not in LATER or value}
 
     @property
@@ -143,7 +143,7 @@ class Pass:
     """One reading of every response: ``logprob``, the sum of its log-probabilities, and ``tokens``.
 
     Attributes:
-        scorer: who reads, and how.
+        scorer: the scorer whose model reads, and its settings.
         which: ``"given"`` the instruction, or ``"alone"``.
     """
 
@@ -197,7 +197,7 @@ class Pass:
         return Measured(_table(values, counts, statuses), len(ids), sum(map(len, ids)))
 
     def _engine(self, rank: int | None) -> "Engine":
-        """The same engine that rates with this model, at the same place."""
+        """The engine that also rates with this model, in the same place."""
         rater = self.scorer.rater
         nothing = Question(Template(), (), rater.k, None, False)
         return Rater(rater.checkpoint, nothing, rater.place(rank)).engine()
@@ -228,7 +228,7 @@ def loss_of(table: pa.Table) -> NDArray[np.float64]:
 
 
 def finite(values: NDArray[np.float64], statuses: list[str]) -> Scores:
-    """Scores; a value that overflowed or has no denominator is ``nonfinite``."""
+    """Scores; a value that overflowed or was divided by zero is ``nonfinite``."""
     lost = ~np.isfinite(values)
     statuses = [
         "nonfinite" if gone and status in RATED else status
@@ -238,7 +238,7 @@ def finite(values: NDArray[np.float64], statuses: list[str]) -> Scores:
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a setting that is none of ``choices``.
+    """Refuse a setting that is not one of ``choices``.
 
     Raises:
         SettingError: it is not.

@@ -1,9 +1,9 @@
-"""What every selector is: one score column and one status column by its name.
+"""The interface of selectors: each writes a score column and a status column with its name.
 
-The higher the score, the sooner a row is kept; a row without a score is null and its status says
-why. What is expensive to know about a row (a forward pass, a paid answer) is a `Measurement`: a
-struct column of raw values with the key of the settings that made it, so that two selectors that
-need the same measurement share it. What a selector makes of its measurements is free.
+Rows with higher scores are kept first; a row without a score has null, and its status says why. An
+expensive fact about a row (from a forward pass or a paid answer) is a `Measurement`: a struct
+column of raw values with the key of the settings that made it, so that two selectors that need the
+same measurement share it. Computing scores from measurements is cheap.
 """
 
 import dataclasses
@@ -40,11 +40,11 @@ UNSETTLED = ("oom", "unanswered")
 """Statuses that another attempt may change."""
 
 Progress = Callable[[int], None]
-"""Told how many more sequences or answers are done."""
+"""Called with how many more sequences or answers are done."""
 
 
 class Scores(NamedTuple):
-    """Scores of ``n`` rows: (n) float64, NaN for none, and (n) statuses, ``"ok"`` or why not."""
+    """Scores of ``n`` rows: (n) float64, NaN for none, and (n) statuses, ``"ok"`` or a reason."""
 
     values: NDArray[np.float64]
     statuses: list[str]
@@ -65,7 +65,7 @@ class Measured(NamedTuple):
 
     @property
     def unanswered(self) -> int:
-        """Rows that an endpoint gave no answer for; they are asked about again."""
+        """The number of rows without an answer from the endpoint; they are asked again."""
         return texts(self.table, "status").count("unanswered")
 
 
@@ -98,7 +98,7 @@ class Selector:
         raise NotImplementedError
 
     def measurements(self) -> tuple[Measurement, ...]:
-        """What it must know about a row."""
+        """The measurements that it needs of each row."""
         raise NotImplementedError
 
     def scores(self, tables: Sequence[pa.Table]) -> Scores:
@@ -116,10 +116,10 @@ class Selector:
         return Features({**dataset.features, **self.columns})
 
     def __call__(self, batch: Batch, rank: int | None = None) -> dict[str, Any]:
-        """Add the columns to a batch; measurements that are in it already are used again.
+        """Add the columns to a batch; measurements that are already in it are used again.
 
-        They are recognised by their settings, not by the text: drop the columns before you edit
-        rows and measure them again.
+        They are recognised by their settings, not by the text: if you edit rows, drop the columns
+        before you measure again.
 
         Raises:
             InputError: the columns do not fit.
@@ -138,10 +138,10 @@ class Selector:
 
 
 class ResolvedSelector(Selector):
-    """A selector, a dataclass, whose pickled state spells out what its settings resolve to."""
+    """A dataclass selector whose pickled state holds its resolved settings."""
 
     def __post_init__(self) -> None:
-        """Check the settings, and make what follows from them."""
+        """Check the settings, and derive the rest from them."""
         raise NotImplementedError
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -160,8 +160,8 @@ def _measured_rows(one: Measurement, batch: Batch, rank: int | None) -> list[dic
         if row is not None and (not isinstance(row, Mapping) or row.get("key") != key):
             raise RatingsError(
                 f"The column {one.column!r} was measured with other settings (model, revision, "
-                "template, columns, length or dtype), or is not ours; drop or rename it, or give "
-                "this selector another slug."
+                "template, columns, length or dtype), or no selector wrote it; drop or rename it, "
+                "or give this selector another slug."
             )
     todo = [i for i, row in enumerate(rows) if row is None or row["status"] in UNSETTLED]
     if todo:
@@ -205,7 +205,7 @@ def texts(table: pa.Table, field: str) -> list[str]:
 
 
 def worst_status(*statuses: Sequence[str]) -> list[str]:
-    """Of each row's statuses the first that means no value, else the first that is not ``ok``."""
+    """For each row, the first status that means no value, else the first that is not ``ok``."""
     return [
         next((s for s in row if s not in RATED), next((s for s in row if s != "ok"), "ok"))
         for row in zip(*statuses, strict=True)

@@ -248,7 +248,7 @@ def test_an_unknown_selector_is_named(
 ) -> None:
     done = selectit("compare", run, "--data", data, "--by", "stars")
     assert done.code == 1
-    assert "'stars' is no selector and no column" in done.err
+    assert "'stars' is neither a selector nor a column" in done.err
 
 
 def test_the_report_holds_the_ablations(

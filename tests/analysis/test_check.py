@@ -162,7 +162,7 @@ def test_a_draw_depends_on_seed_row_and_name_alone() -> None:
 
 
 def test_a_defect_that_gives_no_pair_is_named() -> None:
-    with pytest.raises(InputError, match=r"'mine' gave str.*return pair\._replace"):
+    with pytest.raises(InputError, match=r"'mine' returned str.*return pair\._replace"):
         plant([PAIR, OTHER], [0, 1], {"mine": lambda pair, other, rng: "no"}, {})  # type: ignore
     with pytest.raises(InputError, match="can have any of the defects mine"):
         plant([PAIR, OTHER], [0, 1], {"mine": lambda pair, other, rng: None}, {})
@@ -361,10 +361,10 @@ def test_advice_names_what_helps() -> None:
     for part in (
         "0.05: it hardly understood",
         "ends in ' is: '",
-        "0.7, instead of 0.05",
+        "0.7 instead of 0.05",
         "answers 1 to 90% of",
         "--chat",
-        "'ifd' ranks better: 0.70",
+        "'ifd' is better: 0.70",
         "--rows 400",
         "larger model",
     ):

@@ -193,7 +193,7 @@ def test_a_published_subset_is_matched_by_its_text(made, tmp_path):
     Dataset.from_list(rows).to_json(str(tmp_path / "subset.jsonl"))
     subset = made.score(f"hub:{tmp_path / 'subset.jsonl'}")
     assert np.flatnonzero(np.isfinite(subset.scores.values)).tolist() == [3, 4, 30]
-    assert subset.note == "3 of 4 different rows of subset.jsonl are among these"
+    assert subset.note == "3 of 4 distinct rows of subset.jsonl are in the run"
     found = compare([subset], made.pairs, Cut(n=20))
     assert found.selectors[0]["kept"] == 3
 
@@ -201,10 +201,10 @@ def test_a_published_subset_is_matched_by_its_text(made, tmp_path):
 @pytest.mark.parametrize(
     ("by", "error", "says"),
     [
-        ("nothing", SettingError, "'nothing' is no selector and no column"),
-        ("token", SettingError, "of which model\\? One of model_0, model_1"),
+        ("nothing", SettingError, "'nothing' is neither a selector nor a column"),
+        ("token", SettingError, "write token:NAME with one of model_0, model_1"),
         ("sentence:other", SettingError, "no model 'other'"),
-        ("judge", SettingError, "needs a judge"),
+        ("judge", SettingError, "needs judge="),
         ("topic", InputError, "holds string, not scores"),
     ],
 )
@@ -215,7 +215,7 @@ def test_names_that_cannot_be(made, by, error, says):
 
 def test_a_folders_place_must_be_told(finished):
     run, _ = finished
-    with pytest.raises(SettingError, match=r"give it again as model= \(--model\)"):
+    with pytest.raises(SettingError, match=r"give it again with model= \(--model\)"):
         Candidates(Measures(run, ROWS)).score("length")
 
 
@@ -309,7 +309,7 @@ def test_a_comparison_that_cannot_be():
     one = Candidate("a", Scores(np.zeros(38), ["ok"] * 38))
     with pytest.raises(SettingError, match="named twice"):
         compare([one, one], pairs, Cut())
-    with pytest.raises(SettingError, match="'b' scores 3 rows, and there are 38"):
+    with pytest.raises(SettingError, match="'b' scores 3 rows, but there are 38"):
         compare([one, Candidate("b", Scores(np.zeros(3), ["ok"] * 3))], pairs, Cut())
 
 

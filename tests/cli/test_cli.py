@@ -69,7 +69,7 @@ def test_select_again_without_a_model(
     assert pq.read_table("run/selected.parquet").num_rows == 6
     unread = selectit(*again, "--data", data, "--device", "cpu")
     assert unread.code == 1
-    assert "of a model that reads responses" in unread.err
+    assert "apply only to --by ifd" in unread.err
     missing = selectit(*again)
     assert missing.code == 1
     assert "give it again with --data" in missing.err
@@ -214,7 +214,7 @@ ERRORS: dict[str, tuple[list[Any], str]] = {
     "alpha": (["run", "DATA", "--model", MODEL, "--alpha", -1, "--out", "r"], "at least 0"),
     "weights of one": (
         ["run", "DATA", "--model", MODEL, "--weights", "1,2", "--out", "r"],
-        "this run has one",
+        "this run has only one",
     ),
     "by": (["run", "DATA", "--model", MODEL, "--by", "nosuch", "--out", "r"], "'nosuch'"),
     "turns of score": (["score", "talk.jsonl", "--model", MODEL, "--out", "r"], "--turns first"),
@@ -326,7 +326,7 @@ def test_status_of_a_run_and_of_a_damaged_one(
     Path("run/plan.json").write_text(json.dumps(plan))
     refused = selectit("status", "run")
     assert refused.code == 1
-    assert "plan.json is not what was written" in refused.err
+    assert "plan.json was changed after it was written" in refused.err
 
 
 def test_plan_rate_and_finish_are_what_run_does(
@@ -552,7 +552,7 @@ def test_a_run_in_object_storage_by_its_url_from_any_machine(
     assert "give a file" in done.err
     done = selectit("status", "memory://bucket/nothing")
     assert done.code == 1
-    assert "is no run folder: it has no plan.json" in done.err
+    assert "is not a run folder: it has no plan.json" in done.err
 
 
 @pytest.mark.parametrize("command", [["score", "x.json"], ["report", "run"]])

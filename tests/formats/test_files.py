@@ -67,7 +67,7 @@ REFUSED = {
     "key.jsonl": ('{"a": "b"}\n{"\\udc00": "b"}\n', "line 2: a key is not valid Unicode"),
     "array.json": ('[{"a": "b"},\n {"a": }]', "line 2, character 8"),
     "texts.json": ('["a", "b"]', "element 1: a row must be an object"),
-    "wrapped.json": (json.dumps({"data": ROWS}, indent=1), r"lie under 'data'.*jq '\.data'"),
+    "wrapped.json": (json.dumps({"data": ROWS}, indent=1), r"are under 'data'.*jq '\.data'"),
     "short.jsonl.gz": (gzip.compress(lines(ROWS * 50).encode())[:-20], "cannot be unpacked"),
     "plain.jsonl.gz": (lines(ROWS), "cannot be unpacked"),
     "short.jsonl.xz": (lzma.compress(lines(ROWS).encode())[:-20], "cannot be unpacked"),
@@ -229,7 +229,7 @@ def test_several_files(tmp_path):
         assert rows.to_list() == ROWS
         assert str(tmp_path) not in source.name or "," in name
     assert load(everything[0], "train[:50%]")[0].to_list() == ROWS[:3]
-    with pytest.raises(InputError, match="no part of the 6 rows"):
+    with pytest.raises(InputError, match="does not fit the 6 rows"):
         load(everything[0], "train[x]")
     (tmp_path / "more.csv").write_text("instruction,output\na,b\n")
     with pytest.raises(InputError, match=r"several kinds \(more.csv, part-0.jsonl\)"):
@@ -243,7 +243,7 @@ def test_a_folder_whose_files_tell_splits(tmp_path):
         load(str(tmp_path))
     assert load(str(tmp_path), "test")[0].to_list() == ROWS[4:]
     (tmp_path / "notes.jsonl").write_text(lines(ROWS))
-    with pytest.raises(InputError, match=r"'notes.jsonl' is of none"):
+    with pytest.raises(InputError, match=r"'notes.jsonl' belongs to none"):
         load(str(tmp_path), "test")
 
 

@@ -114,7 +114,7 @@ def test_a_result_that_is_not_what_was_written_is_named(name: str, tmp_path: Pat
         changed = bytearray(data)
         changed[len(data) // 3] ^= 4
     (folder / name).write_bytes(changed)
-    with pytest.raises(RunError, match=f"{name} is not what was written"):
+    with pytest.raises(RunError, match=f"{name} was changed after it was written"):
         from_run(folder)
 
 
@@ -122,14 +122,14 @@ def test_a_result_that_is_not_what_was_written_is_named(name: str, tmp_path: Pat
 def test_a_manifest_without_its_hash_is_refused(change: bytes, tmp_path: Path) -> None:
     manifest = make_run(tmp_path / "run") / "selection.json"
     manifest.write_bytes(manifest.read_bytes().replace(b'"manifest_sha256": ', change))
-    with pytest.raises(RunError, match=r"selection.json is not what was written"):
+    with pytest.raises(RunError, match=r"selection.json was changed after it was written"):
         from_run(manifest.parent)
 
 
 def test_results_of_two_selections_are_refused(tmp_path: Path) -> None:
     folder, other = make_run(tmp_path / "a"), make_run(tmp_path / "b", seed=7)
     (folder / "summary.json").write_bytes((other / "summary.json").read_bytes())
-    with pytest.raises(RunError, match=r"summary.json is not what was written"):
+    with pytest.raises(RunError, match=r"summary.json was changed after it was written"):
         from_run(folder)
 
 

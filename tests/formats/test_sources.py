@@ -304,7 +304,7 @@ def test_rows_outside_the_folder_are_refused(how: str, tmp_path: Path) -> None:
         data = tmp_path / "files"
         data.mkdir()
         (data / "rows.arrow").symlink_to(secret / arrow)
-    with pytest.raises(InputError, match=f"'{data.name}' leads to a file outside it"):
+    with pytest.raises(InputError, match=f"in the folder '{data.name}' leads out of it"):
         load(str(data))
 
 

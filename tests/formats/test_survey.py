@@ -274,7 +274,7 @@ def test_a_path_that_the_system_refuses_is_no_matter_of_a_library(tmp_path):
 def test_what_we_raise_by_mistake_is_our_fault():
     words, code = explained(raised_by(lambda: pair_hash(object())))  # type: ignore[arg-type]
     assert code == 70
-    assert "a fault of selectit" in words
+    assert "a bug in selectit" in words
 
 
 @pytest.mark.parametrize(

@@ -191,8 +191,8 @@ def test_what_the_rows_were_read_as_is_told(tmp_path: Path) -> None:
         "--template template.txt",
         "--chat",
         "2,048 tokens",
-        "of which the token level takes the first",
-        "all from the threshold on",
+        "of which the token level uses the first",
+        "all rows at or above the threshold",
     ):
         assert said in body
 
@@ -211,8 +211,8 @@ def test_what_the_weights_were_is_told(prepared: tuple[Finished, Staged]) -> Non
     for said in (
         f"[org/lora](https://huggingface.co/org/lora/tree/{own})",
         f"revision: {own}, of its base {of_base}",
-        "an adapter of: org/base",
-        "quantized while they were loaded: 4bit (bitsandbytes)",
+        "an adapter for: org/base",
+        "quantized on loading: 4bit (bitsandbytes)",
         "attention: eager",
         f"--model 'org/lora@{own}~{of_base}'",
         "--base-model org/base",
@@ -274,7 +274,7 @@ def test_another_licence_than_the_sources_is_told(tmp_path: Path) -> None:
     source = {"license": "cc-by-nc-4.0"}
     made = card_of(tmp_path, CardSettings(license="mit"), source)
     assert made.data["license"] == "mit"
-    assert "on the word of the publisher" in made.body
+    assert "as stated by the publisher" in made.body
     assert "the source says cc-by-nc-4.0" in made.body
 
 
@@ -287,13 +287,13 @@ def test_the_name_of_an_unlisted_licence_is_inherited_too(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("wrong", ["mit\nx: y", "<b>", "", "MIT License", "a" * 65])
 def test_a_licence_that_can_be_none_is_refused(wrong: str) -> None:
-    with pytest.raises(SettingError, match="no licence identifier"):
+    with pytest.raises(SettingError, match="not a licence identifier"):
         CardSettings(license=wrong)
 
 
 def test_a_language_that_can_be_none_is_refused() -> None:
     CardSettings(language=("en", "zh-Hant"))
-    with pytest.raises(SettingError, match="no language code"):
+    with pytest.raises(SettingError, match="not a language code"):
         CardSettings(language=("english!",))
 
 
@@ -451,7 +451,7 @@ def test_a_run_that_kept_nothing_is_refused(tmp_path: Path) -> None:
 def test_a_run_ranked_by_another_column_is_refused(tmp_path: Path) -> None:
     rows = make_rows(10, quality=[float(i) for i in range(10)])
     run = make_run(tmp_path / "run", rows=rows, how=Reflection(by="quality"))
-    with pytest.raises(InputError, match="no score of this package"):
+    with pytest.raises(InputError, match="not a score of this package"):
         from_run(run)
 
 

@@ -265,7 +265,7 @@ def test_a_name_that_can_be_none_is_refused_before_any_request(
     server: HubServer, first: Selection, name: str
 ) -> None:
     api = HfApi(endpoint=server.url, token=TOKEN)
-    with pytest.raises(SettingError, match="no repository name"):
+    with pytest.raises(SettingError, match="not a repository name"):
         plan_push(api, name, first.staged, first.card, PushSettings(), "0.1.0")
     assert server.requests == []
 
@@ -326,12 +326,12 @@ def test_a_repository_keeps_its_visibility(
     server: HubServer, first: Selection, public: bool
 ) -> None:
     server.add_repo("dataset", NAME, private=public)
-    refused(server, "is there already and " + ("private" if public else "public"), first,
+    refused(server, "already exists and is " + ("private" if public else "public"), first,
             public=public)  # fmt: skip
 
 
 def test_a_pull_request_needs_a_repository(server: HubServer, first: Selection) -> None:
-    refused(server, "nothing to make a pull request to", first, create_pr=True)
+    refused(server, "no pull request can be opened", first, create_pr=True)
 
 
 def test_a_gated_repository_of_someone_else_is_not_ours(
@@ -425,7 +425,7 @@ def test_a_commit_since_planning_stops_the_push(
     plan = first.plan(server, **settings)
     start = len(server.requests)
     another_writer(server)
-    with pytest.raises(HubError, match=r"Someone else changed .* Nothing of it was committed"):
+    with pytest.raises(HubError, match=r"Someone else changed .* Nothing was committed"):
         push(HfApi(endpoint=server.url, token=TOKEN), plan)
     assert commits(server) == ["Theirs"]
     assert repo.pull_requests == []

@@ -57,7 +57,7 @@ def test_all_requests_together_have_one_limit(
     monkeypatch.setattr(patience, "PATIENCE", 60.0)
     server.at("GET", fault, times=99)  # type: ignore[arg-type]
     begun = time.monotonic()
-    with time_limit(1.0), pytest.raises(Overdue, match="the time is over"):
+    with time_limit(1.0), pytest.raises(Overdue, match="the time limit is reached"):
         patiently(lambda: api.dataset_info("user/data"))
     assert time.monotonic() - begun < LONG / 3
     server.faults.clear()

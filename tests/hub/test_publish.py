@@ -159,9 +159,9 @@ def test_a_run_over_alpaca_gpt4(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["nothing-here", NAME], 1, "is no run folder"),
-        (["RUN", "not-a-whole-name"], 2, "no repository name"),
-        (["RUN", NAME, "--license", "no licence!"], 2, "no licence identifier"),
+        (["nothing-here", NAME], 1, "is not a run folder"),
+        (["RUN", "not-a-whole-name"], 2, "not a repository name"),
+        (["RUN", NAME, "--license", "no licence!"], 2, "not a licence identifier"),
         (["RUN", NAME, "--update", "--overwrite"], 2, "contradict each other"),
         (["RUN", NAME], 1, "needs a login"),
     ],
@@ -298,7 +298,7 @@ def test_settings_that_are_not_the_rows_own_are_refused(
         publish(scored.map(lambda row: {"sentence_score__tiny_rater": 1.0}))
     with pytest.raises(RatingsError, match="no rater__"):
         publish(scored.remove_columns("rater__tiny_rater"))
-    with pytest.raises(RatingsError, match="not complete"):
+    with pytest.raises(RatingsError, match="incomplete"):
         publish(scored.remove_columns("rating_logprobs__tiny_rater"))
     assert ("dataset", NAME) not in server.repos
     publish(rows, mine)
@@ -321,11 +321,11 @@ def test_a_selection_that_cannot_be_published_is_refused(
     with pytest.raises(InputError, match="nothing to publish"):
         publish(selectit_hf.select(scored, threshold=100.0))
     lengths = scored.map(lambda row: {"length": float(len(row["output"]))})
-    with pytest.raises(InputError, match="no score of this package"):
+    with pytest.raises(InputError, match="not a score of this package"):
         publish(selectit_hf.select(lengths, by="length"))
     with pytest.raises(HubError, match="cannot be found"):
         publish(selectit_hf.select(scored), source="org/nowhere")
-    with pytest.raises(InputError, match="is no dataset"):
+    with pytest.raises(InputError, match="is not a dataset"):
         publish(selectit_hf.select(scored), source="@main")
     assert ("dataset", NAME) not in server.repos
 

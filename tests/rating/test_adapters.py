@@ -145,7 +145,7 @@ def test_a_base_that_is_not_there_is_named(tmp_path: Path, base: Path) -> None:
     found = write_adapter(tmp_path / "found" / "gone", base)
     assert told.checkpoint.base == resolve(str(base))
     np.testing.assert_array_equal(told.rate(ROWS).logprobs, ratings(found))
-    with pytest.raises(ModelError, match="is a whole model and no adapter"):
+    with pytest.raises(ModelError, match="is a whole model, not an adapter"):
         resolve(str(base), base_model=str(base))
     stacked = write_adapter(tmp_path / "stacked", found)
     with pytest.raises(ModelError, match="Merge the adapter 'gone' into its own base first"):
@@ -235,7 +235,7 @@ def wider(weights: dict[str, torch.Tensor]) -> None:
     ("change", "says"),
     [
         (without_one, "layers.1.mlp.down_proj.lora_B.*is missing"),
-        (with_a_third_layer, r"layers\.2\.self_attn.*finds no place"),
+        (with_a_third_layer, r"layers\.2\.self_attn.*has no place"),
         (wider, "size mismatch"),
     ],
 )

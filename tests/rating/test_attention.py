@@ -48,7 +48,7 @@ def test_flash_attention_is_refused_where_it_is_not(
 def test_another_than_was_asked_for_is_not_taken_unsaid(checkpoint: Path) -> None:
     model: Any = load_model(str(checkpoint), "float32", "cpu")
     check_taken(model, None)
-    with pytest.raises(ModelError, match="LlamaForCausalLM would take sdpa instead"):
+    with pytest.raises(ModelError, match="LlamaForCausalLM would use sdpa instead"):
         check_taken(model, "eager")
 
 

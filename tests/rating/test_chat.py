@@ -99,7 +99,7 @@ def test_the_clock_runs_on_afterwards(chatty: Any) -> None:
     ],
 )
 def test_chance_is_refused(chatty: Any, seldom: str) -> None:
-    with pytest.raises(TokenizerError, match="gives other text each time"):
+    with pytest.raises(TokenizerError, match="writes other text each time"):
         check_chat_template(chatty(seldom + PLAIN))
 
 

@@ -289,7 +289,7 @@ def test_a_comparison_that_memory_forbids_is_left_out_and_said(
     assert read.reading.way == "one sequence at a time"
     assert read.reading.compared == 0
     assert 0 < read.splits < caplog.text.count("not compared")
-    assert "no plain forward pass fits in memory to compare it with" in caplog.text
+    assert "no plain forward pass to compare with fits in memory" in caplog.text
     np.testing.assert_allclose(read.values, one_by_one(model, ids, READ), rtol=0, atol=1e-4)
 
 
@@ -482,7 +482,7 @@ def test_memory_that_runs_out_while_loading_says_what_helps(
     owner = AutoModelForCausalLM if step == "from_pretrained" else LlamaForCausalLM
     monkeypatch.setattr(LlamaForCausalLM, "to", lambda model, device: model)
     monkeypatch.setattr(owner, step, out_of(NO_MEMORY))
-    says = rf"memory of {device} \(CUDA out of memory\. Tried to allocate 224 MiB\)\. Take "
+    says = rf"memory of {device} \(CUDA out of memory\. Tried to allocate 224 MiB\)\. Use "
     with pytest.raises(ModelError, match=says) as caught:
         load_model(str(tmp_path), "float32", device)
     assert "--dtype bfloat16" in str(caught.value)

@@ -138,7 +138,7 @@ MISSING = {
     "both": (["DATA", "--model", "user/both"], "into a folder of their own"),
     "which": (["DATA", "--model", "user/quants"], "as in user/quants:a-Q4.gguf"),
     "no file": (["DATA", "--model", "user/quants:c.gguf"], "no c.gguf"),
-    "whole": (["DATA", "--model", "user/tiny", "--base-model", "user/tiny"], "no adapter"),
+    "whole": (["DATA", "--model", "user/tiny", "--base-model", "user/tiny"], "not an adapter"),
 }
 MANY = """
 import contextlib, io, json, sys

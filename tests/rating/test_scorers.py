@@ -333,10 +333,10 @@ def test_rows_not_yet_rated_have_no_model_level(rows: Dataset, scorer: SentenceS
 
 def test_columns_of_others_are_not_overwritten(rows: Dataset, scorer: SentenceScore) -> None:
     taken = rows.add_column("status__random_llama", ["mine"] * 5)
-    with pytest.raises(RatingsError, match="'status__random_llama' that is not ours"):
+    with pytest.raises(RatingsError, match="'status__random_llama' that no scorer wrote"):
         taken.map(scorer, batched=True)
     taken = rows.map(scorer, batched=True).add_column("model_score", ["mine"] * 5)
-    with pytest.raises(RatingsError, match="not ours"):
+    with pytest.raises(RatingsError, match="no scorer wrote"):
         taken.map(ModelScore(), batched=True)
 
 

@@ -308,7 +308,7 @@ def test_of_more_rows_than_can_be_drawn_a_sample_stands_for_all(run, rows, monke
         assert best[drawn["rank"][at]] == scores[row]
         assert drawn["length"][at] == len(rows[int(row)]["output"])
     page = render(finished, rows)
-    assert "charts and tables are of a random 100 of them" in page
+    assert "charts and tables cover a random sample of 100" in page
     assert page.count("A random 40 of 216 rated rows.") == 2
 
 
@@ -424,7 +424,7 @@ def said_of(run, data, **changes):
     ("changes", "words"),
     [
         ({"models__0__rating_mass": 0.01}, "under 0.1 on average for small (0.0100)."),
-        ({"models__1__statuses": {"ok": 10, "truncated": 5}}, "large saw 5 of 15 rows cut"),
+        ({"models__1__statuses": {"ok": 10, "truncated": 5}}, "5 of 15 rows were cut to fit large"),
         ({"contrast__selected__median_response_characters": 900}, "kept responses are longer"),
         ({"contrast__selected__median_response_characters": 1}, "kept responses are shorter"),
         (
@@ -442,7 +442,7 @@ def test_models_and_prompts_that_disagree_are_named(run, data):
     table = np.array([[1, 0.1], [0.1, 1]])
     apart, alike = (Agreement("one", ["1", "2"], values) for values in (table, table + 0.3))
     said = said_of(run, replace(data, models=apart, prompts=[alike, apart]))
-    assert "two of them correlate by only 0.10" in said
+    assert "lowest rank correlation between two models is only 0.10" in said
     assert said.count("The rating prompts of one disagree") == 1
     assert "disagree" not in said_of(run, replace(data, models=alike, prompts=[alike]))
 
@@ -461,7 +461,7 @@ def test_ties_at_the_threshold_are_counted(run, data):
     [
         (Cut(), "From org/source: the best 20 % by the model-level score of SelectIT, rated by"),
         (Cut(n=12), "the best 12 rows by"),
-        (Cut(threshold=1.25), "all rows with 1.25 or more by"),
+        (Cut(threshold=1.25), "all rows that score 1.25 or more by"),
     ],
 )
 def test_the_reason_is_said(tmp_path, rows, cut, words):

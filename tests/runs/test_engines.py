@@ -305,5 +305,5 @@ def test_status_tells_what_is_done_and_what_is_wrong(
     assert (model["done"], model["bad"], model["in_progress"]) == (1, [0], [1])
     assert model["rows_done"] == 3 + 2
     assert len(facts["wrong"]) == 2
-    assert "the rows 0 to 3, by 'random_llama', are not as committed" in facts["wrong"][0]
-    assert "there are results, and not every row is rated" in facts["wrong"][1]
+    assert "the rows 0 to 3, by 'random_llama', differ from what was" in facts["wrong"][0]
+    assert "there are results, but not every row is rated" in facts["wrong"][1]

@@ -221,7 +221,7 @@ def test_options_have_the_types_that_the_executor_declares(run: Run, file: Path)
 def test_a_launch_from_inside_a_task_or_with_logs_in_the_run_is_refused(
     run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(SettingError, match="keep them apart"):
+    with pytest.raises(SettingError, match="keep them elsewhere"):
         Launch.of(run, "local", 2, logs=f"{run.where}/logs", data=str(file))
     with pytest.raises(SettingError, match="mars"):
         Launch.of(run, "mars", 2, data=str(file))  # type: ignore[arg-type]

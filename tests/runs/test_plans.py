@@ -92,13 +92,13 @@ def test_a_plan_survives_its_file_and_nothing_else_does(
     written = path.read_bytes()
     for old, new in ((b'"rows": 11', b'"rows": 12'), (b'"threads": ', b'"threads": 9')):
         path.write_bytes(written.replace(old, new))
-        with pytest.raises(RunError, match="is not what was written"):
+        with pytest.raises(RunError, match="was changed after it was written"):
             plans.read_plan(folder)
     path.write_bytes(plans.encoded(plan | {"models": []}))
     with pytest.raises(RunError, match="what this version reads at 'models'"):
         plans.read_plan(folder)
     path.write_bytes(plans.encoded(plan | {"format": 9}))
-    with pytest.raises(RunError, match="of format 9, and this version reads 2 and 3"):
+    with pytest.raises(RunError, match="has format 9, but this version reads 2 and 3"):
         plans.read_plan(folder)
 
 
@@ -131,7 +131,7 @@ def test_a_plan_that_was_forged_is_named_with_its_place(
         inner = inner[int(key) if key.isdigit() else key]
     inner[last] = value
     (tmp_path / "plan.json").write_bytes(plans.encoded(forged))
-    with pytest.raises(RunError, match=r"plan\.json (does not hold|of the run is no JSON)"):
+    with pytest.raises(RunError, match=r"plan\.json (does not hold|of the run is not a JSON)"):
         plans.read_plan(Store(tmp_path))
 
 

@@ -243,7 +243,7 @@ def test_a_selection_while_another_places_its_files(
     def another(point: str) -> None:
         if point == "file placed":
             monkeypatch.undo()
-            with pytest.raises(RunError, match="writes results"):
+            with pytest.raises(RunError, match="is writing results"):
                 runs.finish(runs.open_run(run), make_rows(), cut=Cut(n=5))
             said.append(point)
             monkeypatch.setattr(whole_files, "reached", another)

@@ -273,7 +273,7 @@ def test_all_ratings_are_those_committed(tmp_path):
 
 def test_weights_of_one_model_and_unknown_columns_are_refused():
     rows = make_rows(4)
-    with pytest.raises(SettingError, match="this run has one"):
+    with pytest.raises(SettingError, match="this run has only one"):
         ranking_column(make_plan(rows, ["small"]), Reflection(weights=(1.0,)), rows.column_names)
     with pytest.raises(InputError, match="no column 'stars'"):
         ranking_column(make_plan(rows), Reflection(by="stars"), rows.column_names)

@@ -306,7 +306,7 @@ def test_a_folder_of_something_else_is_left_alone(
     (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
     with pytest.raises(RunError, match=r"no plan\.json"):
         runs.plan(rows, SOURCE, scorers, tmp_path / "photos")
-    with pytest.raises(RunError, match="no run folder"):
+    with pytest.raises(RunError, match="not a run folder"):
         runs.open_run(tmp_path / "photos")
 
 

@@ -113,7 +113,7 @@ def test_a_bad_sidecar_is_set_aside_and_made_again(
     fresh.commit(1, rows_of(RANGES[1]), {"seconds": 0.5})
     assert files(tmp_path) == before
     if damage != "no table":  # which is whole again when it is written
-        assert "rows 4 to 7, by slug, is not as it was committed; it is set aside" in caplog.text
+        assert "4 to 7, by slug, differs from what was committed; it is set aside" in caplog.text
 
 
 @pytest.mark.parametrize("other", [{"key": "k2"}, {"of": "f2"}])

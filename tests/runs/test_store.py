@@ -41,7 +41,7 @@ def test_what_is_written_is_read(folder: Store) -> None:
     }
     folder.write("a/b.json", b"[]")
     assert folder.read("a/b.json") == b"[]"
-    with pytest.raises(RunError, match=r"a/b\.json of the run is no JSON object"):
+    with pytest.raises(RunError, match=r"a/b\.json of the run is not a JSON object"):
         folder.read_json("a/b.json")
     folder.remove("a/b.json")
     folder.remove("a/b.json")
@@ -125,7 +125,7 @@ def test_a_failing_disk_leaves_what_was_there_and_says_which_file(
         pytest.raises(OSError, match=os.strerror(code)) as caught,
     ):
         folder.write("file", b"new")
-    assert "file was written" in caught.value.__notes__[0]
+    assert "file was being written" in caught.value.__notes__[0]
     assert folder.read("file") == (b"old" if call == 0 else b"new")
     assert list(folder.sizes()) == ["file"]
 
@@ -154,7 +154,7 @@ def test_links_and_paths_out_of_the_folder_are_not_followed(tmp_path: Path, name
 def test_what_is_no_json_object_is_named(tmp_path: Path, said: bytes) -> None:
     folder = Store(tmp_path)
     folder.write("plan.json", said)
-    with pytest.raises(RunError, match=r"plan\.json of the run is no JSON object"):
+    with pytest.raises(RunError, match=r"plan\.json of the run is not a JSON object"):
         folder.read_json("plan.json")
 
 
@@ -176,7 +176,7 @@ def test_only_what_was_abandoned_is_swept(tmp_path: Path) -> None:
         ("sftp://me:secret@host/run", "holds a password"),
         ("hf://datasets/me/run", "each file that a worker writes is a commit"),
         ("nosuch://bucket/run", "cannot be reached from here"),
-        ("s3:/bucket/run", "was a URL before it was a path"),
+        ("s3:/bucket/run", "is a URL that became a Path"),
     ],
 )
 def test_what_is_no_place_for_a_run_is_refused(url: str, words: str) -> None:

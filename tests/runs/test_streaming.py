@@ -64,7 +64,7 @@ def test_types_that_become_clear_late(tmp_path):
 
 def test_types_that_do_not_go_together(tmp_path):
     rows = [{"a": {"b": 1} if i < 1000 else "text"} for i in range(1500)]
-    with pytest.raises(InputError, match=r"types that do not go together.*stream\.cast"):
+    with pytest.raises(InputError, match=r"incompatible types.*stream\.cast"):
         spool(streamed(rows), tmp_path)
     assert not list((tmp_path / "rows").iterdir())
 
@@ -119,7 +119,7 @@ def test_half_a_spool_is_none(tmp_path, damage):
         facts = json.loads(sidecar.read_text())
         sidecar.write_text(json.dumps(facts | {"rows": 8}))
     if damage in ("garbage", "one bit"):
-        with pytest.raises(RunError, match="its hash does not fit"):
+        with pytest.raises(RunError, match="its hash differs"):
             streamed_rows.streamed(Store(tmp_path), SOURCE)
     else:
         assert streamed_rows.streamed(Store(tmp_path), SOURCE) is None

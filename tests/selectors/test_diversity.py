@@ -283,7 +283,7 @@ def test_quotas_that_cannot_be():
     scores = Scores(np.array([1.0, 2.0]), ["ok"] * 2)
     with pytest.raises(SettingError, match="1 groups for 2 rows"):
         quotas(scores, ["a"], Cut())
-    with pytest.raises(SettingError, match="threshold keeps no quota"):
+    with pytest.raises(SettingError, match="threshold cannot keep a share"):
         quotas(scores, ["a", "b"], Cut(threshold=1.0))
     none = quotas(scores, ["a", "b"], Cut(proportion=0.2))
     assert none["reason"].to_pylist() == ["below the threshold"] * 2

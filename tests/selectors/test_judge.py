@@ -395,7 +395,7 @@ def test_judgements_of_another_judge_are_refused(endpoint, tmp_path):
 def test_a_journal_that_is_none_is_refused(tmp_path, caplog):
     path = tmp_path / "notes.txt"
     path.write_text("my notes\n")
-    with pytest.raises(RunError, match=r"'notes\.txt' holds no answers"):
+    with pytest.raises(RunError, match=r"'notes\.txt' is not a journal"):
         Journal(path)
     good = Journal(tmp_path / "a")
     good.append("k", Answer("é\n\u2028x", 1, 2))

@@ -1,1 +1,1 @@
-"""The trust check: defects planted in copies of rows, and how well they are told apart."""
+"""The trust check: defects are planted in copies of rows; does a score notice them?"""

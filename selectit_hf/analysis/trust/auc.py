@@ -27,7 +27,7 @@ class Auc(NamedTuple):
         copies: the broken copies.
         auc: in [0, 1], ties half.
         low, high: 95 % percentile bootstrap interval over source rows.
-        pairs_right: share of copies that score lower than the row they were made of, ties half.
+        pairs_right: share of copies that score lower than the row they were made from, ties half.
     """
 
     rows: int
@@ -43,15 +43,15 @@ def separation(
 ) -> Auc:
     """Compare good rows with broken copies.
 
-    Naively: ``auc`` is the mean of ``(a > b) + (a == b) / 2`` over all good rows ``a`` and copies
-    ``b``; the interval are the 2.5 % and 97.5 % quantiles of the same mean over `RESAMPLES` draws
-    of the source rows with replacement, each draw taking a row and its copies together.
+    ``auc`` is the mean of ``(a > b) + (a == b) / 2`` over all good rows ``a`` and copies ``b``. The
+    interval is given by the 2.5 % and 97.5 % quantiles of the same mean over `RESAMPLES` draws of
+    the source rows with replacement, where each draw takes a row and its copies together.
 
     Args:
         clean: (n) scores of the good rows, NaN for none.
         copies: (m) scores of the copies, NaN for none; at least one copy.
-        source: (m) the good row that each copy was made of.
-        seed: of the bootstrap.
+        source: (m) the good row that each copy was made from.
+        seed: the seed of the bootstrap.
         matched: leave out good rows without a copy, so that both sides are the same rows.
     """
     if matched:

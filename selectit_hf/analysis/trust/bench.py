@@ -1,4 +1,4 @@
-"""The bench of a trust check: good rows and their broken copies, scored by one after another."""
+"""The bench of a trust check: each model and selector scores good rows and broken copies."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class Bench:
-    """The good rows and their copies, scored by one after another."""
+    """The good rows and their copies, scored by one model or selector after another."""
 
     def __init__(self, planted: Planted, whole: int, tell: Tell, progress: Progress | None) -> None:
         self.planted, self._whole, self._tell, self._progress = planted, whole, tell, progress
@@ -48,13 +48,13 @@ class Bench:
         self.models: list[dict[str, Any]] = []
 
     def rate(self, scorer: SentenceScore, alone: bool) -> None:
-        """Let a model rate all, as `Dataset.map` and runs do."""
+        """Let a model rate all pairs, as `Dataset.map` and runs do."""
         slug, named = scorer.slug, replace(scorer, **COLUMNS)
         named.prepare()
         took = self._probe(named)
         self._tell(
             f"{slug} rates {self.planted.clean} rows and {len(self._sizes) - self.planted.clean} "
-            f"broken copies in about {duration(took)}, as measured on {self._some().size} of them."
+            f"broken copies in about {duration(took)}, estimated from {self._some().size} of them."
         )
         started = time.perf_counter()
         ratings = named.rate(self.batch, progress=self._counted(slug, named))
@@ -80,10 +80,10 @@ class Bench:
         return np.asarray(order[places], np.int64)
 
     def _probe(self, scorer: SentenceScore) -> float:
-        """Seconds that all will take, from a few and fewer of them, once the model is loaded.
+        """Seconds that all pairs will take, estimated from two small calls on the loaded model.
 
-        The engine compares some sequences of every call with plain passes, so a call has a cost of
-        its own, which the difference of two calls leaves out.
+        Every call has a fixed cost, since the engine compares some of its sequences with plain
+        passes. The difference of two calls leaves that cost out.
         """
         some = self._some()
         few = some[1::3]
@@ -93,7 +93,7 @@ class Bench:
         return max(long - speed * much, 0.0) + speed * float(self._sizes.sum())
 
     def _timed(self, scorer: SentenceScore, rows: NDArray[np.int64]) -> tuple[float, float]:
-        """How much some rows are, and how long they take."""
+        """The size of some rows, and how long they take."""
         started = time.perf_counter()
         scorer.rate(_part(self.batch, rows))
         return float(self._sizes[rows].sum()), time.perf_counter() - started
@@ -119,7 +119,7 @@ class Bench:
         self.scores["expected"] = Expected(weights=weights).combine(self._ratings).values
 
     def measure(self, by: str | Selector, scorer: SentenceScore, seed: int) -> None:
-        """Another selector's scores; what two of them need is measured once."""
+        """Another selector's scores; a measurement that two of them need is made once."""
         if by == "random":
             self.scores["random"] = Random(seed).draw(range(len(self._sizes))).values
             return
@@ -151,7 +151,7 @@ class Bench:
 
 
 def _selector(name: str, scorer: SentenceScore) -> Selector:
-    """A selector for which this scorer's model reads, at the same place."""
+    """A selector that uses this scorer's model, in the same place."""
     who = ("model", "revision", "base_model")
     settings = {key: getattr(scorer, key) for key in who} | COLUMNS
     if name == "length":

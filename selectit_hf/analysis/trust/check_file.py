@@ -1,4 +1,4 @@
-"""The trust check of a run, ``RUN/check.json``: written before or after the run, read with it."""
+"""The trust check of a run, ``RUN/check.json``, which may be written before or after the run."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ def check_place(store: Store, source: Source, scorers: Sequence[RatingScorer]) -
     """Refuse, before anything is rated, a folder that the check does not belong to.
 
     Raises:
-        RunError: it is no run's, or a run of another dataset or with other models or settings.
+        RunError: it is not a run folder, or its run has another dataset, models or settings.
     """
     check_folder(store)
     if not store.exists("plan.json"):
@@ -61,7 +61,7 @@ def check_place(store: Store, source: Source, scorers: Sequence[RatingScorer]) -
 
 
 def read_check(run: Run) -> dict[str, Any] | None:
-    """The check of a run; ``None`` without one, or where it is of something else, which is told."""
+    """The check of a run; ``None`` if there is none, or, with a warning, if it is another run's."""
     if not run.store.exists(CHECK):
         return None
     facts: dict[str, Any] = {}
@@ -80,13 +80,13 @@ def read_check(run: Run) -> dict[str, Any] | None:
 
 
 def _is_whole(facts: Mapping[str, Any]) -> bool:
-    """Whether each selector says something of each defect, and one of them is the level's."""
+    """Whether each selector has facts on each defect, and one of them is the ranking level."""
     of = {one["name"]: one["defects"].keys() for one in facts["selectors"]}
     return facts["level"] in of and all(names == facts["defects"].keys() for names in of.values())
 
 
 def _other(plan: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """What a plan and a check do not have in common."""
+    """How a plan and a check differ."""
     if facts["input"]["revision"] != plan["input"]["revision"]:
         return "another dataset, or another revision of it,"
     mine = {model["name"]: model["rating_key"] for model in facts["models"]}

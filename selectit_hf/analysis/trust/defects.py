@@ -1,8 +1,8 @@
 """Defects that are planted in copies of good rows, to see whether a score notices them.
 
-A defect takes a pair, the pair of another row, and a seeded generator, and gives the broken pair,
-or ``None`` where this pair cannot have it. What a defect does is drawn from the seed, the row's
-number and the defect's name, so it does not depend on the other defects.
+A defect takes a pair, the pair of another row, and a seeded generator. It returns the broken pair,
+or ``None`` if this pair cannot have the defect. Random choices depend on the seed, the row's number
+and the defect's name, so they do not depend on the other defects.
 """
 
 import re
@@ -64,7 +64,7 @@ def shuffled(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair | None:
 
 
 def repeated(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair | None:
-    """A phrase of up to six words of the response stands there six times in a row."""
+    """A phrase of up to six words of the response is repeated six times in a row."""
     words, gaps = _words(pair.response)
     start = int(rng.integers(max(len(words) - PHRASE, 0) + 1))
     end = min(start + PHRASE, len(words))
@@ -80,7 +80,7 @@ def refusal(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair | None:
 
 
 def number(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair | None:
-    """One number of the response is another one with as many digits; numbers of lists stay."""
+    """One number in the response is replaced by one with as many digits; list numbers stay."""
     marks = {found.start(1) for found in LIST_MARK.finditer(pair.response)}
     found = [one for one in NUMBER.finditer(pair.response) if one.start() not in marks]
     if not found:
@@ -95,7 +95,7 @@ def number(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair | None:
 
 
 def noise(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair | None:
-    """Every letter of the instruction is a random one, so that nothing is asked."""
+    """Every letter of the instruction is replaced by a random one, so that it asks nothing."""
     letters = iter(rng.integers(26, size=len(pair.instruction)).tolist())
     made = "".join(chr(ord("a") + next(letters)) if c.isalpha() else c for c in pair.instruction)
     return pair._replace(instruction=made)
@@ -110,7 +110,7 @@ DEFECTS: dict[str, Defect] = {
     "number": number,
     "noise": noise,
 }
-"""The defects that are planted where no others are named."""
+"""The defects that are planted by default."""
 
 
 def _words(text: str) -> tuple[list[str], list[str]]:
@@ -130,9 +130,9 @@ class Planted(NamedTuple):
 
     Attributes:
         pairs: (n) the good rows, then the copies.
-        source: (n) int64; which good row each one is or was made of.
+        source: (n) int64; the good row that each pair is, or was made from.
         defect: (n) int64; which of ``names`` each copy has, -1 for a good row.
-        names: of the defects that at least one row has.
+        names: the names of the defects that at least one row has.
     """
 
     pairs: list[Pair]
@@ -158,12 +158,12 @@ def plant(
     Args:
         pairs: (n) the good rows.
         rows: (n) their numbers in the dataset.
-        defects: by name; a copy that is blank or equal to the row is left out.
+        defects: the defects by name; a copy that is blank or equal to the row is left out.
         given: by name, (n) broken pairs that exist already, ``None`` for none.
-        seed: of what is drawn.
+        seed: the seed of all random choices.
 
     Raises:
-        InputError: a defect that gives no pair, or one that no row can have.
+        InputError: a defect that returns no pair, or none that any row can have.
     """
     made: list[tuple[Pair, int, int]] = []
     for at, (name, make) in enumerate(defects.items()):
@@ -189,12 +189,12 @@ def plant(
 
 
 def _copy(name: str, made: object, pair: Pair) -> list[Pair]:
-    """The broken pair, where it is one and differs."""
+    """The broken pair, if it is a pair and differs."""
     if made is None:
         return []
     if not isinstance(made, Pair) or not all(isinstance(text, str) for text in made):
         raise InputError(
-            f"The defect {name!r} gave {type(made).__name__}, not a Pair of two texts or None; "
+            f"The defect {name!r} returned {type(made).__name__}, not a Pair of texts or None; "
             "return pair._replace(response=...)."
         )
     blank = not made.instruction.strip() or not made.response.strip()

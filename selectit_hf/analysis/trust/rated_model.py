@@ -1,4 +1,4 @@
-"""What a trust check says of a model beside its AUCs: rating mass, likeliest ratings, template."""
+"""A trust check's facts about a model besides AUCs: rating mass, likeliest ratings, template."""
 
 from typing import Any
 
@@ -25,12 +25,12 @@ PAIRS_OF_AN_END = 4
 def facts_of_model(
     scorer: SentenceScore, named: SentenceScore, ratings: Ratings, batch: Batch, clean: int
 ) -> dict[str, Any]:
-    """What is told of a model; see `selectit_hf.analysis.trust.trust_check.Check`.
+    """The facts about a model; see `selectit_hf.analysis.trust.trust_check.Check`.
 
     Args:
-        scorer: as it was given.
-        named: the same, reading the columns of ``batch``.
-        ratings: of ``batch``.
+        scorer: the scorer as it was given.
+        named: the same scorer, reading the columns of ``batch``.
+        ratings: the ratings of ``batch``.
         batch: the good rows, and after them the broken copies.
         clean: how many rows are good.
     """

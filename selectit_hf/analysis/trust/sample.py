@@ -1,4 +1,4 @@
-"""The rows that a trust check is made of, drawn from a dataset."""
+"""The rows of a trust check, drawn from a dataset."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ __all__ = ["Sample", "draw"]
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows that a check is made of.
+    """The rows of a trust check.
 
     Attributes:
         rows: their numbers.
-        pairs: what is read of them.
+        pairs: their instructions and responses.
         bad: by column, the pairs with its worse responses; ``None`` where it has none.
     """
 
@@ -31,7 +31,7 @@ def draw(dataset: Dataset, reader: RowReader, count: int, seed: int, bad: Sequen
     """Different rows that can be read, in a random order that the seed decides.
 
     Raises:
-        InputError: fewer than two can be read, or a column of ``bad`` is not there.
+        InputError: fewer than two can be read, or a column of ``bad`` does not exist.
     """
     names = dataset.column_names
     columns, response = list(reader.columns(names)), _response_column(reader, names)
@@ -63,7 +63,7 @@ def draw(dataset: Dataset, reader: RowReader, count: int, seed: int, bad: Sequen
             break
     if len(found.rows) < 2:
         raise InputError(
-            f"{len(found.rows)} of {len(dataset)} rows can be read, and the check needs at least "
+            f"{len(found.rows)} of {len(dataset)} rows can be read, but the check needs at least "
             "2 different ones."
         )
     return found

@@ -1,7 +1,7 @@
 """The trust check: can these models tell good rows of this dataset from broken copies of them?
 
 Defects are planted in copies of the user's own rows, and clean and broken rows are rated as a run
-would rate them. No label and no other model is needed. What it cannot see: a score that notices
+would rate them. No label and no other model is needed. The check has a limit: a score that notices
 planted defects may still say little about which of two good rows teaches more.
 """
 
@@ -24,7 +24,7 @@ from selectit_hf.selectors import Selector
 __all__ = ["SELECTORS", "Check", "check"]
 
 SELECTORS = ("length", "perplexity", "ifd", "random")
-"""What ``by`` takes by name, beside the levels and ``expected``, which are always there."""
+"""The names that ``by`` takes; the levels and ``expected`` are always included."""
 
 
 @dataclass(frozen=True)
@@ -33,21 +33,21 @@ class Check:
 
     Attributes:
         input: name, split and revision of the dataset, where they are known, and its ``rows``.
-        rows: source rows that were used.
-        seed: of rows, defects and bootstrap.
-        defects: copies with each defect.
-        models: of each one ``name``, ``model``, ``revision``, ``parameters``, ``rating_key``,
+        rows: the number of source rows that were used.
+        seed: the seed of rows, defects and bootstrap.
+        defects: the number of copies with each defect.
+        models: for each one ``name``, ``model``, ``revision``, ``parameters``, ``rating_key``,
             ``rating_mass`` (mean probability of any rating at all, on clean rows), ``ratings`` (how
-            often each is the likeliest), ``prompt_correlation`` (mean of Spearman's correlations of
-            each two rating prompts), ``other_ends`` of the template with the mass they would have,
+            often each is the likeliest), ``prompt_correlation`` (mean Spearman correlation of all
+            pairs of rating prompts), ``other_ends`` of the template with the mass they would have,
             ``chat`` (whether it was asked through a chat template), ``has_chat_template``,
             ``seconds``, and ``whole_seconds``, what the whole dataset would take.
-        selectors: of each level and selector ``name``, ``all`` and ``defects`` (each an
+        selectors: for each level and selector ``name``, ``all`` and ``defects`` (each an
             `selectit_hf.analysis.trust.auc.Auc` as a dict), and ``unscored``, rows without a score.
-        level: the one that a run would rank by.
+        level: the level that a run would rank by.
         verdict: ``kind`` and ``words``; see `selectit_hf.analysis.trust.verdict`.
         advice: what to do, in sentences.
-        seconds: what it took.
+        seconds: how long it took.
     """
 
     input: dict[str, Any]
@@ -63,7 +63,7 @@ class Check:
 
     @property
     def used(self) -> dict[str, Any]:
-        """What was found of the level that a run would rank by."""
+        """The findings for the level that a run would rank by."""
         return next(one for one in self.selectors if one["name"] == self.level)
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,19 +90,18 @@ def check(
     Args:
         dataset: rows in any layout that is rated.
         scorers: one for each model.
-        by: other selectors to look at: names of `SELECTORS`, which the first model reads for, or
-            objects such as `IFD` that read the columns ``instruction`` and
-            ``response``.
-        rows: source rows, drawn with the seed; those that cannot be read are passed over.
-        seed: of rows, defects and bootstrap.
-        defects: by name, in place of `DEFECTS`: functions of a pair, another
-            row's pair and a generator that give the broken pair, or ``None``.
-        bad: columns with a worse response to the same instruction, as ``rejected``; each is one
-            more defect.
-        weights: of the models; see `selectit_hf.rating.scorers.ModelScore`.
-        source: where the rows came from, to be written down.
-        tell: told what will take how long.
-        progress: told a model's name, and how many of how many rating prompts are done.
+        by: other selectors to look at: names in `SELECTORS`, computed with the first model, or
+            objects such as `IFD` that read the columns ``instruction`` and ``response``.
+        rows: how many source rows to draw with the seed; rows that cannot be read are skipped.
+        seed: the seed of rows, defects and bootstrap.
+        defects: by name, in place of `DEFECTS`: functions that take a pair, another row's pair and
+            a generator, and return the broken pair or ``None``.
+        bad: columns with a worse response to the same instruction, such as ``rejected``; each
+            counts as one more defect.
+        weights: the weights of the models; see `selectit_hf.rating.scorers.ModelScore`.
+        source: where the rows came from, to be recorded.
+        tell: called with a sentence on what will take how long.
+        progress: called with a model's name, and how many of how many rating prompts are done.
 
     Raises:
         InputError: fewer than two rows can be read, or a column is not there.
@@ -165,6 +164,6 @@ def _check_settings(
     for one in by:
         if isinstance(one, str) and one not in SELECTORS:
             raise SettingError(
-                f"--by {one!r} is no selector of the check, which always has the levels and "
-                f"'expected', and on demand {', '.join(SELECTORS)}."
+                f"--by {one!r} is not a selector of the check; choose from {', '.join(SELECTORS)}. "
+                "The levels and 'expected' are always included."
             )

@@ -1,8 +1,8 @@
-"""What a trust check means, in words, by rules that are stated here.
+"""What a trust check means, in words, by the following rules.
 
-A defect is recognised where the 95 % interval of its AUC lies above 0.5, preferred where it lies
-below, undecided where 0.5 is inside or fewer than eight rows have it, too few for an interval. The
-verdict follows from the AUC over all defects:
+A defect is recognised if the 95 % interval of its AUC lies above 0.5, and preferred if it lies
+below. It is undecided if 0.5 is inside, or if fewer than eight rows have it, too few for an
+interval. The verdict follows from the AUC over all defects:
 
     well       the interval lies above 0.5, the AUC is at least 0.7, at least half of the defects
                are recognised, and more are recognised than preferred
@@ -30,14 +30,14 @@ OPENINGS = {
     "weakly": "These rows are ranked weakly: better than chance, but many broken rows come out "
     "above good ones",
     "mixed": "Do not rely on this ranking: it recognises some defects and prefers others, so it "
-    "follows something else than quality",
+    "follows something other than quality",
     "backwards": "Do not use this ranking: it puts broken rows above good ones",
-    "undecided": "Do not rely on this ranking: it is not shown to be better than chance",
+    "undecided": "Do not rely on this ranking: it may be no better than chance",
 }
 
 
 def sides(found: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The defects that a selector ``recognised``, ``preferred``, and those ``undecided``."""
+    """The defects that a selector recognises or prefers, and the undecided ones."""
     sorted_: dict[str, list[str]] = {"recognised": [], "preferred": [], "undecided": []}
     for name, auc in found["defects"].items():
         sorted_[side(auc)].append(name)
@@ -91,7 +91,7 @@ def advice(
     rows: int,
     available: int,
 ) -> list[str]:
-    """What to do about it, the likeliest help first; nothing where all is well.
+    """What to do, the most promising advice first; empty if all is well.
 
     Args:
         used: the selector that a run would rank by.
@@ -107,7 +107,7 @@ def advice(
     better = _better(used, found)
     if better is not None:
         words.append(
-            f"Of what was tried, {better['name']!r} ranks better: {better['all']['auc']:.2f} "
+            f"Of the selectors tried, {better['name']!r} is better: {better['all']['auc']:.2f} "
             f"({better['all']['low']:.2f} to {better['all']['high']:.2f}). Use it with --by."
         )
     if kind == "undecided" and rows < available:
@@ -119,7 +119,7 @@ def advice(
 def _better(
     used: Mapping[str, Any], found: Sequence[Mapping[str, Any]]
 ) -> Mapping[str, Any] | None:
-    """The best of the others, where it is above chance and above the used one's interval."""
+    """The best other selector, if it is above chance and above the interval of the used one."""
     others = [one for one in found if one["name"] not in (used["name"], "random")]
     best = max(others, key=lambda one: one["all"]["auc"], default=None)
     if best is None or side(best["all"]) != "recognised":
@@ -142,8 +142,8 @@ def _about_model(model: Mapping[str, Any], kind: str) -> list[str]:
         )
     if ends and ends[best] >= BETTER_END * mass:
         words.append(
-            f"With a template that ends in {best!r} the ratings of {name} would have a probability "
-            f"of {ends[best]:.2g}, instead of {mass:.2g}: --template FILE."
+            f"With a template that ends in {best!r}, {name} gives all ratings together a "
+            f"probability of {ends[best]:.2g} instead of {mass:.2g}; use --template FILE."
         )
     top = max(model["ratings"])
     if kind != "well" and top >= ONE_ANSWER:

@@ -1,1 +1,1 @@
-"""Files read as they are: CSV, JSON, parquet and Arrow, and streams."""
+"""Readers of CSV, JSON, parquet and Arrow files, and of streams."""

@@ -1,7 +1,7 @@
 """Arrow types: the one that fits all values of a column, and those that a dataset can hold.
 
 JSON has no schema, so the type of a column follows from all its values: nulls fit anything, whole
-numbers fit fractions, the fields of structs add up. Where values do not go together (text here, a
+numbers fit fractions, the fields of structs add up. If the values are incompatible (text here, a
 list there), or a nested struct has other fields in every row, the column holds them as JSON.
 """
 
@@ -16,7 +16,7 @@ __all__ = ["as_array", "fit", "held", "holdable", "infer", "not_floats", "unhold
 
 JSON = pa.json_()
 LEVELS = 16
-"""Lists and structs in each other; Arrow itself passes no more than 64 on."""
+"""The deepest nesting of lists and structs; Arrow itself supports no more than 64 levels."""
 
 
 # Values of JSON
@@ -60,7 +60,7 @@ def _of_structs(values: Sequence[dict[str, Any]], depth: int, level: int) -> pa.
 
 
 def fit(one: pa.DataType, two: pa.DataType, depth: int = 0) -> pa.DataType:
-    """The type that fits the values of both, as `infer` would have it of all of them."""
+    """The type that fits the values of both, as `infer` would give for all of them."""
     if one == two or pa.types.is_null(two):
         return one
     if pa.types.is_null(one):
@@ -146,7 +146,7 @@ def holdable(type_: pa.DataType) -> pa.DataType:
 
 
 def unholdable(type_: pa.DataType) -> str | None:
-    """What in a type `datasets` has no name for; ``None`` if nothing."""
+    """The part of a type that `datasets` has no name for; ``None`` if there is none."""
     try:
         Features.from_arrow_schema(pa.schema({"column": type_}))
     except (ValueError, TypeError, NotImplementedError, KeyError):
@@ -160,7 +160,7 @@ def unholdable(type_: pa.DataType) -> str | None:
 
 
 def held(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A table with its columns as the `holdable` types of ``schema``, value by value the same."""
+    """A table with its columns cast to the `holdable` types of ``schema``; the values stay."""
     columns = [
         pa.chunked_array([_held(chunk, field.type) for chunk in column.chunks], field.type)
         for column, field in zip(table.columns, schema, strict=True)
@@ -185,7 +185,7 @@ def _held(array: Any, type_: pa.DataType) -> Any:
 
 
 def not_floats(schema: pa.Schema) -> list[str]:
-    """The columns for which parquet's dictionaries are of use: ratings hardly ever repeat."""
+    """The columns for which parquet's dictionaries pay off: ratings hardly ever repeat."""
 
     def leaves(name: str, kind: pa.DataType) -> Iterator[str]:
         if pa.types.is_struct(kind):

@@ -29,7 +29,7 @@ def csv_rows(path: Path, name: str, delimiter: str = ",") -> Iterator[Record]:
             raise InputError(
                 f"{name!r}, line {number}: {_counted(len(fields))}, and the header has "
                 f"{len(header)} ({', '.join(header)}). Put a text that holds a comma, a quote or a "
-                'newline into double quotes, as in "Apple, of course.", and remove commas at the '
+                'newline in double quotes, as in "Apple, of course.", and remove commas at the '
                 "ends of lines."
             )
         yield number, dict(zip(header, fields, strict=True))
@@ -43,7 +43,7 @@ def _header(names: list[str], name: str, delimiter: str) -> list[str]:
     """The column names, each once.
 
     Raises:
-        InputError: two are the same, or all stand in one field with another delimiter.
+        InputError: two are the same, or another delimiter puts all of them into one field.
     """
     twins = sorted({one for one in names if names.count(one) > 1})
     if twins:
@@ -72,13 +72,13 @@ def _fields(path: Path, name: str, delimiter: str) -> Iterator[tuple[int, list[s
                 f"{name!r}, line {start}: {error}. Close every quote, and write a quote within "
                 'quotes twice, as in "She said ""yes""."'
             ) from error
-        if fields:  # a blank line is none
+        if fields:  # a blank line is not a row
             yield start, fields
         start = reader.line_num + 1
 
 
 def _whole_lines(texts: Iterator[str]) -> Iterator[str]:
-    """Lines as the csv module counts them, of which some end with a carriage return alone."""
+    """Lines as the csv module counts them; some end with only a carriage return."""
     for line in texts:
         if "\r" in line.rstrip("\r\n"):
             yield from io.StringIO(line, newline="")

@@ -47,7 +47,7 @@ def readable(name: str) -> Iterator[None]:
     except SelectItError:
         raise
     except hub_files.Unverified as error:
-        raise InputError(f"The dataset {name!r} is not loaded: {error}.") from error
+        raise InputError(f"The dataset {name!r} cannot be loaded: {error}.") from error
     except FOREIGN as error:
         cause = error.__cause__ or error
         detail = str(cause).strip().split("\n", 1)[0]
@@ -55,7 +55,7 @@ def readable(name: str) -> Iterator[None]:
             raise without_rows(name) from error
         raise InputError(
             f"The dataset {name!r} cannot be read: {detail} Check that every row has the same "
-            "columns and types, and that the file is what its ending says."
+            "columns and types, and that the file's extension is right."
         ) from error
 
 

@@ -1,6 +1,6 @@
-"""Files of rows as a dataset: read once, as they are, into an Arrow file of the cache.
+"""Files of rows as a dataset: read once, unchanged, into an Arrow file in the cache.
 
-The Arrow file is named after what the files hold, so a file overwritten in place is read again.
+The Arrow file is named by a hash of the contents, so a file overwritten in place is read again.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ from selectit_hf.hashes import file_sha256
 __all__ = ["KINDS", "as_held", "holdable_schema", "kind_of", "read_files", "write_arrow"]
 
 VERSION = 1
-"""Raised whenever the same files are read in another way."""
+"""Increased whenever the same files are read in another way."""
 ROWS = 1000
 BYTES = 32 * 2**20
-"""Rows are taken together up to either, so that long ones fit as well."""
+"""A batch ends at either limit, so that long rows fit as well."""
 
 TEXT = ("json", "csv", "tsv")
 KINDS = {
@@ -42,7 +42,7 @@ KINDS = {
     ".arrow": "arrow",
     ".feather": "arrow",
 }
-"""What a file is, by its ending in small letters; text may be compressed."""
+"""The kind of a file, by its lower-case extension; text may be compressed."""
 
 Tables = Iterator[pa.Table]
 
@@ -66,14 +66,14 @@ def read_files(
     """The rows of files of one kind, one file after the other.
 
     Args:
-        paths: where they lie.
-        names: what they are called in errors.
+        paths: where they are.
+        names: their names in error messages.
         kind: a value of `KINDS`.
-        features: types that are promised; else they follow from the values of all rows.
-        delimiter: of a CSV file.
+        features: declared types; without them, the types follow from the values of all rows.
+        delimiter: the delimiter of a CSV file.
 
     Raises:
-        InputError: a file that is not as it should be, with the line where there are lines.
+        InputError: a file is malformed; for text, the message names the line.
     """
     said = f"{VERSION} {kind} {delimiter} {features} {[file_sha256(path) for path in paths]}"
     cached = _folder() / f"{hashlib.sha256(said.encode()).hexdigest()[:32]}.arrow"
@@ -89,10 +89,10 @@ def read_files(
 
 
 def as_held(dataset: Dataset, name: str) -> Dataset:
-    """A dataset with each column as a type that can be written again.
+    """A dataset with each column in a type that can be written again.
 
     Raises:
-        InputError: a column has none.
+        InputError: a column has no such type.
     """
     stored = dataset.with_format("arrow")
     schema = dataset.features.arrow_schema
@@ -126,13 +126,13 @@ def write_arrow(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> No
 def _cast(
     schema: pa.Schema, tables: Tables, features: Features, names: Sequence[str]
 ) -> tuple[pa.Schema, Tables]:
-    """The tables with types that the dataset's card promises."""
+    """The tables with the types that the dataset's card declares."""
     from datasets.table import table_cast
 
     wanted = features.arrow_schema
     if set(schema.names) != set(wanted.names):
         raise InputError(
-            f"The dataset's card promises the columns {wanted.names}, and {names[0]!r} has "
+            f"The dataset's card declares the columns {wanted.names}, but {names[0]!r} has "
             f"{schema.names}; correct the card or the file."
         )
 
@@ -142,7 +142,7 @@ def _cast(
                 yield table_cast(table.select(wanted.names), wanted)
             except (pa.ArrowException, TypeError, ValueError) as error:
                 raise InputError(
-                    f"{names[0]!r} does not hold the types that the dataset's card promises: "
+                    f"{names[0]!r} does not hold the types that the dataset's card declares: "
                     f"{str(error).splitlines()[0]} Correct the card or the file."
                 ) from error
 
@@ -155,7 +155,7 @@ def _cast(
 def _of_text(
     paths: Sequence[Path], names: Sequence[str], kind: str, delimiter: str | None
 ) -> tuple[pa.Schema, Tables]:
-    """Read twice: for the types that fit all rows, then for the rows."""
+    """Read the files twice: for the types that fit all rows, then for the rows."""
     read: Callable[[Path, str], Iterator[Record]] = json_rows
     if kind != "json":
         read = partial(csv_rows, delimiter=delimiter or ("\t" if kind == "tsv" else ","))
@@ -174,7 +174,7 @@ Rows = list[tuple[str, int, dict[str, Any]]]
 def _pieces(
     paths: Sequence[Path], names: Sequence[str], read: Callable[[Path, str], Iterator[Record]]
 ) -> Iterator[Rows]:
-    """``(file, line, row)``, a thousand at a time, or fewer that are long."""
+    """``(file, line, row)``, a thousand at a time, or fewer if they are long."""
     rows: Rows = []
     size = 0
     for path, name in zip(paths, names, strict=True):
@@ -208,7 +208,7 @@ def _numbers_fit(rows: Rows, types: pa.Schema | None = None) -> Iterator[None]:
         file, line, column = next(_misfits(rows, types), (rows[0][0], rows[0][1], "?"))
         raise InputError(
             f"{file!r}, line {line}: the number in {column!r} is too large to be kept exactly "
-            "(64 bits, or 53 beside fractions). Put the column's numbers into quotes."
+            "(64 bits, or 53 in a column with fractions). Put the column's numbers in quotes."
         ) from error
 
 
@@ -234,7 +234,7 @@ def _of_arrow(paths: Sequence[Path], names: Sequence[str], kind: str) -> tuple[p
         )
     except pa.ArrowException as error:
         raise InputError(
-            f"The files {', '.join(names)} have columns of types that do not go together: "
+            f"The files {', '.join(names)} have columns of incompatible types: "
             f"{str(error).splitlines()[0]} Convert them, or read them one by one."
         ) from error
     if all(one.remove_metadata() == schema for one in wanted):
@@ -271,7 +271,7 @@ def _ipc(path: Path) -> tuple[pa.Schema, Tables]:
 
 
 def holdable_schema(schema: pa.Schema, name: str) -> pa.Schema:
-    """The schema with types that can be written again, and its features where they still fit.
+    """The schema with types that can be written again, and its features if they still fit.
 
     Raises:
         InputError: a column has no such type, or two have one name.
@@ -287,7 +287,7 @@ def holdable_schema(schema: pa.Schema, name: str) -> pa.Schema:
             raise InputError(
                 f"{name!r}: the column {field.name!r} has the Arrow type {unknown}, which "
                 "'datasets' cannot hold, so it could not be written again. Drop the column, or "
-                "convert it (a map to a list of structs, for one)."
+                "convert it (for example a map to a list of structs)."
             )
     same = all(a.type == b.type for a, b in zip(schema, wanted, strict=True))
     source = schema if same else wanted

@@ -23,7 +23,7 @@ def json_rows(path: Path, name: str) -> Iterator[Record]:
     """The objects of a file: one a line, a list of them, or one after the other.
 
     Raises:
-        InputError: what is no JSON object, with its line.
+        InputError: something is not a JSON object; the message names the line.
     """
     filled = ((n, line) for n, line in lines(path, name) if line.strip())
     number, line = next(filled, (0, ""))
@@ -45,7 +45,7 @@ def json_rows(path: Path, name: str) -> Iterator[Record]:
 
 
 def _is_whole(line: str) -> bool:
-    """Whether a first line that opens an object closes it too, or is broken in another way."""
+    """Whether a first line that opens an object also closes it, or is malformed anyway."""
     try:
         json.loads(line)
     except json.JSONDecodeError as error:
@@ -119,7 +119,7 @@ def _is_json(name: str, what: str, line: int = 0, whole: str = "") -> Iterator[N
 LEVELS = 100
 DEEP = (
     f"lists and objects are nested too deeply (more than {LEVELS} levels). Flatten the value, or "
-    "store it as a text."
+    "store it as text."
 )
 
 
@@ -153,12 +153,12 @@ TABLES = ("data", "rows", "train", "test", "validation", "examples", "instances"
 
 
 def _refuse_wrapped(row: dict[str, Any], name: str) -> None:
-    """Refuse the only object of a file that is the table and no row of it."""
+    """Refuse a single object that is the whole table, not a row of it."""
     tables = [key for key, value in row.items() if _is_table(value)]
     if tables and (len(tables) == len(row) or tables[0] in TABLES):
         raise InputError(
-            f"{name!r} is one object whose rows lie under {tables[0]!r}; write that list alone "
-            f"into a file, as in jq '.{tables[0]}' {name} > rows.json."
+            f"{name!r} is one object whose rows are under {tables[0]!r}; write only that list "
+            f"to a file, as in jq '.{tables[0]}' {name} > rows.json."
         )
     values = list(row.values())
     lists = [len(value) for value in values if isinstance(value, list)]
@@ -206,7 +206,7 @@ def _row(value: Any, where: str, halves: bool) -> dict[str, Any]:
 
 
 def _kept(value: Any, where: str) -> Any:
-    """The value with each half of a surrogate pair as `SURROGATE` has it."""
+    """The value with each half of a surrogate pair written as `SURROGATE` says."""
     if isinstance(value, str):
         return HALF.sub(lambda half: f"\ufdd0{ord(half[0]):04x}", value)
     if isinstance(value, list):

@@ -20,15 +20,15 @@ ROWS = 1000
 
 
 def write_stream(stream: IterableDataset, path: Path, name: str) -> int:
-    """Write a stream to an Arrow file, a thousand rows at a time; how many rows it had.
+    """Write a stream to an Arrow file, a thousand rows at a time; return the number of rows.
 
-    Each stretch of rows of one schema goes to a file of its own, then all of them under the schema
-    of all: columns whose type becomes clear only later get the type that fits all rows.
+    Each stretch of rows with one schema goes to its own file; then all files are merged under a
+    common schema. Columns whose type becomes clear only later get the type that fits all rows.
 
     Args:
-        stream: of any kind; it must end.
-        path: of the file.
-        name: what the stream is called in messages.
+        stream: any stream that ends.
+        path: the path of the file.
+        name: the stream's name in messages.
 
     Raises:
         InputError: the stream cannot be read, has no rows, or columns of types that do not go
@@ -74,7 +74,7 @@ def _unified(schemas: list[pa.Schema], name: str) -> pa.Schema:
     except pa.ArrowException as error:
         detail = str(error).strip().split("\n", 1)[0]
         raise InputError(
-            f"The rows of {name!r} have columns of types that do not go together: {detail} Give "
+            f"The rows of {name!r} have columns of incompatible types: {detail} Give "
             "the stream its features, as in stream.cast(features)."
         ) from error
 

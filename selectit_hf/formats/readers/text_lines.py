@@ -31,9 +31,9 @@ PACKED = {
     b"PK\x03\x04": "zip",
     b"PAR1": "parquet (.parquet)",
 }
-"""What is no text, by its first bytes."""
+"""Files that are not text, by their first bytes."""
 UNPACKED, RATIO = 256 * 2**20, 100
-"""A compressed file may unpack to so many bytes, or to so many times its own size."""
+"""A compressed file may unpack to this many bytes, or to this many times its own size."""
 BROKEN = (EOFError, lzma.LZMAError, gzip.BadGzipFile, pa.ArrowException)
 
 
@@ -67,26 +67,26 @@ def lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
         if not is_packed:
             raise
         raise InputError(
-            f"{name!r} cannot be unpacked behind line {number}: {error or 'it ends too early'}. "
+            f"{name!r} cannot be unpacked after line {number}: {error or 'it ends too early'}. "
             "Copy or download the file again."
         ) from error
 
 
 def _bounded(file: IO[bytes], most: int | None, name: str) -> Iterator[bytes]:
-    """The blocks of a file, which are ``most`` bytes together."""
+    """The blocks of a file, at most ``most`` bytes together."""
     total = 0
     while block := file.read(1 << 20):
         total += len(block)
         if most is not None and total > most:
             raise InputError(
-                f"{name!r} unpacks to more than {RATIO} times its size, as text does not. If you "
+                f"{name!r} unpacks to more than {RATIO} times its size, unlike any text. If you "
                 "trust it, unpack it yourself and name the unpacked file."
             )
         yield block
 
 
 def _split(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines that end with a newline; what PyArrow opens has no such loop of its own."""
+    """Lines that end with a newline; PyArrow's files cannot be iterated by line."""
     parts: list[bytes] = []
     for block in blocks:
         first, *lines = block.split(b"\n")
@@ -103,7 +103,7 @@ def _refuse_other(line: bytes, name: str) -> None:
     packed = next((kind for start, kind in PACKED.items() if line.startswith(start)), None)
     if packed:
         raise InputError(
-            f"{name!r} is not text but {packed}; give it the ending of what it is, or unpack it."
+            f"{name!r} is not text but {packed}; give it that extension, or unpack it."
         )
     encoding = next((kind for start, kind in WIDE.items() if line.startswith(start)), None)
     if encoding is None and b"\0" in line[:2] and len(line) > 3:

@@ -1,4 +1,4 @@
-"""How a model computes attention, where somebody asks for a way."""
+"""How a model computes attention, if ``attn_implementation`` is set."""
 
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 __all__ = ["ATTENTIONS", "check_attention", "check_taken"]
 
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-"""Ways to compute attention, by transformers' names; kernels of the Hub are code, and not run."""
+"""Ways to compute attention, by transformers' names; kernels from the Hub are code, never run."""
 
 
 def check_attention(attn_implementation: str | None, dtype: str) -> None:
-    """Refuse a way to compute attention that is not known, or not there.
+    """Refuse an attention implementation that is unknown or not available.
 
     Raises:
         SettingError: it is not in `ATTENTIONS`; or FlashAttention, in float32 or not installed.
@@ -24,7 +24,7 @@ def check_attention(attn_implementation: str | None, dtype: str) -> None:
     if attn_implementation not in ATTENTIONS:
         raise SettingError(
             f"attn_implementation={attn_implementation!r} is unknown; choose one of "
-            f"{', '.join(ATTENTIONS)}. Kernels of the Hub are code, which is never run here."
+            f"{', '.join(ATTENTIONS)}. Kernels from the Hub are code, which is never run here."
         )
     if not attn_implementation.startswith("flash"):
         return
@@ -55,6 +55,5 @@ def check_taken(model: "PreTrainedModel", asked: str | None) -> None:
     taken = model.config._attn_implementation
     if asked is not None and taken != asked:
         raise ModelError(
-            f"Omit --attn-implementation {asked}: {type(model).__name__} would take {taken} "
-            "instead."
+            f"Omit --attn-implementation {asked}: {type(model).__name__} would use {taken} instead."
         )

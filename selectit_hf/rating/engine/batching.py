@@ -17,9 +17,9 @@ SMALL = 4
 def buckets(lengths: Sequence[int], token_budget: int, one_length: bool = False) -> list[list[int]]:
     """Group the indices of ``lengths`` into batches of at most ``token_budget`` padded tokens.
 
-    Every index occurs exactly once; a batch's first index is its longest, so its padded size is
+    Every index occurs exactly once. A batch begins with its longest item, so its padded size is
     ``len(batch) * lengths[batch[0]]``. A single item over the budget is a batch of its own. Once a
-    batch holds a quarter of the budget, it takes no item that would leave more than 1 % of it to
+    batch holds a quarter of the budget, it takes no item that would make more than 1 % of it
     padding; with ``one_length`` a batch never holds padding. The result depends on the arguments
     alone: equal lengths keep their order.
     """

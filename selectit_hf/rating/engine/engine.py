@@ -40,24 +40,24 @@ __all__ = ["Engine", "set_threads", "thread_count"]
 logger = logging.getLogger(__name__)
 
 SPAN_LOGITS = 2**28
-"""Logits that reading spans may hold at once: 1 GiB in float32."""
+"""Number of logits held at once while spans are read: 1 GiB in float32."""
 
 
 class _Disagrees(ModelError):
-    """The values of a way do not count."""
+    """The values of a way are wrong and are discarded."""
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What is read of which sequences.
+    """What is read from which sequences.
 
     Attributes:
         ids: the sequences.
         prefixes: beginnings that many of them share.
         budget: padded tokens in a forward pass.
-        read: the values (b, m) of a batch, with the last MLP where that may be cut.
-        plain: the values (m) of the sequence of a number, by a plain forward pass, and how far the
-            log-probabilities that they are made of are spread.
+        read: gives the values (b, m) of a batch; takes the last MLP if that may be cut.
+        plain: gives the values (m) of one sequence, by its number, from a plain forward pass, and
+            the spread of the log-probabilities that they are computed from.
         width: m.
         last_only: nothing but the last position of each sequence is read.
     """
@@ -115,10 +115,11 @@ class Engine:
     ) -> Read:
         """Log-probability of each of ``token_ids`` as the next token after each sequence.
 
-        ``n`` sequences of at least one id and ``m`` token ids to a `Read` of (n, m) float32: the
-        log-softmax over the whole vocabulary, computed in float32. The same as one forward pass for
-        each sequence alone, up to rounding. ``progress`` is told the number of sequences done.
-        ``prefixes`` are beginnings that many of the sequences share; they change the speed only.
+        ``n`` sequences of at least one id and ``m`` token ids give a `Read` of (n, m) float32: the
+        log-softmax over the whole vocabulary, computed in float32. Up to rounding, the result is
+        that of one forward pass for each sequence alone. ``progress`` is called with the number of
+        sequences done. ``prefixes`` are beginnings that many of the sequences share; they change
+        only the speed.
 
         Raises:
             ModelError: the model gives other values even for one sequence at a time.
@@ -143,13 +144,12 @@ class Engine:
     ) -> Read:
         """Log-probability of the end of each sequence, given its beginning.
 
-        ``n`` sequences and for each the position its span starts at, from 1 to its length, to a
+        ``n`` sequences, each with the position its span starts at, from 1 to its length, give a
         `Read` of (n, 1) float32: the sum over the tokens ``ids[i][starts[i]:]`` of their
         log-probabilities (natural logarithm), each given all tokens before it; 0 for an empty span.
 
         Raises:
-            ValueError: a span that starts at the first token, which nothing predicts, or behind the
-                end.
+            ValueError: a span starts at the first token, which nothing predicts, or after the end.
             ModelError: the model gives other values even for one sequence at a time.
         """
         for i, (row, start) in enumerate(zip(ids, starts, strict=True)):
@@ -171,7 +171,7 @@ class Engine:
     # Ways
 
     def _vouched(self, task: _Task, told: Told) -> Read:
-        """What is read by the first way that agrees with plain forward passes."""
+        """The values by the first way that agrees with plain forward passes."""
         tame_fork()
         ways = [way for way in self._ways if task.last_only or not way.reads_last]
         failed = ""
@@ -179,8 +179,8 @@ class Engine:
             try:
                 read = self._by(way, task, told)
             except Unshareable as reason:
-                self._say_once(f"{type(self.model).__name__} takes no {way.name}: {reason}.")
-            except Exception as error:  # whatever a shortcut meets, a plain pass may not
+                self._say_once(f"{type(self.model).__name__} cannot use {way.name}: {reason}.")
+            except Exception as error:  # a plain pass may succeed where a shortcut fails
                 if way is ways[-1]:
                     raise
                 said = str(error).strip().splitlines() or [type(error).__name__]
@@ -192,10 +192,10 @@ class Engine:
         raise AssertionError("the plainest way raises or reads")
 
     def _by(self, way: Way, task: _Task, told: Told) -> Read:
-        """What is read by one way.
+        """The values by one way.
 
         Raises:
-            _Disagrees: it differs from plain forward passes.
+            _Disagrees: they differ from plain forward passes.
             Unshareable: the model is known not to fit.
         """
         mlp = last_mlp(self.model) if way.last_mlp else None
@@ -220,7 +220,7 @@ class Engine:
             and way is not WAYS[-1]
             and any(tally.of(i) is not None for i in chosen)
         ):
-            raise _Disagrees("no plain forward pass fits in memory to compare it with.")
+            raise _Disagrees("no plain forward pass to compare with fits in memory.")
         told.reach(tally.done)
         for batch in batches:
             if batch not in first:
@@ -230,14 +230,14 @@ class Engine:
         return tally.read(task.width, way)
 
     def _compare(self, numbers: Sequence[int], task: _Task, tally: Tally) -> None:
-        """Compare what was read of some sequences with a plain forward pass of each."""
+        """Compare the values of some sequences with a plain forward pass of each."""
         for i in numbers:
             found = tally.of(i)
             if found is None:
                 continue
             computed = in_memory(partial(task.plain, i), self.device)
             if computed is None:
-                logger.warning("Out of memory with a plain pass of sequence %d; not compared.", i)
+                logger.warning("Out of memory in a plain pass over sequence %d; not compared.", i)
                 tally.splits += 1
                 continue
             plain, spread = computed
@@ -247,13 +247,13 @@ class Engine:
                 raise _Disagrees(
                     f"{type(self.model).__name__} gives a sequence of {len(task.ids[i])} tokens "
                     f"values that differ from those of a plain forward pass by {gap:.2g} nats. "
-                    "If no way agrees, the model cannot rate: use another."
+                    "If no way agrees, the model cannot rate: use another model."
                 )
             tally.compared += 1
             tally.gap = max(tally.gap, gap)
 
     def _shared(self, task: _Task, told: Told) -> dict[SharedPrefix, list[int]]:
-        """The sequences that begin with each prefix, which is recorded."""
+        """Record each prefix, and return the sequences that begin with it."""
         shared = {}
         for ids, rows in members_of(task.ids, task.prefixes, self._forward.rope_limit).items():
             prefix = in_memory(partial(self._forward.record, ids), self.device)
@@ -298,9 +298,9 @@ class Engine:
 
 
 def _spread(logprobs: Tensor) -> float:
-    """How far the middle half of log-probabilities (vocabulary) is spread, as a deviation.
+    """A standard deviation of log-probabilities (vocabulary), estimated from their middle half.
 
-    Of those that are not minus infinity, which a model may give to tokens that it never writes.
+    Values of minus infinity are left out; a model may give them to tokens that it never writes.
     """
     possible = logprobs[logprobs != -torch.inf]
     quarters = torch.quantile(possible, torch.tensor([0.25, 0.75], device=logprobs.device))

@@ -1,7 +1,7 @@
 """One forward pass: batches in, logits at chosen positions out. The only module that runs a model.
 
-Batches are padded on the right and have no attention mask: for a causal model the padding behind a
-position cannot reach it. Positions are read through the model's own head, and nothing is kept for
+Batches are padded on the right and have no attention mask: in a causal model, padding after a
+position cannot affect it. Positions are read through the model's own head, and no cache is kept for
 generation.
 """
 
@@ -39,7 +39,7 @@ class Forward:
         self._takes = inspect.signature(model.forward).parameters
 
     def last_logits(self, batch: Batch, mlp: nn.Module | None = None) -> Tensor:
-        """(b, vocabulary) float32 logits behind the end of each sequence."""
+        """(b, vocabulary) float32 logits after the end of each sequence."""
         last = torch.tensor([len(row) - 1 for row in batch.ids.values()])
         return self.logits(batch, torch.arange(len(batch.ids)), last, mlp)
 
@@ -74,9 +74,9 @@ class Forward:
 
     @torch.inference_mode()
     def plain_logprobs(self, ids: Sequence[int], last: int) -> Tensor:
-        """(last, vocabulary) float32, of one sequence as anybody would compute it.
+        """(last, vocabulary) float32 log-probabilities of one sequence, by a plain forward pass.
 
-        But for the head, which is computed in float32 as everywhere here.
+        Only the head is computed in float32, as everywhere here.
         """
         tensor = torch.tensor([list(ids)], device=self.device)
         settings: dict[str, Any] = {}
@@ -98,7 +98,7 @@ class Forward:
         return changing_rope(self.model.config)
 
     def _settle(self, length: int) -> None:
-        """Let go of what a longer sequence left in rotary embeddings that grow with the length."""
+        """Reset rotary embeddings that have grown with the length of an earlier sequence."""
         if self.rope_limit is not None and length >= self.rope_limit:
             self.model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=self.device))
 
@@ -133,8 +133,8 @@ def _reads_at(
         hidden = args[0]
         if hidden.shape[:2] != shape:
             raise ModelError(
-                f"{type(model).__name__} cannot rate: its head is not asked about each position "
-                "of each sequence. Use a causal language model."
+                f"{type(model).__name__} cannot rate: its head does not get each position of "
+                "each sequence. Use a causal language model."
             )
         read = hidden[rows.to(hidden.device), positions.to(hidden.device)]
         return (read.unsqueeze(1), *args[1:])
@@ -161,10 +161,10 @@ def _head_in_float32(head: nn.Module) -> Iterator[None]:
     def in_float32(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         if type(module) is not nn.Linear or module.weight.dtype == torch.float32:
             return None
-        # Not moved yet where the head, tied to the embeddings, is not with the last layer.
+        # The head may be on another device than the last layer if it is tied to the embeddings.
         hidden = args[0].to(module.weight.device, torch.float32)
-        # Again, since the module did it in 16 bits (few positions, so cheap); and by parts, since a
-        # float32 copy of a large vocabulary's head would cost gigabytes.
+        # Computed again, since the module used 16 bits (few positions, so cheap), and in parts,
+        # since a float32 copy of a large vocabulary's head would take gigabytes.
         parts = [F.linear(hidden, part.float()) for part in torch.split(module.weight, HEAD_ROWS)]
         logits = torch.cat(parts, dim=-1)
         return logits if module.bias is None else logits + module.bias.float()

@@ -1,15 +1,15 @@
-"""Sharing what many sequences begin with, and reading one position only: less work, same answer.
+"""Sharing the beginnings of sequences, and reading only one position: less work, same answer.
 
 A shared prefix: every rating prompt begins with the same tokens in every row. Their keys and values
 are computed once, and a batch holds only what follows. The queries are padded in front by as many
 positions as the prefix has, so the fused causal attention of the plain path serves here too; only
 attention sees the padding, and it is a small part of the work.
 
-The last MLP: behind the last layer's attention nothing but the position that is read matters, so
-its MLP gets that position alone, and the residual stream broadcasts it back.
+The last MLP: after the last layer's attention only the position that is read matters, so its MLP
+gets only that position, and the residual stream broadcasts it back.
 
-Neither is exact for every model. What is known not to fit is refused here; the engine compares the
-rest with plain forward passes before it counts.
+Neither is exact for every model. Models that are known not to fit are refused here; for all others
+the engine compares the values with plain forward passes before it uses them.
 """
 
 import inspect
@@ -31,11 +31,11 @@ CAUSAL_LAYERS = {"full_attention", "sliding_attention"}
 
 
 class Unshareable(Exception):
-    """Why a model's sequences cannot share a prefix."""
+    """The model's sequences cannot share a prefix; the message says why."""
 
 
 class SharedPrefix:
-    """What a model's attention layers keep of the tokens that the prompts of a batch begin with.
+    """The keys and values of the tokens that the prompts of a batch begin with.
 
     Attributes:
         length: number of those tokens.
@@ -52,7 +52,7 @@ class SharedPrefix:
         self.recording = False
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuse what was recorded of a model that cannot continue it.
+        """Refuse a recorded prefix that the model cannot continue.
 
         Raises:
             Unshareable: with the reason.
@@ -119,7 +119,7 @@ AttentionInterface.register(NAME, _attention)
 
 
 def last_mlp(model: PreTrainedModel) -> nn.Module | None:
-    """The MLP of the last layer, where it goes by that name."""
+    """The MLP of the last layer, if it has that name."""
     layers = model.config.get_text_config().num_hidden_layers
     stacks = (m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers)
     stack = next(stacks, None)
@@ -128,7 +128,7 @@ def last_mlp(model: PreTrainedModel) -> nn.Module | None:
 
 @contextmanager
 def mlp_reads_at(mlp: nn.Module | None, rows: Tensor, positions: Tensor) -> Iterator[None]:
-    """Let ``mlp`` see one position of each row only: ``positions`` (p) of ``rows`` (p)."""
+    """Let ``mlp`` see only one position of each row: ``positions`` (p) of ``rows`` (p)."""
     if mlp is None:
         yield
         return

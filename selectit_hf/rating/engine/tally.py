@@ -1,4 +1,4 @@
-"""What an engine has read so far, batch by batch in whatever order, and what it says of it."""
+"""The values an engine has read so far, batch by batch in any order, and its progress."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -30,10 +30,10 @@ class Read(NamedTuple):
 
 
 class Told:
-    """Says how many sequences are done, each once, whatever is done again.
+    """Reports how many sequences are done, counting each once even if it is computed again.
 
     Attributes:
-        unshared: how often memory was too short to keep a prefix, in whichever way.
+        unshared: how often there was too little memory to keep a prefix, over all ways.
     """
 
     def __init__(self, progress: Callable[[int], None] | None) -> None:
@@ -42,14 +42,14 @@ class Told:
         self._said = 0
 
     def reach(self, done: int) -> None:
-        """``done`` sequences are done."""
+        """Report that ``done`` sequences are done."""
         if self._progress is not None and done > self._said:
             self._progress(done - self._said)
         self._said = max(done, self._said)
 
 
 class Tally:
-    """What has been read so far; it stays on the device until all is asked for."""
+    """The values read so far; they stay on the device until all of them are requested."""
 
     def __init__(self, count: int) -> None:
         self.splits = 0
@@ -60,17 +60,17 @@ class Tally:
         self._parts: list[tuple[list[int], Tensor | None]] = []
 
     def add(self, batch: Batch, values: Tensor | None) -> None:
-        """The values (b, m) of a batch, or ``None`` where it does not fit in memory."""
+        """Add the values (b, m) of a batch, or ``None`` if it does not fit in memory."""
         self._parts.append((list(batch.ids), values))
         self.done += len(batch.ids)
 
     def of(self, number: int) -> Tensor | None:
-        """The values (m) of one sequence that was read, if it did fit in memory."""
+        """The values (m) of one sequence, if it fitted in memory."""
         numbers, values = next(part for part in self._parts if number in part[0])
         return None if values is None else values[numbers.index(number)]
 
     def read(self, width: int, way: Way) -> Read:
-        """All of it, in the sequences' order."""
+        """All values, in the order of the sequences."""
         values = np.full((self._count, width), np.nan, dtype=np.float32)
         oom = np.ones(self._count, dtype=np.bool_)
         for numbers, part in self._parts:

@@ -1,10 +1,10 @@
-"""Ways to compute many sequences together, from the fastest to the plainest, and what checks them.
+"""Ways to compute many sequences together, from the fastest to the plainest, and their checks.
 
-A way is never taken on trust. Before the values of a call count, its longest, its shortest, a
+A way is never taken on trust. Before the values of a call are used, its longest, its shortest, a
 middle and its most padded sequence, with a shared prefix and without, are computed once more, each
-by itself in a plain forward pass.
-Where they differ from the batches, the next way is taken for all sequences of that call. What is
-taken therefore follows from the model and the sequences alone, not from what was computed before.
+by itself in a plain forward pass. If they differ from the batches, the next way is used for all
+sequences of that call. The choice therefore depends only on the model and the sequences, not on
+earlier calls.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ class Way:
     """How sequences are computed together.
 
     Attributes:
-        name: what a sidecar and the log call it.
+        name: its name in a sidecar and in the log.
         shares: the tokens that many sequences begin with are computed once.
         last_mlp: the last MLP sees only the position that is read.
         one_length: a batch holds sequences of one length, so that none is padded.
@@ -59,7 +59,7 @@ class Way:
 
     @property
     def reads_last(self) -> bool:
-        """Whether it serves only where the last position of each sequence is read."""
+        """Whether it works only if the last position of each sequence is read."""
         return self.shares or self.last_mlp
 
 
@@ -87,7 +87,7 @@ class Reading(NamedTuple):
 
 
 def together(readings: Sequence[Reading]) -> Reading | None:
-    """What is said of several calls as one: the plainest way, the largest gap; ``None`` of none."""
+    """Several calls in one: the plainest way and the largest gap; ``None`` for no call."""
     if not readings:
         return None
     names = [way.name for way in WAYS]
@@ -101,7 +101,7 @@ class Batch:
     """Sequences of one forward pass.
 
     Attributes:
-        ids: the token ids that are fed, by the number of their sequence; behind the prefix.
+        ids: the token ids that are fed, by the number of their sequence, without the prefix.
         length: what they are padded to.
         prefix: the shared prefix that comes before them.
     """
@@ -114,7 +114,7 @@ class Batch:
 def members_of(
     ids: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]], longest: int | None
 ) -> dict[tuple[int, ...], list[int]]:
-    """The sequences that begin with each prefix, of up to ``longest`` ids; two of them at least."""
+    """The sequences of up to ``longest`` ids that begin with each prefix; at least two of them."""
     members: dict[tuple[int, ...], list[int]] = {
         prefix: [] for prefix in sorted({tuple(p) for p in prefixes if p}, key=len, reverse=True)
     }
@@ -136,8 +136,8 @@ def batches_of(
 ) -> list[Batch]:
     """All sequences in batches.
 
-    ``shared`` holds the sequences that begin with each prefix. Those of more than ``longest`` ids,
-    from which on the model's positions depend on the length of the batch, meet only their like.
+    ``shared`` holds the sequences that begin with each prefix. In sequences of more than
+    ``longest`` ids, positions depend on the batch's length, so a batch of them has one length.
     """
     taken = {i for rows in shared.values() for i in rows}
     others = [i for i in range(len(ids)) if i not in taken]
@@ -181,7 +181,7 @@ def agree(
     """Whether log-probabilities are those of a plain forward pass, up to the dtype's rounding.
 
     ``spread`` is the deviation of a model's log-probabilities over its vocabulary: about 3 for a
-    trained model, and 0.1 for one with random weights, whose rounding is as much smaller.
+    trained model, and 0.1 for random weights, whose rounding errors are smaller in proportion.
     """
     allowed = TOLERANCE.get(dtype, TOLERANCE["bfloat16"]) * (spread if np.isfinite(spread) else 0)
     return bool(np.allclose(found, plain, rtol=0, atol=allowed, equal_nan=True))
@@ -190,7 +190,7 @@ def agree(
 def changing_rope(config: "PreTrainedConfig") -> int | None:
     """The longest sequence whose positions do not depend on the batch; ``None`` for any.
 
-    Behind it the rotary embeddings of some models change with the longest sequence of a batch.
+    Beyond it, the rotary embeddings of some models change with the longest sequence of a batch.
     """
     text: Any = config.get_text_config()
     rope = getattr(text, "rope_parameters", None) or {}
@@ -204,7 +204,7 @@ def changing_rope(config: "PreTrainedConfig") -> int | None:
 
 
 def gap_of(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
-    """The largest difference of two log-probabilities; infinite where one alone is not finite."""
+    """The largest difference of two log-probabilities; infinite if only one of them is finite."""
     same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
     apart = np.abs(np.where(same, 0, ours) - np.where(same, 0, theirs))
     return float(np.nan_to_num(apart, nan=np.inf, posinf=np.inf).max(initial=0))

@@ -1,7 +1,7 @@
 """PEFT adapters: a small folder of weights that change a base model.
 
-A checkpoint is either an adapter or a whole model. transformers applies an adapter that lies beside
-whole weights where `peft` is installed, and ignores it where not; here such a folder is refused.
+A checkpoint is either an adapter or a whole model. If a folder holds both, transformers applies the
+adapter if `peft` is installed and ignores it otherwise; here such a folder is refused.
 """
 
 import json
@@ -40,7 +40,7 @@ UNREADABLE = (OSError, SafetensorError)
 
 
 class AdapterConfig(NamedTuple):
-    """What an ``adapter_config.json`` says about its base: a Hub name or a path, and revision."""
+    """The base that an ``adapter_config.json`` names: a Hub name or a path, and a revision."""
 
     base: str
     revision: str | None
@@ -50,7 +50,7 @@ def is_adapter(name: str, files: Collection[str]) -> bool:
     """Whether a checkpoint with these ``files`` is an adapter.
 
     Raises:
-        ModelError: it holds an adapter and whole weights, or an adapter as a pickle only.
+        ModelError: it holds an adapter and whole weights, or an adapter only as a pickle.
     """
     if CONFIG not in files:
         return False
@@ -58,8 +58,8 @@ def is_adapter(name: str, files: Collection[str]) -> bool:
     if both:
         raise ModelError(
             f"Move {CONFIG} and {WEIGHTS} into a folder of their own and name that folder, or "
-            f"delete them: {name!r} holds whole weights ({both[0]}) and an adapter, and whether "
-            "the adapter is already merged into the weights cannot be told."
+            f"delete them: {name!r} holds whole weights ({both[0]}) and an adapter, and nothing "
+            "says whether the adapter is already merged into the weights."
         )
     if WEIGHTS not in files:
         pickled = f" ({PICKLED} is a pickle, which is never loaded)" if PICKLED in files else ""
@@ -94,8 +94,8 @@ def read_adapter(name: str, config: Path) -> AdapterConfig:
         )
     if settings.get("alora_invocation_tokens"):
         raise ModelError(
-            f"The adapter {name!r} ({kind}) acts behind its invocation tokens only, which a rating "
-            "prompt has not; use another adapter."
+            f"The adapter {name!r} ({kind}) acts only after its invocation tokens, which a rating "
+            "prompt does not have; use another adapter."
         )
     return AdapterConfig(base or "", settings.get("revision"))
 
@@ -147,9 +147,9 @@ def apply_adapter(model: "PreTrainedModel", folder: str, merge: bool) -> "PreTra
 
 
 def _untie(model: Any) -> None:
-    """Give the head weights of its own where the adapter changes it or the embeddings.
+    """Give the head its own weights if the adapter changes the head or the embeddings.
 
-    Merged into weights that both use, what changes one would change the other.
+    If the two share weights, merging a change to one would also change the other.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -167,7 +167,7 @@ def _untie(model: Any) -> None:
 
 @contextmanager
 def _warnings_in_the_log() -> Iterator[None]:
-    """What `peft` warns of, as of a setting that it does not know; not of its own code's age."""
+    """Log warnings of `peft`, such as unknown settings, but not its deprecation warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
@@ -177,11 +177,11 @@ def _warnings_in_the_log() -> Iterator[None]:
 
 
 def _check_complete(name: str, read: Any) -> None:
-    """Refuse an adapter of which a weight is missing or finds no place."""
+    """Refuse an adapter with a weight that is missing or has no place in the model."""
     lost, missing = sorted(read.unexpected_keys), sorted(read.missing_keys)
     if lost or missing:
-        what = "finds no place in the model" if lost else "is missing"
+        what = "has no place in the model" if lost else "is missing"
         raise ModelError(
             f"Name the base that the adapter {name!r} was trained on (--base-model), or load the "
-            f"whole adapter again: of its weights {(lost or missing)[0]!r} {what}."
+            f"whole adapter again: its weight {(lost or missing)[0]!r} {what}."
         )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["OF_BASE", "Checkpoint"]
 
 OF_BASE = "~"
-"""Stands between the revisions of an adapter and of its base; no git revision holds one."""
+"""Separates the revisions of an adapter and of its base; no git revision contains it."""
 UNREADABLE = (
     OSError,
     ValueError,
@@ -35,7 +35,7 @@ UNREADABLE = (
     RecursionError,
     struct.error,
 )
-"""What transformers raises about files that are not there, cut off, or hold something else."""
+"""What transformers raises for files that are missing, cut off, or hold something else."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class Checkpoint:
     """A model and its tokenizer, pinned.
 
     Attributes:
-        name: what to call it: the Hub name, ``tiny-rater``, or a local folder's base name; a GGUF
-            file follows a colon.
+        name: its name: the Hub name, ``tiny-rater``, or a local folder's base name; a GGUF file
+            follows a colon.
         path: the Hub name or a folder.
         revision: the commit sha, or ``sha256:`` and the hash of a folder's contents; for an adapter
             its own and its base's, joined by `OF_BASE`.
         gguf_file: the file in ``path`` that holds the model.
         base: the model that an adapter changes.
         has_tokenizer: whether an adapter brings its own tokenizer.
-        offline: whether the local cache said which commit it is, since HF_HUB_OFFLINE is set.
+        offline: whether the commit comes from the local cache, since HF_HUB_OFFLINE is set.
     """
 
     name: str
@@ -83,10 +83,10 @@ class Checkpoint:
         return self.revision.partition(OF_BASE)[0]
 
     def folder(self, weights: bool = False) -> str:
-        """Where its files lie; those of the Hub are downloaded if need be, and compared.
+        """The folder of its files; Hub files are downloaded if need be, and verified.
 
         Raises:
-            ModelError: they cannot be had as the Hub lists them.
+            ModelError: they cannot be downloaded, or differ from the Hub's listing.
         """
         if self.is_local:
             return self.path
@@ -123,7 +123,7 @@ class Checkpoint:
 
 @functools.lru_cache(maxsize=8)
 def _config(checkpoint: Checkpoint) -> "PretrainedConfig":
-    """Read once, since a GGUF file takes long to open."""
+    """Cached, since a GGUF file takes long to open."""
     from transformers import AutoConfig
 
     with _readable(checkpoint, "configuration"):
@@ -146,7 +146,7 @@ def _readable(checkpoint: Checkpoint, part: str) -> Iterator[None]:
             raise hub_models.gated(name) from error
         raise ModelError(
             f"Name a model that transformers knows: the {part} of {name!r} cannot be loaded "
-            f"({in_short(error)}). Code of a model repository is never run here."
+            f"({in_short(error)}). Code from a model repository is never run."
         ) from error
 
 

@@ -19,11 +19,11 @@ HARMLESS = re.compile(r"inv_freq|masked_bias|\.attn\.bias$|_scale$|rotary_emb|ro
 """Buffers that older versions stored and newer ones compute, and scales of quantized caches."""
 
 MOST_LAYERS = 10_000
-"""More than any model has; a number beyond would take all time and memory."""
+"""More layers than any model has; a larger number would exhaust time and memory."""
 
 
 def check_config(config: "PreTrainedConfig") -> None:
-    """Refuse a configuration that would run code, or build layers without end.
+    """Refuse a configuration that would run code, or build far too many layers.
 
     Raises:
         ModelError: it asks for a kernel of the Hub, or for more than `MOST_LAYERS` layers.
@@ -31,8 +31,8 @@ def check_config(config: "PreTrainedConfig") -> None:
     attention = str(getattr(config, "_attn_implementation", ""))
     if "/" in attention:
         raise ModelError(
-            f"Remove attn_implementation from config.json: it asks for {attention!r}, a kernel of "
-            "the Hub. Kernels are code, which is never run here."
+            f"Remove attn_implementation from config.json: it asks for {attention!r}, a kernel "
+            "from the Hub. Kernels are code, which is never run here."
         )
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     if isinstance(layers, int) and layers > MOST_LAYERS:
@@ -44,30 +44,30 @@ def check_config(config: "PreTrainedConfig") -> None:
 def check_weights(
     missing: Iterable[str], unused: Iterable[str], layers: Mapping[str, int], predictors: int = 0
 ) -> None:
-    """Refuse weights that are not all of the model's, or of which layers would be lost.
+    """Refuse a checkpoint that lacks weights of the model, or has layers that it would not use.
 
     Args:
-        missing: the model's weights that the checkpoint has not.
-        unused: the checkpoint's weights that the model has not.
+        missing: the model's weights that the checkpoint lacks.
+        unused: the checkpoint's weights that the model lacks.
         layers: how many modules each list of modules of the model holds, by its name.
-        predictors: layers behind the last one that predict further tokens, which are not rated
-            with (``num_nextn_predict_layers``).
+        predictors: layers after the last one that predict further tokens and are not used for
+            rating (``num_nextn_predict_layers``).
 
     Raises:
-        ModelError: weights are missing, or belong to layers behind the configuration's last one.
+        ModelError: weights are missing, or belong to layers after the configuration's last one.
     """
     absent = sorted(missing)
     if absent:
         raise ModelError(
-            f"The checkpoint lacks {len(absent)} weights, {absent[0]!r} among them, which would "
-            "have been drawn at random; use a complete causal language model."
+            f"The checkpoint lacks {len(absent)} weights, {absent[0]!r} among them, which would be "
+            "drawn at random; use a complete causal language model."
         )
     left = sorted(unused)
     lost = [name for name in left if _is_beyond(name, layers, predictors)]
     if lost:
         raise ModelError(
             f"Correct the number of layers in config.json, or use a complete checkpoint: its "
-            f"weights have layers that the configuration has not ({lost[0]!r}; {len(lost)} weights "
+            f"weights have layers that the configuration lacks ({lost[0]!r}; {len(lost)} weights "
             "would be left out)."
         )
     own = [name for name in left if _layer(name, layers) and not HARMLESS.search(name)]

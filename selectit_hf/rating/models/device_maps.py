@@ -1,4 +1,4 @@
-"""How large a model is, and which of its parts go to which GPU, before any weight is read."""
+"""The size of a model, and which of its parts go to which GPU, before any weight is read."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -16,7 +16,7 @@ __all__ = ["devices", "places", "weight_bytes", "without_weights"]
 
 
 def without_weights(config: "PreTrainedConfig", dtype: torch.dtype) -> Any:
-    """A model on the meta device: the sizes of its weights, and none of them."""
+    """A model on the meta device, which has the sizes of the weights but no values."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -24,7 +24,7 @@ def without_weights(config: "PreTrainedConfig", dtype: torch.dtype) -> Any:
 
 
 def weight_bytes(model: Any, bits_each: int | None) -> int:
-    """Bytes of a model's weights, of which the quantized ones take ``bits_each`` bits."""
+    """Bytes of a model's weights, where quantized weights take ``bits_each`` bits each."""
     few = set(_quantized(model)) if bits_each else set()
     return sum(
         p.numel() * (bits_each or 0) // 8 if name in few else p.numel() * p.element_size()
@@ -48,7 +48,7 @@ def places(
     """The device of each part of a model, by its name, before any weight is read.
 
     Raises:
-        ModelError: the devices do not hold it all, or its layers cannot be told apart.
+        ModelError: the devices cannot hold all of it, or its layers are not known.
     """
     from accelerate.utils import get_balanced_memory, get_max_memory, infer_auto_device_map
 
@@ -86,9 +86,9 @@ def _small_dtypes(model: Any, bits_each: int | None) -> dict[str, Any]:
 
 
 def _of_cuda_and_cpu(free: Mapping[int | str, int]) -> dict[int | str, int]:
-    """Bytes by place, without accelerators of other kinds, which nothing else here knows.
+    """Free bytes of the GPUs and the CPU, without accelerators of other kinds.
 
-    On a Mac accelerate names only the GPU, whose memory is that of the CPU.
+    On a Mac, accelerate lists only the GPU, which shares its memory with the CPU.
     """
     gpus = range(torch.cuda.device_count())
     kept = {place: size for place, size in free.items() if place == "cpu" or place in gpus}
@@ -96,20 +96,20 @@ def _of_cuda_and_cpu(free: Mapping[int | str, int]) -> dict[int | str, int]:
 
 
 def _check_fits(places: Mapping[str, int | str]) -> None:
-    """Refuse a model of which parts would have to be fetched again for every batch."""
+    """Refuse a model if parts of it would have to be loaded again for every batch."""
     outside = {"cpu", "disk"} if torch.cuda.device_count() else {"disk"}
     left = [name for name, place in places.items() if place in outside]
     if left:
         raise ModelError(
             f"The model does not fit on {devices()}: {len(left)} of its {len(places)} parts, "
             f"{left[0] or 'all'!r} first, would stay in main memory or on the disk, which is "
-            "hundreds of times slower and not done. Take more or larger GPUs, a 16-bit dtype, "
+            "hundreds of times slower and not done. Use more or larger GPUs, a 16-bit dtype, "
             "fewer --workers, or a smaller model."
         )
 
 
 def devices() -> str:
-    """All that a model is spread over, in words."""
+    """All devices that a model is spread over, in words."""
     gpus = torch.cuda.device_count()
     if gpus > 1:
         return f"the {gpus} visible GPUs"

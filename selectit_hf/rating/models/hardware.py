@@ -1,4 +1,4 @@
-"""What a rating was computed with: the libraries, and what the processor or GPU can do."""
+"""What a rating was computed with: the libraries, and the kind of processor or GPU."""
 
 from importlib.metadata import version
 
@@ -10,7 +10,7 @@ LIBRARIES = ("numpy", "tokenizers", "torch", "transformers")
 
 
 def made_with(device: str) -> dict[str, str]:
-    """The versions and the capability of a device; two that are equal rate to the same bits.
+    """The library versions and the device's capability; if both are equal, so is every bit.
 
     Example:
         >>> made_with("cpu")["device"]  # doctest: +SKIP

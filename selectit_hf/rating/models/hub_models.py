@@ -29,9 +29,9 @@ WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class HubModel(NamedTuple):
-    """A model's commit sha; for an adapter, its configuration and if it brings a tokenizer.
+    """A model's commit sha; for an adapter, its configuration and whether it has a tokenizer.
 
-    ``offline`` says that the sha is the one that the local cache has of the revision.
+    ``offline`` says that the sha comes from the local cache.
     """
 
     revision: str
@@ -41,7 +41,7 @@ class HubModel(NamedTuple):
 
 
 def find(model: str, revision: str | None, gguf_file: str | None) -> HubModel:
-    """Look a model up; in the local cache only where HF_HUB_OFFLINE says so.
+    """Look up a model; only in the local cache if HF_HUB_OFFLINE is set.
 
     Raises:
         ModelError: no such model, revision or file, no access, or the Hub cannot be reached.
@@ -60,7 +60,7 @@ def find(model: str, revision: str | None, gguf_file: str | None) -> HubModel:
         needed = gguf_file or (adapters.CONFIG if adapter else CONFIG)
         if needed not in names:
             raise _lacking(model, needed, names)
-        # One file at least pins the revision in the cache, for a time without a network.
+        # Downloading one file records the revision in the cache, for later use offline.
         if gguf_file is None:
             folder = hub_files.fetch("model", model, sha, [needed])
         if not hub_files.COMMIT.fullmatch(wanted) and not offline:
@@ -82,7 +82,7 @@ def find(model: str, revision: str | None, gguf_file: str | None) -> HubModel:
 
 
 def _cached(model: str, revision: str) -> str:
-    """The sha that the local cache has of a revision."""
+    """The sha that the local cache has for a revision."""
     reference = hub_files.place("model", model) / "refs" / revision
     if not reference.is_file():
         raise hub_files.Unverified(f"HF_HUB_OFFLINE is set and no {revision!r} is in the cache")
@@ -92,7 +92,7 @@ def _cached(model: str, revision: str) -> str:
 
 
 def _remember(model: str, revision: str, sha: str) -> None:
-    """What a revision was, as the client of the Hub writes it, for a time without a network."""
+    """Record a revision's sha in the cache, as the Hub's client does, for later use offline."""
     reference = hub_files.place("model", model) / "refs" / revision
     reference.parent.mkdir(parents=True, exist_ok=True)
     reference.write_text(sha, "utf-8")
@@ -110,9 +110,9 @@ def _unreached(model: str, error: BaseException) -> ModelError:
 
 
 def folder(model: str, sha: str, gguf_file: str | None, weights: bool) -> Path:
-    """The folder of all files of a model that loading reads, each as the Hub lists it.
+    """The folder of all files needed to load a model, each as the Hub lists it.
 
-    Without ``weights`` the configuration, tokenizer and chat template only.
+    Without ``weights``, only the configuration, tokenizer and chat template.
 
     Raises:
         ModelError: the Hub cannot be reached, or a file is not as listed.
@@ -138,7 +138,7 @@ def _is_small(name: str) -> bool:
 
 
 def _weights(folder: Path, listed: set[str]) -> set[str]:
-    """The weights that transformers looks for, one after the other; of an adapter its own."""
+    """The weights that transformers would load, in its order of preference, or an adapter's."""
     if adapters.WEIGHTS in listed and CONFIG not in listed:
         return {adapters.WEIGHTS}
     named = _json(folder / CONFIG).get("transformers_weights")
@@ -159,7 +159,7 @@ def _json(path: Path) -> dict[str, object]:
 
 
 def gated(model: str) -> ModelError:
-    """What to say of a model that this login may not load."""
+    """The error for a model that this login may not load."""
     return ModelError(
         f"The model {model!r} is gated: accept its terms on https://huggingface.co/{model}, then "
         "log in with 'hf auth login' or set HF_TOKEN."
@@ -173,6 +173,4 @@ def _lacking(model: str, needed: str, names: set[str]) -> ModelError:
             f"Name one of the GGUF files of {model!r}, as in {model}:{files[0]}; it holds "
             f"{', '.join(files[:10])}{', ...' if len(files) > 10 else ''}, and no {needed}."
         )
-    return ModelError(
-        f"The model {model!r} has no {needed}, so it is none that transformers can load."
-    )
+    return ModelError(f"The model {model!r} has no {needed}, so transformers cannot load it.")

@@ -1,7 +1,7 @@
 """Where a model runs: its device or devices, dtype and token budget; and loading it there.
 
-Only causal language models, from safetensors, and whole: a weight that is missing, or that would be
-fetched from main memory for every batch, is an error.
+Only complete causal language models in safetensors or GGUF files are loaded. A missing weight, or
+one that would be copied from main memory for every batch, is an error.
 """
 
 import gc
@@ -47,14 +47,14 @@ __all__ = [
 ]
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-"""Ways to spread one model over the visible GPUs, by transformers' names; the first two are one."""
+"""Ways to spread a model over the visible GPUs, by transformers' names; the first two are equal."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "auto": None}
 TOKEN_BUDGET = {"cuda": 32768, "cpu": 1024}
 
 SMALLEST_BUDGET = 1024
 HELD_OF_HIDDEN, HELD_OF_INNER = 12, 4
-"""What is held of each token at once, in its width and in its MLP's; generous."""
+"""Numbers held for each token at once, in multiples of the widths of model and MLP; generous."""
 
 OUT_OF_MEMORY = (
     "out of memory",
@@ -66,7 +66,7 @@ UNREADABLE = (
     OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError,
     SafetensorError, struct.error,
 )  # fmt: skip
-"""What transformers raises about files that are not there, cut off, or of another model."""
+"""What transformers raises for files that are missing, cut off, or of another model."""
 
 _IMPORTED_IN = os.getpid()
 
@@ -85,7 +85,7 @@ def choose_device(device: str | None, rank: int | None = None) -> str:
     except RuntimeError as error:
         raise SettingError(f"device={device!r} is unknown; use 'cpu' or 'cuda:0'.") from error
     if asked.type == "cuda" and (asked.index or 0) >= count:
-        raise SettingError(f"device={device!r} is not there: {count} CUDA devices are visible.")
+        raise SettingError(f"device={device!r} is not available: {count} CUDA devices are visible.")
     return device
 
 
@@ -107,7 +107,7 @@ def choose_dtype(dtype: str | None, device: str) -> str:
 
 
 def default_budget(device: str) -> int:
-    """Padded tokens a forward pass on ``device`` may hold, where none are given."""
+    """Padded tokens in a forward pass on ``device`` by default."""
     return TOKEN_BUDGET.get(torch.device(device).type, TOKEN_BUDGET["cpu"])
 
 
@@ -118,13 +118,13 @@ def fitting_budget(
     device_map: str | None = None,
     quantization: str | None = None,
 ) -> int:
-    """Padded tokens that a forward pass can hold beside the weights on ``device``.
+    """Padded tokens in a forward pass that fit on ``device`` in addition to the weights.
 
-    On CUDA half of the memory that is free now and not needed by the weights is given to what a
-    layer holds of each token; a power of two, at most `default_budget`, which the CPU has. With a
-    ``device_map`` the weights count as spread evenly over as few of the visible GPUs as hold them,
-    each with what the fullest has free: all workers of a run keep to one budget, and some may have
-    no more GPUs than that.
+    The CPU gets `default_budget`. CUDA gets a power of two of at most that, for which the
+    activations of one layer fit into half of the memory that is free now and not needed by the
+    weights. With a ``device_map`` the weights are assumed to be spread evenly over the fewest
+    visible GPUs that can hold them, each with the free memory of the fullest: all workers of a run
+    use one budget, and some may have no more GPUs than that.
     """
     if torch.device(device).type != "cuda":
         return default_budget(device)
@@ -138,7 +138,7 @@ def fitting_budget(
 
 
 def budget_in(room: int, config: "PreTrainedConfig", itemsize: int) -> int:
-    """Padded tokens for which ``room`` bytes are enough, of ``itemsize`` bytes a number."""
+    """Padded tokens that fit in ``room`` bytes, at ``itemsize`` bytes per number."""
     text = config.get_text_config()
     inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     each = itemsize * (HELD_OF_HIDDEN * text.hidden_size + HELD_OF_INNER * inner)
@@ -163,9 +163,9 @@ def load_model(
     With a ``device_map``, one of `DEVICE_MAPS`, its layers are spread over all visible GPUs
     instead, or put on the CPU where there are none. ``adapter`` is a folder whose adapter is
     applied; ``quantization`` one of `selectit_hf.rating.models.quantization.QUANTIZATIONS`;
-    ``attn_implementation`` one of `ATTENTIONS`; ``config`` what ``path``
-    holds, if it was read before, which takes long for a GGUF file. Further ``arguments`` are
-    ``from_pretrained``'s.
+    ``attn_implementation`` one of `ATTENTIONS`; ``config`` the configuration in ``path``, if it was
+    read before, since reading takes long for a GGUF file. Further ``arguments`` are passed to
+    ``from_pretrained``.
 
     Raises:
         ModelError: no safetensors weights, an unknown architecture, weights that are missing
@@ -176,7 +176,7 @@ def load_model(
     tame_fork()
     check_device(quantization, device)
     check_attention(attn_implementation, dtype)
-    # A model that was spread before this one holds itself in a circle, by its hooks.
+    # An earlier model that was spread is kept alive by reference cycles through its hooks.
     gc.collect()
     torch.cuda.empty_cache()
     with _room(device, device_map):
@@ -195,9 +195,9 @@ def load_model(
 
 
 def embedding_rows(model: "PreTrainedModel | PreTrainedConfig") -> int:
-    """Token ids that a model has an embedding for, 0 to this number less one.
+    """The number of token ids, from 0 on, that a model has an embedding for.
 
-    A configuration says so before the weights are read, which may hold more rows, and not fewer.
+    The configuration gives it before the weights are read; these may have more rows, never fewer.
     """
     if hasattr(model, "get_input_embeddings"):
         return int(cast(Any, model).get_input_embeddings().num_embeddings)
@@ -205,7 +205,7 @@ def embedding_rows(model: "PreTrainedModel | PreTrainedConfig") -> int:
 
 
 def parameter_count(model: "PreTrainedModel") -> int:
-    """The number of parameters, tied ones counted once, quantized ones as what they stand for."""
+    """The number of parameters, tied ones counted once, quantized ones as if unquantized."""
     if stored_method(model.config) in (None, "gguf"):
         return sum(p.numel() for p in model.parameters())
     whole = without_weights(model.config, model.dtype)
@@ -221,7 +221,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def _room(device: str, device_map: str | None) -> Iterator[None]:
-    """Say what helps where memory runs out before a model computes."""
+    """Say what helps if memory runs out while a model is loaded."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -232,7 +232,7 @@ def _room(device: str, device_map: str | None) -> Iterator[None]:
             helps = "all GPUs together (--device-map auto), "
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
-            f"The model does not fit in the memory of {where} ({said}). Take {helps}a 16-bit dtype "
+            f"The model does not fit in the memory of {where} ({said}). Use {helps}a 16-bit dtype "
             "(--dtype bfloat16), fewer --workers, or a smaller model."
         ) from error
 
@@ -254,7 +254,7 @@ def _settings(
     quantization: str | None,
     attn_implementation: str | None,
 ) -> dict[str, Any]:
-    """What ``from_pretrained`` is told; it puts quantized weights in place, others are moved."""
+    """Arguments for ``from_pretrained``, which places quantized weights; others are moved later."""
     settings: dict[str, Any] = {"device_map": None}
     if device_map is not None:
         settings["device_map"] = places(config, DTYPES[dtype], device_map, quantization)
@@ -272,7 +272,7 @@ def _read(path: str, dtype: str, config: "PreTrainedConfig", **arguments: Any) -
     from transformers import AutoModelForCausalLM, GgufConfig
 
     if "gguf_file" in arguments:
-        # Else computed from its blocks with a kernel of the Hub, where one can be downloaded.
+        # Otherwise transformers would compute from its blocks with a kernel from the Hub.
         arguments |= {"quantization_config": GgufConfig(dequantize=True), "config": config}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -285,7 +285,7 @@ def _read(path: str, dtype: str, config: "PreTrainedConfig", **arguments: Any) -
     model, info = loaded
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(
-            "Load the adapter by itself: it lies beside weights that it may already be merged into."
+            "Load the adapter by itself: its folder has weights that it may already be merged into."
         )
     layers = {n: len(m) for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)}
     predictors = getattr(model.config.get_text_config(), "num_nextn_predict_layers", None) or 0
@@ -296,19 +296,19 @@ def _read(path: str, dtype: str, config: "PreTrainedConfig", **arguments: Any) -
 def _unloadable(error: BaseException) -> ModelError:
     return ModelError(
         "Name a causal language model with safetensors weights or a GGUF file, since the weights "
-        f"cannot be loaded: {in_short(error)}. Code of a model repository is never run."
+        f"cannot be loaded: {in_short(error)}. Code from a model repository is never run."
     )
 
 
 def input_device(model: "PreTrainedModel") -> torch.device:
-    """Where a model takes token ids, which is not where all its layers are if it was spread."""
+    """The device that takes token ids; if the model was spread, its layers may be elsewhere."""
     embedding = cast(Any, model).get_input_embeddings()
     return cast(torch.device, next(embedding.parameters()).device)
 
 
 @torch.inference_mode()
 def _check_causal(model: "PreTrainedModel") -> None:
-    """Padding is left unmasked, so what comes later must not reach an earlier position."""
+    """Refuse a model in which later tokens affect earlier positions, since padding is unmasked."""
     ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=input_device(model))
     try:
         one, other = model(input_ids=ids, use_cache=False).logits[:, :3].float()
@@ -316,17 +316,17 @@ def _check_causal(model: "PreTrainedModel") -> None:
         if is_out_of_memory(error):
             raise
         raise ModelError(
-            f"Take another checkpoint, dtype, attention or device: {type(model).__name__} cannot "
+            f"Use another checkpoint, dtype, attention or device: {type(model).__name__} cannot "
             f"compute with these ({in_short(error)})."
         ) from error
     if not torch.allclose(one, other, rtol=1e-2, atol=1e-2, equal_nan=True):
         raise ModelError(
-            f"{type(model).__name__} is not causal: what follows a token changes what it predicts "
-            "there. Only causal language models rate."
+            f"{type(model).__name__} is not causal: later tokens change what it predicts at "
+            "earlier positions. Use a causal language model."
         )
 
 
 def tame_fork() -> None:
-    """In a forked worker, use one thread: the threads of the parent are not there to wait for."""
+    """In a forked worker, use one thread: the parent's threads do not exist there."""
     if os.getpid() != _IMPORTED_IN:
         torch.set_num_threads(1)

@@ -68,8 +68,8 @@ def resolve(model: str, revision: str | None = None, base_model: str | None = No
 
     A GGUF file is named by its path, or as ``FOLDER:FILE.gguf`` or ``HUB_NAME:FILE.gguf``. The base
     of an adapter is ``base_model``, else the one that its configuration names. A revision that
-    starts with ``sha256:`` is compared with the folder's contents. Where HF_HUB_OFFLINE is set, a
-    Hub model that was used before is pinned to the commit in the local cache, which the plan says.
+    starts with ``sha256:`` is compared with the folder's contents. If HF_HUB_OFFLINE is set, a Hub
+    model that was used before is pinned to the commit in the local cache, and the plan says so.
 
     Raises:
         ModelError: no such model, revision, file or base, no access, no network, or changed
@@ -96,7 +96,7 @@ def resolve(model: str, revision: str | None = None, base_model: str | None = No
         return _adapter(found, config, base_model, of_base or None)
     if base_model is not None:
         raise ModelError(
-            f"Omit the base model {base_model!r}: {found.name!r} is a whole model and no adapter."
+            f"Omit the base model {base_model!r}: {found.name!r} is a whole model, not an adapter."
         )
     return found
 
@@ -142,8 +142,8 @@ def _local(model: str, path: Path, gguf_file: str | None, revision: str | None) 
     name = TINY_RATER if model == TINY_RATER else path.name + (f":{gguf_file}" if gguf_file else "")
     if name == TINY_RATER != model and path != OWN_FOLDER.resolve():
         raise ModelError(
-            f"Rename the folder {name!r}: the model of this package has that name, and the two "
-            "could not be told apart in what is written."
+            f"Rename the folder {name!r}: the model of this package has that name, and the results "
+            "could not tell the two apart."
         )
     names = {file.name for file in path.iterdir()}
     adapter = gguf_file is None and adapters.is_adapter(name, names)
@@ -153,14 +153,14 @@ def _local(model: str, path: Path, gguf_file: str | None, revision: str | None) 
         )
     if gguf_file is None and not adapter and "config.json" not in names:
         raise ModelError(
-            f"The folder {path.name!r} has no config.json, so it is no checkpoint; "
+            f"The folder {path.name!r} has no config.json, so it is not a checkpoint; "
             f"{_gguf_files(path, names)}"
         )
     content = content_hash(path, gguf_file, links=model == TINY_RATER)
     if revision is not None and revision != content:
         raise ModelError(
-            f"The checkpoint folder {name!r} holds {content}, not revision {revision!r}. Leave "
-            "the revision unset for a local folder, or restore its contents."
+            f"The checkpoint folder {name!r} holds {content}, not revision {revision!r}. Omit "
+            "the revision of a local folder, or restore its contents."
         )
     has_tokenizer = not adapter or hub_models.TOKENIZER in names
     return Checkpoint(name, str(path), content, gguf_file, has_tokenizer=has_tokenizer)
@@ -195,7 +195,7 @@ def _adapter(
     if base.base is not None:
         raise ModelError(
             f"Merge the adapter {base.name!r} into its own base first: it is the base of the "
-            f"adapter {found.name!r}, and one adapter on another is not loaded."
+            f"adapter {found.name!r}, and adapters on adapters are not loaded."
         )
     revision = f"{found.revision}{OF_BASE}{base.revision}"
     return replace(found, revision=revision, base=base, offline=found.offline or base.offline)
@@ -203,5 +203,5 @@ def _adapter(
 
 @functools.lru_cache(maxsize=64)
 def _hub_base(model: str, revision: str | None) -> Checkpoint:
-    """Looked up once, since a local adapter is compared at every call."""
+    """Cached, since a local adapter is checked at every call."""
     return resolve(model, revision)

@@ -1,4 +1,4 @@
-"""Weights in fewer bits: made so while they are loaded, or stored so.
+"""Weights in fewer bits: quantized while they are loaded, or stored quantized.
 
 ``8bit`` and ``4bit`` are bitsandbytes' LLM.int8() and NF4; the head and the embeddings stay as they
 are. A checkpoint that is stored in fewer bits (GPTQ, AWQ, FP8, MXFP4, ...) is loaded by
@@ -27,14 +27,14 @@ logger = logging.getLogger(__name__)
 
 QUANTIZATIONS = {"8bit": 8, "4bit": 4}
 STORED_BITS = {"bitsandbytes_8bit": 8, "bitsandbytes_4bit": 4, "fp8": 8, "mxfp4": 4}
-"""Of methods whose configuration does not say."""
+"""Bits of methods whose configuration does not give them."""
 
 
 def check_device(quantization: str | None, device: str) -> None:
-    """Refuse, before anything is loaded, to quantize where that cannot be done.
+    """Refuse, before anything is loaded, a quantization that cannot be done on ``device``.
 
     Raises:
-        SettingError: it is unknown, or ``device`` is no CUDA GPU.
+        SettingError: it is unknown, or ``device`` is not a CUDA GPU.
         ModelError: bitsandbytes is not installed.
     """
     if quantization is None:
@@ -69,13 +69,13 @@ def stored_method(config: "PreTrainedConfig") -> str | None:
 def check_stored(
     config: "PreTrainedConfig", quantization: str | None, device: str, is_gguf: bool = False
 ) -> str | None:
-    """The method that a checkpoint is stored in, once transformers agrees to load it on ``device``.
+    """The method that a checkpoint is quantized with, if transformers can load it on ``device``.
 
-    ``None`` where it is stored in whole weights, and for a GGUF file, which is unpacked. A method
-    whose weights are unpacked here, since nothing computes with them, is named in a warning.
+    ``None`` for unquantized weights, and for a GGUF file, which is unpacked. If weights have to be
+    unpacked because nothing can compute with them here, a warning names the method.
 
     Raises:
-        SettingError: it is stored in one, and ``quantization`` asks for another.
+        SettingError: it is stored quantized, and ``quantization`` is set as well.
         ModelError: transformers does not know the method, or cannot compute it here.
     """
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoHfQuantizer
@@ -98,7 +98,7 @@ def check_stored(
         quantizer.validate_environment(device_map={"": device}, weights_only=True)
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(
-            f"Use the model's checkpoint in 16 bits, or make this one computable: it is stored in "
+            f"Use the model's checkpoint in 16 bits, or solve this: it is stored in "
             f"{method}, which cannot be computed on {device} here ({in_short(error)})."
         ) from error
     if getattr(quantizer.quantization_config, "dequantize", False):
@@ -112,7 +112,7 @@ def check_stored(
 
 
 def bits(config: "PreTrainedConfig", quantization: str | None) -> int | None:
-    """Bits of a quantized weight; ``None`` where the weights are not, or in a way not known."""
+    """Bits of a quantized weight; ``None`` if the weights are not quantized, or if unknown."""
     if quantization is not None:
         return QUANTIZATIONS[quantization]
     method, stored = stored_method(config), _stored(config) or {}
@@ -121,7 +121,7 @@ def bits(config: "PreTrainedConfig", quantization: str | None) -> int | None:
 
 
 def quantizing(quantization: str, dtype: str) -> Any:
-    """What ``from_pretrained(quantization_config=)`` takes; ``dtype`` is what is computed in."""
+    """The value of ``from_pretrained(quantization_config=)``, to compute in ``dtype``."""
     import transformers
 
     config: Any = transformers.BitsAndBytesConfig

@@ -1,1 +1,1 @@
-"""From a row to token ids: rating prompts, templates, and where the rating stands."""
+"""From a row to token ids: rating prompts, templates, and the position of the rating."""

@@ -1,7 +1,7 @@
-"""Whether a chat template ends at all, tried in a process of its own that can be given up.
+"""Whether a chat template ends at all, tried in a separate process that can be killed.
 
-A template is a program of somebody else. Loops in loops, a macro that calls itself twice, or a
-power of powers take for ever, and nothing within a process can stop the last.
+A template is somebody else's program. Nested loops, a macro that calls itself twice, or a power of
+powers take forever, and nothing within the same process can stop the last.
 """
 
 import json
@@ -17,9 +17,9 @@ from selectit_hf.errors import TokenizerError
 __all__ = ["check_ends"]
 
 SECONDS = 5
-"""For all renderings; a template in use takes less than a hundredth of one."""
+"""Limit for all renderings; real templates take less than a hundredth of a second."""
 STARTING = 120
-"""Seconds in which the process itself must start."""
+"""Seconds within which the process itself must start."""
 MEMORY = 4 * 2**30
 """Bytes of address space for the process, of which transformers itself takes less than one GiB."""
 CHARACTERS = 1_000_000
@@ -47,14 +47,14 @@ except Exception:
     pass
 print(said, flush=True)
 """
-"""Its watchdog needs no turn of the interpreter, and ends it within the longest computation."""
+"""Its watchdog runs outside the interpreter, so it ends even a single long computation."""
 
 
 def check_ends(template: str, values: Mapping[str, Any], texts: Sequence[str]) -> None:
-    """Refuse a chat template that takes for ever, or all memory, to render one of ``texts``.
+    """Refuse a chat template that takes forever, or all memory, to render one of ``texts``.
 
-    One that fails is let through: whoever renders it says how. ``values`` are what it is rendered
-    with.
+    A template that fails is let through, since rendering it later gives the error. ``values`` are
+    its variables.
 
     Raises:
         TokenizerError: it does not end within `SECONDS`, or writes more than `CHARACTERS`.
@@ -78,8 +78,8 @@ def _try(asked: str) -> None:
     if started.strip() != "started":
         words = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
         raise TokenizerError(
-            "Run again, or leave chat unset: no process could be started to try the chat template "
-            f"in ({words[-1]})."
+            "Run again, or omit chat (--chat): no process could be started to try the chat "
+            f"template in ({words[-1]})."
         )
     if not said.strip():
         raise TokenizerError(

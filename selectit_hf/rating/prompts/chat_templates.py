@@ -1,4 +1,4 @@
-"""A rating prompt in a tokenizer's chat template: rendered, and checked to be a question at all.
+"""A rating prompt in a tokenizer's chat template: rendering it, and checking the template.
 
 A template is a program. It may write the date into the prompt, so that the same plan gives other
 ratings tomorrow; it may drop the text, or ignore a keyword argument that is misspelt.
@@ -26,13 +26,13 @@ CLOCKS = (
     datetime.datetime(2001, 2, 3, 4, 5, 6, 789),
     datetime.datetime(2038, 11, 26, 16, 48, 39, 123456),
 )
-"""Two times that differ in all that can be written of them, the day of the week included."""
+"""Two times that differ in every part, including the day of the week."""
 TIMES = 8
-"""Renderings under each clock: one chance of two shows in all but one of 2**15 templates."""
+"""Renderings under each clock: a random choice of two is missed in one of 2**15 templates."""
 LONG = " ".join(map(str, range(5000)))
 QUESTIONS = ("Name a colour:\n\n  - {red} & <blue>", 'Add 1 and 2. "Why?"', LONG)
 CHANCE = ("random", "lipsum")
-"""What Jinja has that gives other text each time, however seldom it is asked."""
+"""What Jinja offers that gives different text each time, even if it is rarely reached."""
 TIME_NAME = re.compile(r"\b\w*(?:date|today|time|now)\w*\b", re.IGNORECASE)
 FIXED_DATE = "26 Jul 2024"
 
@@ -41,7 +41,7 @@ def chat_kwargs_text(kwargs: Mapping[str, Any] | str | None) -> str | None:
     """Keyword arguments of a chat template as the JSON text of an object; ``None`` for none.
 
     Raises:
-        SettingError: they are no JSON object.
+        SettingError: they are not a JSON object.
     """
     if kwargs is None or kwargs == {}:
         return None
@@ -49,7 +49,7 @@ def chat_kwargs_text(kwargs: Mapping[str, Any] | str | None) -> str | None:
         values = json.loads(kwargs) if isinstance(kwargs, str) else dict(kwargs)
         text = json.dumps(values, sort_keys=True, allow_nan=False)
         if not isinstance(values, dict) or json.loads(text) != values:
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
     except (TypeError, ValueError) as error:
         raise SettingError(
             f"chat_template_kwargs={kwargs!r} must be a dict of JSON values, as in "
@@ -63,7 +63,7 @@ def render_chat(
 ) -> str:
     """The text of a chat in which the user says ``text`` and the assistant is about to answer.
 
-    ``kwargs`` are the template's, as a dict or as its JSON text.
+    ``kwargs`` are the template's keyword arguments, as a dict or as JSON text.
 
     Raises:
         TokenizerError: the template cannot be rendered.
@@ -87,7 +87,7 @@ def render_chat(
 def check_chat_template(
     tokenizer: "PreTrainedTokenizerBase", kwargs: Mapping[str, Any] | str | None = None
 ) -> None:
-    """Refuse a chat template that does not ask the same question every time, or not the whole.
+    """Refuse a chat template that does not ask the same, whole question every time.
 
     Raises:
         TokenizerError: there is none, it does not end, its text changes with the time or by chance,
@@ -111,14 +111,14 @@ def check_chat_template(
             )
     if _is_by_chance(tokenizer, values):
         raise TokenizerError(
-            "Leave chat unset, or use another model: the chat template gives other text each time."
+            "Leave chat unset, or use another model: the chat template writes other text each time."
         )
     if _changes_with_time(tokenizer, values):
         raise TokenizerError(_pinned_by(tokenizer, values))
 
 
 def _check_names(tokenizer: "PreTrainedTokenizerBase", values: Mapping[str, Any]) -> None:
-    """A template ignores a name that it does not know, and ours are taken."""
+    """Refuse keyword arguments that the template does not read or that have reserved names."""
     ours = signature(tokenizer.apply_chat_template).parameters
     for name in values:
         if name in ours or not re.search(rf"\b{re.escape(name)}\b", _template(tokenizer)):
@@ -172,7 +172,7 @@ def _changes_with_time(tokenizer: "PreTrainedTokenizerBase", values: Mapping[str
 
 
 def _pinned_by(tokenizer: "PreTrainedTokenizerBase", values: Mapping[str, Any]) -> str:
-    """What to say of a template that writes the time: which argument fixes it, if there is one."""
+    """The remedy for a template that writes the time: an argument that fixes it, if any."""
     for name in sorted(set(TIME_NAME.findall(_template(tokenizer))) - set(values)):
         try:
             fixed = {**values, name: FIXED_DATE}
@@ -180,7 +180,7 @@ def _pinned_by(tokenizer: "PreTrainedTokenizerBase", values: Mapping[str, Any]) 
                 return (
                     f"Give the date that the chat template writes, as in --chat-kwarg "
                     f'{name}="{FIXED_DATE}" (chat_template_kwargs={{{name!r}: {FIXED_DATE!r}}}); '
-                    "else it writes today's, and ratings would change with the day."
+                    "otherwise it writes today's, and ratings would change with the day."
                 )
         except TokenizerError:
             continue

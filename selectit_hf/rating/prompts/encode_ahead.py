@@ -1,4 +1,4 @@
-"""Encoding the next pairs while the model works, so that it never waits for its tokenizer."""
+"""Encoding the next pairs while the model works, so that it need not wait for its tokenizer."""
 
 import threading
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ __all__ = ["Ahead"]
 
 
 class Ahead:
-    """Encodes one sequence of pairs in a thread."""
+    """Encodes one list of pairs in a thread."""
 
     def __init__(self) -> None:
         self._key: object = None
@@ -23,7 +23,7 @@ class Ahead:
         done: list[list[Encoded]] = []
 
         def work() -> None:
-            with suppress(Exception):  # whoever asks for these pairs meets it
+            with suppress(Exception):  # it is raised again when these pairs are needed
                 done.append(encoder.encode(pairs))
 
         self._key, self._done = (encoder, tuple(pairs)), done
@@ -31,7 +31,7 @@ class Ahead:
         self._thread.start()
 
     def encode(self, encoder: PromptEncoder, pairs: Sequence[Pair]) -> list[Encoded]:
-        """``pairs`` as the encoder has them; computed now where they were not begun."""
+        """The encoded ``pairs``; computed now if `begin` was not called for them."""
         if self._thread is not None and self._thread.is_alive():
             self._thread.join()  # a tokenizer serves one thread at a time
         done, self._thread, self._done = self._done, None, []

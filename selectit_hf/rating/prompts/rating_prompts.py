@@ -2,7 +2,7 @@
 
 A layout is a template with the fields ``{rating_prompt}``, ``{instruction}`` and ``{response}``,
 once each and in this order. Fields are replaced in one pass and never formatted, so braces in a
-sample stay what they are.
+sample stay as they are.
 """
 
 import re
@@ -40,7 +40,7 @@ class Template:
 
     Raises:
         SettingError: a field is missing, doubled or out of order, or nothing follows the response
-            (the model must be led to answer with a rating, not to go on with the response).
+            (otherwise the model would continue the response instead of giving a rating).
     """
 
     text: str = RELEASED_TEMPLATE

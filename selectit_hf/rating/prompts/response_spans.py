@@ -1,6 +1,6 @@
 """From a response to token ids, given its instruction or alone.
 
-The text of a sample is only ever text, as in `selectit_hf.rating.prompts.tokens`.
+The text of a sample never becomes a special token, as in `selectit_hf.rating.prompts.tokens`.
 """
 
 import bisect
@@ -18,7 +18,7 @@ __all__ = ["EncodedResponse", "ResponseEncoder"]
 
 
 class EncodedResponse(NamedTuple):
-    """Ids of what stands before a response, and of the response; empty without a usable status."""
+    """Ids of the context before a response, and of the response; empty if it cannot be read."""
 
     context: list[int]
     response: list[int]
@@ -34,7 +34,7 @@ class ResponseEncoder:
         max_length: longest sequence in tokens, ``None`` for no limit.
 
     Attributes:
-        start: the id before everything: BOS, else EOS.
+        start: the first id of every sequence: BOS, else EOS.
 
     Raises:
         TokenizerError: the tokenizer has neither.
@@ -68,9 +68,9 @@ class ResponseEncoder:
     def encode(self, pairs: Sequence[Pair]) -> list[EncodedResponse]:
         """Encode each pair, in order.
 
-        A pair that is too long loses the end of its response, which keeps at least half of
-        ``max_length``; then the end of its instruction. Its status is ``truncated``. Text that
-        yields a special token is ``encoding``, a response without any token ``empty``.
+        If a pair is too long, the end of its response is cut, down to half of ``max_length``, then
+        the end of its instruction. Its status is ``truncated``. Text that yields a special token
+        gets the status ``encoding``, a response without any token ``empty``.
         """
         contexts = text_ids(self.tokenizer, [self._before(pair.instruction) for pair in pairs])
         responses = text_ids(self.tokenizer, [pair.response for pair in pairs])

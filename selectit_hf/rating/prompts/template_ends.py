@@ -1,4 +1,4 @@
-"""Another end of the template, for a tokenizer that merges the ratings with this one's."""
+"""Other ends for the template, for a tokenizer that merges the rating with the present end."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -15,9 +15,9 @@ Masses = Callable[[PromptEncoder, Sequence[list[int]]], float | None]
 
 
 def encoders_by_end(template: Template, make: Callable[[Template], T]) -> dict[Template, T]:
-    """The templates with other ends whose ratings stay tokens of their own, and their encoders.
+    """The templates with other ends after which ratings stay separate tokens, and their encoders.
 
-    ``make`` raises TokenizerError where they do not.
+    ``make`` raises TokenizerError if they do not.
     """
     head, suffix = template.text.removesuffix(template.suffix), template.suffix.rstrip(" \n:")
     found = {}
@@ -32,9 +32,9 @@ def encoders_by_end(template: Template, make: Callable[[Template], T]) -> dict[T
 
 
 def advice(encoders: Mapping[Template, PromptEncoder], mass: Masses) -> str:
-    """What to type, for the end whose ratings have the largest share of the probability.
+    """The flags for the end that gives the ratings the largest probability.
 
-    ``mass`` gives the mean probability of all ratings together behind prompts, or ``None``.
+    ``mass`` gives the mean probability of all ratings together after prompts, or ``None``.
     """
     if not encoders:
         return "Use another model."

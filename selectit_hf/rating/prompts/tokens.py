@@ -1,11 +1,11 @@
-"""From rating prompts to token ids: rating tokens in context, special tokens, a length that fits.
+"""From rating prompts to token ids: rating tokens in context, special tokens, maximum length.
 
-The ids that a model is fed are those of the prompt with a rating behind it, without the last one.
-A prompt tokenized by itself can end in other ids: GPT-2's vocabulary merges the final ``" \\n"`` of
-the default template into one token, which it never does before a digit.
+A model gets the ids of the prompt followed by a rating, without the last id. A prompt tokenized by
+itself can end in other ids: GPT-2's vocabulary merges the final ``" \\n"`` of the default template
+into one token, which it never does before a digit.
 
-The text of a sample is only ever text: a literal ``</s>`` in it becomes the pieces of that text,
-never the token that ends a sequence.
+The text of a sample never becomes a special token: a literal ``</s>`` in it becomes the pieces of
+that text, not the token that ends a sequence.
 """
 
 import json
@@ -32,13 +32,13 @@ LAST_NEWLINE = re.compile(r"(\r\n|\r|\n)\Z")
 """What Jinja drops at the end of a template."""
 BEGINNINGS = ("Name a colour.", "a", " the", "\n\n", "1", "...", "/home", "-", "é", "")
 PLAIN_PAIR = Pair("Name a colour.", "Blue")
-"""What prompts are tried with."""
+"""The pair that prompts are tested with."""
 RESPONSE_ENDS = ("", "\n", " ", "\n\n", "7", ".", ":", "é", "a ", " 1")
-"""Ends of responses behind which the ratings must stay tokens of their own."""
+"""Ends of responses after which the ratings must stay separate tokens."""
 
 
 class Encoded(NamedTuple):
-    """One pair's rating prompts as ids, a list for each; none where ``status`` is ``encoding``."""
+    """One pair's rating prompts as ids, a list for each; none if ``status`` is ``encoding``."""
 
     ids: list[list[int]]
     status: str
@@ -52,7 +52,7 @@ def context_length(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBa
 
 
 def text_ids(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
-    """The ids of each text and nothing else: none is added, and a special token in it is text."""
+    """The ids of each text alone: no special tokens are added, and those in the text are text."""
     if not texts:
         return []
     ids: list[list[int]] = tokenizer(
@@ -81,7 +81,7 @@ class PromptEncoder:
 
     Attributes:
         rating_token_ids: the ids of the ratings ``1..k`` in the place where they are read.
-        prefixes: what every row's ids begin with, for each rating prompt.
+        prefixes: the ids that every row begins with, for each rating prompt.
 
     Raises:
         TokenizerError: the rating tokens cannot be told apart, or there is no chat template.
@@ -125,21 +125,21 @@ class PromptEncoder:
     def encode(self, pairs: Sequence[Pair]) -> list[Encoded]:
         """Encode each pair under every rating prompt, in order.
 
-        A pair that is too long loses the end of its response, then of its instruction, until the
-        longest of its prompts fits, and gets the status ``truncated``; rating prompt and suffix
-        stay whole, and all prompts of a pair see the same text. The status is ``encoding`` where a
-        sample would still yield a special token, one that the model does not know, or one that
-        merges with the rating, or where the chat template fails or drops some of the text.
+        If a pair is too long, the end of its response is cut, then of its instruction, until the
+        longest of its prompts fits. Its status is then ``truncated``; rating prompt and suffix stay
+        whole, and all prompts of a pair see the same text. The status is ``encoding`` if a sample
+        would still yield a special token, one that the model does not know, or one that merges with
+        the rating, or if the chat template fails or drops some of the text.
         """
         rows = self._rows(pairs)
         return [self._checked(pair, ids) for pair, ids in zip(pairs, rows, strict=True)]
 
     @cached_property
     def prefixes(self) -> tuple[tuple[int, ...], ...]:
-        """For each rating prompt the ids it begins with, whatever the instruction.
+        """For each rating prompt, the ids it begins with, whatever the instruction.
 
-        What all of `BEGINNINGS` leave alone; another instruction may still merge with the end of
-        it, so a row's ids are compared with a prefix before it is used.
+        These are the ids that no instruction in `BEGINNINGS` changes. Another instruction may still
+        merge with the last of them, so a row's ids are compared with a prefix before it is used.
         """
         rows = self._rows([Pair(text, text) for text in BEGINNINGS])
         return tuple(_common_beginning(ids) for ids in zip(*rows, strict=True))
@@ -174,9 +174,9 @@ class PromptEncoder:
         return max(map(len, self._rows([pair])[0]))
 
     def _rows(self, pairs: Sequence[Pair]) -> list[list[list[int]]]:
-        """Each pair's ids under every rating prompt; none where the rating is no token of its own.
+        """Each pair's ids under every rating prompt; none if the rating is not a separate token.
 
-        The texts go to the tokenizer in one call, which cuts them on all cores.
+        The texts go to the tokenizer in one call, which uses all cores.
         """
         texts = [text for pair in pairs for text in self._texts(pair)]
         rated = self._with_rating(texts, "1")
@@ -188,19 +188,19 @@ class PromptEncoder:
         return [self.template.render(prompt, pair) for prompt in self.rating_prompts]
 
     def _with_rating(self, texts: Sequence[str], rating: str) -> list[list[int]]:
-        """The ids of each text with a rating written where the model would answer."""
+        """The ids of each text followed by a rating, where the model would answer."""
         if self.chat:
             return [self._chat_with_rating(text, rating) for text in texts]
         ids = text_ids(self.tokenizer, [text + rating for text in texts])
         return [self._start + row for row in ids] if self._start else ids
 
     def _chat_with_rating(self, text: str, rating: str) -> list[int]:
-        """None where the template fails or loses some of this text, or the text makes a token."""
+        """No ids if the template fails or drops some text, or the text yields a special token."""
         from transformers.utils.chat_template_utils import mark_control_tokens
 
         try:
             said = render_chat(self.tokenizer, text, self._chat_kwargs)
-            # Characters that transformers marks control tokens with are dropped from a text.
+            # transformers drops the characters that it marks control tokens with.
             if text.strip() not in said or mark_control_tokens(text, NOTHING) != text:
                 return []
             return self._chat_ids(text, rating)
@@ -222,7 +222,7 @@ class PromptEncoder:
         return list(ids)
 
     def _leading_special_ids(self) -> list[int]:
-        """What the tokenizer puts before a text; what it puts behind one would hide the rating."""
+        """The special ids before a text; ids after it would hide the rating and are left out."""
         bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
         full = self.tokenizer("a")["input_ids"]
         for i in range(len(full) - len(bare) + 1):
@@ -234,7 +234,7 @@ class PromptEncoder:
         )
 
     def _rating_token_ids(self, k: int) -> tuple[int, ...]:
-        """The ids of the ratings, the same behind every end that a response may have.
+        """The ids of the ratings, which are the same after every end that a response may have.
 
         Raises:
             TokenizerError: a rating merges with what stands before it, or two share an id.
@@ -267,7 +267,7 @@ class PromptEncoder:
         return [str(piece) for piece in self.tokenizer.convert_ids_to_tokens(list(ids[-3:]))]
 
     def _ids_samples_must_not_hold(self) -> frozenset[int]:
-        """Special ids, save those of unknown text and of one character, as a pad token ``"!"``."""
+        """Special ids, except those of unknown text and of one character, such as ``"!"``."""
         marked = {
             i
             for i, token in self.tokenizer.added_tokens_decoder.items()
@@ -289,7 +289,7 @@ def _common_beginning(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
 
 
 def _longest(text: str, fits: Callable[[str], bool]) -> str:
-    """A start of ``text`` that fits while one more character does not; ``""`` always fits."""
+    """The longest start of ``text`` that fits, found by bisection; ``""`` always fits."""
     low, high = 0, 1
     while high < len(text) and fits(text[:high]):
         low, high = high, 2 * high

@@ -1,7 +1,7 @@
-"""The steps of a run as datatrove's executors take them; needs the extra ``datatrove``.
+"""The steps of a run for datatrove's executors; needs the extra ``datatrove``.
 
-A step holds where a run lies and nothing else of it: its rows and models are opened by the task,
-and what decides which shards are left are the sidecars, so a task may be run again at any time.
+A step holds only the place of a run. The task opens its rows and models, and the sidecars decide
+which shards are left, so a task may be run again at any time.
 """
 
 import os
@@ -21,11 +21,11 @@ __all__ = ["Finish", "Rate"]
 
 
 class Rate(PipelineStep):  # type: ignore[misc]
-    """Rates the shards of the task's rank that nobody has committed; documents pass unchanged.
+    """Rates the uncommitted shards of the task's rank; documents pass unchanged.
 
     Args:
         where: the run folder's absolute path or URL.
-        opened: the arguments of `selectit_hf.runs.inputs` beside the run.
+        opened: the arguments of `selectit_hf.runs.inputs` other than the run.
         allow_mixed: see `selectit_hf.runs.rate_shard`.
     """
 
@@ -81,7 +81,7 @@ class Finish(PipelineStep):  # type: ignore[misc]
     def run(
         self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1
     ) -> DocumentsPipeline:
-        """See `selectit_hf.runs.finish`; the first rank alone does it."""
+        """See `selectit_hf.runs.finish`; only the first rank does it."""
         yield from data or ()
         if rank:
             return
@@ -92,5 +92,5 @@ class Finish(PipelineStep):  # type: ignore[misc]
 
 
 def _local_rank(rank: int) -> int:
-    """Which GPU is the task's: clusters show each task its own, the local executor shows all."""
+    """The number of the task's GPU: clusters show each task its own, the local executor all."""
     return rank if os.environ.get("DATATROVE_EXECUTOR") == "LOCAL" else 0

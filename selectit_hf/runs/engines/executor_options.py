@@ -14,9 +14,9 @@ from selectit_hf.errors import SettingError
 __all__ = ["Options", "check_required", "need", "parse"]
 
 OWN = ("self", "pipeline", "tasks", "depends", "skip_completed", "logging_dir")
-"""What a launch decides."""
+"""Options that a launch sets itself."""
 NOT_HERE = ("local_tasks", "local_rank_offset")
-"""What would leave shards to others, so that the end would never come."""
+"""Options that would leave out shards, so that the run would never finish."""
 PLAIN = {
     bool: "true or false",
     int: "a whole number",
@@ -29,7 +29,7 @@ PLAIN = {
 
 
 class Options(NamedTuple):
-    """Options of both executors, and of the one that finishes alone."""
+    """Options of both executors, and options of the finishing executor only."""
 
     common: dict[str, Any]
     finish: dict[str, Any]
@@ -79,7 +79,7 @@ def check_required(executor: type, on: str, given: dict[str, Any]) -> None:
     """Refuse what an executor cannot begin with.
 
     Raises:
-        SettingError: options without a default are missing, or with Jobs what to install.
+        SettingError: options without a default are missing, or for Jobs the package to install.
     """
     parameters = inspect.signature(executor).parameters.values()
     needed = [p.name for p in parameters if p.default is p.empty and p.name not in OWN]
@@ -115,5 +115,5 @@ def _value(name: str, text: str, kinds: tuple[Any, ...], before: Any) -> Any:
         return text
     wanted = [PLAIN[kind] for kind in kinds if kind in PLAIN]
     if not wanted:
-        raise SettingError(f"--set {name} is Python; use selectit_hf.runs.datatrove_steps.")
+        raise SettingError(f"--set {name} takes Python; use selectit_hf.runs.datatrove_steps.")
     raise SettingError(f"--set {name}={text} must be {' or '.join(wanted)}.")

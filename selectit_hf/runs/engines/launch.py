@@ -1,9 +1,9 @@
-"""A planned run given to an engine that exists: datatrove's executors for Slurm, Ray, Jobs, here.
+"""Launching a planned run with datatrove's executors for Slurm, Ray, Jobs, or this machine.
 
-Two executors are built. The first has a task for each part of the shards; the second has one task,
-which finishes, and begins when all of the first have ended well. Their logging folder lies beside
-the run and is new for each launch: datatrove marks completed tasks there, and a marker of an
-earlier launch would pass over shards that are missing again, or new.
+Two executors are built. The first has a task for each part of the shards. The second has one task,
+which finishes the run; it starts when all tasks of the first have succeeded. Their logging folder
+is next to the run and is new for each launch: datatrove marks completed tasks there, and the marks
+of an earlier launch would skip shards that are new or missing again.
 """
 
 import importlib
@@ -41,9 +41,9 @@ ENGINES = {
 }
 """Where a run can be launched, and the class of `datatrove.executor` that does it."""
 FOR_MANY = ("workers", "tasks_per_job", "gpus_per_task", "flavor")
-"""Options that the one task which finishes has no use for."""
+"""Options that the single finishing task does not need."""
 ARRAY_VARIABLES = {"slurm": "SLURM_ARRAY_TASK_ID", "jobs": "DATATROVE_JOB_ARRAY_INDEX"}
-"""By these an executor knows that it is inside a task, where it would not launch but rate."""
+"""Variables that tell an executor that it is inside a task, where it would rate, not launch."""
 
 
 def datatrove_steps(
@@ -56,14 +56,14 @@ def datatrove_steps(
 ) -> tuple[Any, Any]:
     """The two `datatrove` pipeline steps of a planned run, for pipelines of your own.
 
-    The first rates its rank's pending shards and lets documents pass; any number of tasks may have
+    The first rates its rank's pending shards and lets documents pass; any number of tasks may run
     it. The second finishes; give it to an executor of one task with ``depends=`` the first. Both
     executors need ``skip_completed=False``.
 
     Args:
-        run: the run, its path or its URL; what the tasks see under this path.
+        run: the run, its path or its URL; tasks must see it under the same path.
         how, cut, allow_mixed: see `selectit_hf.runs.finish`.
-        opened: what `selectit_hf.runs.inputs` takes beside the run.
+        opened: the arguments of `selectit_hf.runs.inputs` other than the run.
 
     Raises:
         SettingError: datatrove is not installed.
@@ -87,13 +87,13 @@ def datatrove_steps(
 
 @dataclass(frozen=True)
 class Launch:
-    """A run on an engine, built and not begun.
+    """A launch of a run on an engine, built but not started.
 
     Attributes:
-        on: which engine.
+        on: the engine.
         logs: the folder of this launch, or its URL.
         rate, finish: the two executors.
-        options: what they were given, as JSON-able values.
+        options: the options of both, JSON-able.
     """
 
     on: Engine
@@ -112,7 +112,7 @@ class Launch:
         logs: str | None = None,
         **steps: Any,
     ) -> "Launch":
-        """Build the executors; look at rows, models and settings before anything is submitted.
+        """Build the executors; check rows, models and settings before anything is submitted.
 
         Args:
             run: a planned run.
@@ -121,12 +121,12 @@ class Launch:
             settings: the executor's own options, each as ``key=value``; as ``finish.key=value`` for
                 the one task that finishes.
             logs: a folder or URL in which a new folder is made for this launch; by default RUN's
-                name with ``.launches`` behind it.
-            steps: what `datatrove_steps` takes beside the run.
+                name followed by ``.launches``.
+            steps: the arguments of `datatrove_steps` other than the run.
 
         Raises:
             SettingError: an option is unknown, missing or has a wrong value; datatrove or the
-                engine is not here; the engine cannot see the run.
+                engine is not available; the engine cannot see the run.
             ModelError, RunError: see `inputs` and `prepare`; the run is not as planned.
         """
         where = _fresh_logs(run.store, logs)
@@ -148,21 +148,21 @@ class Launch:
         return cls(on, where, rate, finish, {"rate": many, "finish": one})
 
     def describe(self) -> str:
-        """What would be submitted, for people: nothing is written, and secrets are left out."""
+        """What would be submitted, as text without secrets; nothing is written."""
         parts = [shown({"executor": ENGINES[self.on], **self.options})]
         if self.on == "slurm":
             parts += map(_slurm_script, (self.rate, self.finish))
         return redacted("\n".join(parts))
 
     def start(self) -> dict[str, Any]:
-        """Submit to Slurm, or run to the end where the executor stays: here, on Ray, with Jobs.
+        """Submit to Slurm and return; on this machine, Ray or Jobs, run until all tasks end.
 
         Returns:
             ``on``, ``tasks``, ``logs``, and for Slurm ``jobs``, the ids of the two jobs.
 
         Raises:
             RunError: a task failed, or Slurm refused the job; whole shards stay.
-            What a task raised, on this machine.
+            Any exception of a task on this machine.
         """
         done = {"on": self.on, "tasks": self.rate.world_size, "logs": self.logs}
         if self.on == "slurm":
@@ -176,20 +176,20 @@ class Launch:
             if failed:
                 raise RunError(
                     f"{len(failed)} of {executor.world_size} tasks to {name} failed; {self.logs} "
-                    "has their logs. Whole shards stay: launch it again for the others."
+                    "has their logs. Whole shards stay: launch again for the others."
                 )
         return done
 
     def _submit(self) -> list[str]:
         if shutil.which("sbatch") is None:
-            raise SettingError("There is no sbatch here; launch from a login node of the cluster.")
+            raise SettingError("sbatch is not found; launch from a login node of the cluster.")
         try:
             self.finish.run()  # submits what it depends on first
         except subprocess.CalledProcessError as error:
             job = self.rate.job_id
             there = f" The tasks that rate are submitted: scancel {job}." if job else ""
             raise RunError(
-                f"sbatch refused a job (exit code {error.returncode}); its own words are above. "
+                f"sbatch refused a job (exit code {error.returncode}); its message is above. "
                 f"Correct the options with --set; --dry-run shows the scripts.{there}"
             ) from error
         return [str(one.job_id) for one in (self.rate, self.finish)]
@@ -199,7 +199,7 @@ class Launch:
 
 
 def _defaults(on: Engine, given: dict[str, Any], suffix: str = "") -> dict[str, Any]:
-    """``given`` with what a user would set: a name, and for Slurm this Python and a clean end."""
+    """``given`` with useful defaults: a name, and for Slurm this Python and a clean end."""
     given = dict(given)
     if on in ("slurm", "jobs"):
         given["job_name"] = (given.get("job_name") or "selectit") + suffix
@@ -208,7 +208,7 @@ def _defaults(on: Engine, given: dict[str, Any], suffix: str = "") -> dict[str, 
             given["env_command"] = (
                 f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
             )
-        # Where a task failed, the job that finishes would otherwise wait for ever.
+        # If a task failed, the finishing job would otherwise wait forever.
         given["sbatch_args"] = {"kill-on-invalid-dep": "yes", **(given.get("sbatch_args") or {})}
     return given
 
@@ -218,16 +218,16 @@ def _fresh_logs(store: Store, logs: str | None) -> str:
     at = _address(store)
     scheme, _, path = at.partition("://")
     if logs is None and not store.is_local and path.count("/") < (3 if scheme == "hf" else 1):
-        raise SettingError(f"{at} has no room beside it for logs; name a folder with --logs.")
+        raise SettingError(f"There is no place for logs next to {at}; name a folder with --logs.")
     inside = logs and (logs if is_url(logs) else os.path.abspath(logs))
     if inside and f"{inside}/".startswith(f"{at}/"):
-        raise SettingError(f"--logs {logs} lies in the run; logs hold paths, so keep them apart.")
+        raise SettingError(f"--logs {logs} is in the run; logs hold paths, so keep them elsewhere.")
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     return f"{inside or f'{at}.launches'}/{stamp}-{os.urandom(3).hex()}"
 
 
 def _slurm_script(executor: Any) -> str:
-    """The script as `launch_job` of the executor makes it, without the folder that it makes."""
+    """The script that the executor's `launch_job` would write, without creating its folder."""
     count = -(-executor.world_size // executor.tasks_per_job)
     limit = count if executor.max_array_size == -1 else min(count, executor.max_array_size)
     logs = executor.slurm_logs_folder
@@ -245,7 +245,7 @@ def _slurm_script(executor: Any) -> str:
     return str(executor.get_launch_file_contents(arguments, program))
 
 
-# Looking before leaping
+# Checks before a launch
 
 
 def _check_engine(on: Engine, store: Store, logs: str, steps: dict[str, Any]) -> None:
@@ -256,7 +256,7 @@ def _check_engine(on: Engine, store: Store, logs: str, steps: dict[str, Any]) ->
     variable = ARRAY_VARIABLES.get(on, "")
     if os.environ.get(variable):
         raise SettingError(
-            f"{variable} is set: this is a task of a job already. Launch from a login node or your "
+            f"{variable} is set: this is already a task of a job. Launch from a login node or your "
             "own machine; in a task, use 'selectit rate'."
         )
     given = (str(store), logs, steps.get("data"), *steps.get("models", ()))
@@ -264,8 +264,8 @@ def _check_engine(on: Engine, store: Store, logs: str, steps: dict[str, Any]) ->
     if on == "jobs" and here:
         raise SettingError(
             f"Jobs cannot see {here[0]!r} of this machine. Plan the run in a bucket, as in --out "
-            "hf://buckets/user/name/run, with --streaming, which puts the rows into it; name "
-            "models of the Hub."
+            "hf://buckets/user/name/run, with --streaming, which puts the rows there; use "
+            "models from the Hub."
         )
 
 
@@ -286,5 +286,5 @@ def _address(store: Store) -> str:
 
 
 def _absolute(path: str | None) -> str | None:
-    """A path as tasks in other folders find it; a name of the Hub as it is."""
+    """A path that tasks in other folders can find; a Hub name is unchanged."""
     return os.path.abspath(path) if path and Path(path).exists() else path

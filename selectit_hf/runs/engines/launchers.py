@@ -1,4 +1,4 @@
-"""Which part of a run is this process's, as torchrun, accelerate or Slurm say."""
+"""Which part of a run this process rates, according to torchrun, accelerate or Slurm."""
 
 import os
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ class Rank:
         local_rank: its number on its machine, which chooses the GPU.
 
     Raises:
-        SettingError: there can be no such rank.
+        SettingError: such a rank is impossible.
     """
 
     rank: int = 0
@@ -35,12 +35,12 @@ class Rank:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Rank":
-        """What the launcher says: torchrun and accelerate, else Slurm, else a process alone.
+        """The rank set by the launcher: torchrun or accelerate, else Slurm, else a single process.
 
-        A Slurm array of tasks with several processes each counts them all.
+        In a Slurm array whose tasks have several processes each, all processes count.
 
         Raises:
-            SettingError: a variable is no whole number, or they contradict each other.
+            SettingError: a variable is not a whole number, or variables contradict each other.
         """
         environment = os.environ if environment is None else environment
 

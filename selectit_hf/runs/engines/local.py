@@ -1,4 +1,4 @@
-"""A run on one machine: alone in its folder, and rated by several worker processes."""
+"""A run on one machine: locking its folder, and rating with several worker processes."""
 
 import fcntl
 import os
@@ -19,10 +19,10 @@ __all__ = ["alone", "rate"]
 
 @contextmanager
 def alone(store: Store) -> Iterator[None]:
-    """Keep a second ``run`` out of a local folder, until this process ends, however it does.
+    """Keep a second ``run`` out of a local folder until this process ends, even if it is killed.
 
     Raises:
-        RunError: another is at work there.
+        RunError: another ``run`` is at work there.
     """
     if not store.is_local:
         yield
@@ -34,8 +34,8 @@ def alone(store: Store) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(
-                f"Another 'selectit run' is at work in {store.name!r}; 'selectit status' shows how "
-                "far it is. To share the work among processes or machines, use 'selectit launch "
+                f"Another 'selectit run' is at work in {store.name!r}; 'selectit status' shows its "
+                "progress. To share the work among processes or machines, use 'selectit launch "
                 f"{store}' or 'selectit rate {store} --rank R --world N'."
             ) from None
         try:
@@ -58,8 +58,8 @@ def rate(
 ) -> None:
     """Rate every pending shard of a run with ``count`` worker processes, each those of its rank.
 
-    Worker ``i`` takes GPU ``i``, or the scorers' own device, or for scorers that spread their model
-    the GPUs of its share.
+    Worker ``i`` uses GPU ``i``, or the scorers' own device, or its share of the GPUs if the scorers
+    spread their model.
 
     Args:
         run, dataset, scorers, progress, allow_mixed: see `rating.rate`.
@@ -68,10 +68,10 @@ def rate(
     Raises:
         SettingError: see `selectit_hf.rating.mapping.shares`.
         RunError: workers died again and again at the same rows.
-        SelectItError, OSError, RuntimeError: what stopped a worker, with the rows it was at.
+        SelectItError, OSError, RuntimeError: the error that stopped a worker, with its rows.
     """
     of = prepare(run, scorers)
-    shards_of(run, 0, 1, progress)  # tells the progress of those that are there
+    shards_of(run, 0, 1, progress)  # reports the committed shards as progress
     place = ("device", "device_map", "token_budget")
     places = {slug: {name: getattr(one, name) for name in place} for slug, one in of.items()}
     spread = any(scorer.spread for scorer in scorers)

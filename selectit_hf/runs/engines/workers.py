@@ -1,4 +1,4 @@
-"""Worker processes of one machine, each watched and started again if it dies.
+"""Worker processes on one machine, each watched and restarted if it dies.
 
 After the second death at a shard, each further try halves the batches, and the shard's sidecar
 counts that as splits. An error is not retried; it stops the run.
@@ -29,9 +29,9 @@ __all__ = ["Work", "supervise"]
 logger = logging.getLogger(__name__)
 
 DEATHS = 5
-"""So many workers may die at one shard; then the run stops."""
+"""How many workers may die at one shard before the run stops."""
 PATIENCE = 10.0
-"""Seconds for a worker to end in order when it is asked to."""
+"""Seconds that a worker has to stop when it is asked to."""
 WORDS = 10_000
 """Characters of an error that reach the supervisor; a pipe holds them."""
 
@@ -42,8 +42,8 @@ Shard = tuple[str, int]
 
 @dataclass(frozen=True)
 class Work:
-    """What every worker is given. Where a scorer rates does not travel with it when it is pickled,
-    so ``places`` has device, device map and token budget of each.
+    """What every worker is given. Pickled scorers lose their device, device map and token budget,
+    so ``places`` holds these for each scorer.
     """
 
     run: Run
@@ -57,21 +57,21 @@ class Work:
 
 @dataclass
 class _Worker:
-    """A worker process, and the shard it is at."""
+    """A worker process, and the shard it is rating."""
 
     rank: int
     process: Any
     pipe: Connection
     at: Shard | None = None
     told: int = 0
-    """Prompts of this shard that the progress knows of."""
+    """Prompts of this shard that were reported as progress."""
     speaks: bool = True
 
     def listen(self, progress: Progress | None) -> None:
-        """Take in what it said so far.
+        """Read the messages that it has sent.
 
         Raises:
-            Exception: what stopped it.
+            Exception: the error that stopped it.
         """
         try:
             while self.speaks and self.pipe.poll():
@@ -86,14 +86,14 @@ class _Worker:
             self.speaks = False
 
     def tell(self, progress: Progress | None, prompts: int) -> None:
-        """Tell the progress of so many more prompts."""
+        """Report so many more prompts as done."""
         self.told += prompts
         if progress is not None and self.at is not None:
             progress(self.at[0], prompts)
 
 
 def supervise(work: Work, progress: Progress | None) -> None:
-    """Run the workers until all shards are rated, and start again each that dies.
+    """Run the workers until all shards are rated, and restart each worker that dies.
 
     Raises:
         SettingError: see `selectit_hf.rating.mapping.shares`.
@@ -136,16 +136,16 @@ def _start(work: Work, rank: int, gpus: str | None, died: Counter[Shard | None])
 
 
 def _bury(run: Run, worker: _Worker, died: Counter[Shard | None]) -> None:
-    """Count a death at the shard the worker was at."""
+    """Count a death at the shard that the worker was rating."""
     code, at = worker.process.exitcode, worker.at
-    where = f"{rows_words(run.parts[at[1]].rows)}, by {at[0]!r}" if at else "no shard yet"
+    where = f"{rows_words(run.parts[at[1]].rows)}, by {at[0]!r}" if at else "its start"
     how = f"signal {-code}" if code < 0 else f"code {code}"
     logger.warning("Worker %d died (%s) at %s.", worker.rank, how, where)
     died[at] += 1
     if died[at] >= DEATHS:
         raise RunError(
-            f"{DEATHS} workers died ({how}) at {where}. If memory ran out, take a machine with "
-            "more of it, fewer --workers or a 16-bit --dtype; whole shards stay."
+            f"{DEATHS} workers died ({how}) at {where}. If memory ran out, use a machine with "
+            "more of it, fewer --workers or a 16-bit --dtype. Whole shards stay."
         )
 
 
@@ -161,12 +161,12 @@ def _serve(work: Work, rank: int, died: dict[Shard | None, int], says: Connectio
     try:
         for slug, number, then in with_next(shards_of(work.run, rank, work.count)):
             says.send((slug, number))
-            # The first death at a shard may have had any cause; the second asks for less memory.
+            # The first death at a shard may have any cause; after the second, use less memory.
             halvings = max(0, died.get((slug, number), 0) - 1)
             rate_shard(
                 work.run, slug, number, work.dataset,
                 replace(work.scorers[slug], **work.places[slug]),
-                local_rank=0 if work.spread else rank,  # of the GPUs of its share, the first
+                local_rank=0 if work.spread else rank,  # the first GPU of its share
                 halvings=halvings, allow_mixed=work.allow_mixed, then=then,
                 progress=lambda slug, prompts: says.send(prompts),
             )  # fmt: skip
@@ -186,7 +186,7 @@ def _sendable(error: Exception) -> Exception:
 
 
 def _leave(number: int, frame: Any) -> None:
-    """End, and remove on the way what is half written."""
+    """Exit, and remove files that are half written."""
     raise SystemExit(128 + number)
 
 
