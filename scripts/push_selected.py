@@ -16,8 +16,8 @@ import sys
 
 from selectit_hf.errors import SelectItError, SettingError
 from selectit_hf.hub.card import CardSettings
-from selectit_hf.hub.commits import Pushed
 from selectit_hf.hub.publishing import push_run
+from selectit_hf.hub.push_commit import Pushed
 from selectit_hf.hub.push_plan import PushSettings
 from selectit_hf.redaction import redacted
 from selectit_hf.terminal import visible, write_out

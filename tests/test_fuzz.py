@@ -25,8 +25,8 @@ from transformers import PreTrainedTokenizerBase
 
 from selectit_hf.errors import InputError, RunError
 from selectit_hf.formats.rows import STATUSES, Pair, RowReader
+from selectit_hf.rating.prompts.prompt_encoder import PromptEncoder
 from selectit_hf.rating.prompts.rating_prompts import Template
-from selectit_hf.rating.prompts.tokens import PromptEncoder
 from selectit_hf.runs import open_run
 from selectit_hf.runs.plans import encoded
 from selectit_hf.runs.shards import Part, Shards

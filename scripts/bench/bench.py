@@ -39,8 +39,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from selectit_hf.formats.rows import Pair, RowReader
 from selectit_hf.rating import reflection
 from selectit_hf.rating.models.loading import default_budget
+from selectit_hf.rating.prompts.prompt_encoder import PromptEncoder
 from selectit_hf.rating.prompts.rating_prompts import Template, load_rating_prompts
-from selectit_hf.rating.prompts.tokens import PromptEncoder
 
 SIZES = {  # layers, width, width of the MLP, heads
     "0.5B": (20, 1280, 3456, 20),

@@ -14,8 +14,8 @@ import released_loop
 import torch
 
 from selectit_hf.rating.engine.engine import Engine
-from selectit_hf.rating.engine.verification import WAYS
-from selectit_hf.rating.prompts.tokens import PromptEncoder
+from selectit_hf.rating.engine.verification import STRATEGIES
+from selectit_hf.rating.prompts.prompt_encoder import PromptEncoder
 
 NAIVE_BATCH = 16
 STEPS = ("released", "last position", "naive batches", "sorted", "prefix", "last MLP")
@@ -63,7 +63,7 @@ class Bench:
         self.whole = Engine(model, 2**40, shortcuts=False)
         self.full = Engine(model, budget)
         self.shared = Engine(model, budget)
-        self.shared._ways = [way for way in WAYS if not way.last_mlp]
+        self.shared._ways = [way for way in STRATEGIES if not way.last_mlp]
 
     def run(self, name: str, few: int) -> Timed:
         """One step; the loops use only the first ``few`` prompts."""

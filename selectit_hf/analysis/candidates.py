@@ -46,7 +46,7 @@ from selectit_hf.selectors import (
     Selector,
     embed,
     numbers,
-    standing,
+    rank_in_group,
 )
 
 __all__ = ["NAMES", "Candidates"]
@@ -265,7 +265,7 @@ class Candidates:
         under = self.score(base or self._best_level())
         groups = list(self.measures.dataset[column])
         try:
-            made = standing(under.scores, groups)
+            made = rank_in_group(under.scores, groups)
         except TypeError as error:
             raise InputError(f"{by!r}: the column {column!r} holds no groups: {error}.") from error
         return replace(under, name=by, scores=made, note=f"{len(set(groups))} groups")

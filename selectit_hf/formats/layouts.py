@@ -17,10 +17,10 @@ from selectit_hf.formats.turns import (
     turns_of,
 )
 
-__all__ = ["LAYOUTS", "NAMED_COLUMNS", "Layout", "Reading", "refusal"]
+__all__ = ["LAYOUTS", "NAMED_COLUMNS", "Layout", "RowSettings", "refusal"]
 
 
-class Reading(Protocol):
+class RowSettings(Protocol):
     """The settings that a row is read with; see `selectit_hf.formats.rows.RowReader`."""
 
     @property
@@ -53,7 +53,7 @@ class Layout:
 
     name: str
     columns: tuple[tuple[str, ...], ...]
-    read: Callable[[Row, Reading], tuple[str, str]]
+    read: Callable[[Row, RowSettings], tuple[str, str]]
     optional: tuple[str, ...] = ()
     has_turns: bool = False
 
@@ -65,7 +65,7 @@ TOOLS = ("tools", "functions")
 BEFORE = (*SYSTEM, *TOOLS, "history")
 
 
-def _before(row: Row, settings: Reading) -> list[Turn]:
+def _before(row: Row, settings: RowSettings) -> list[Turn]:
     """The turns given by the columns other than the exchange."""
     said = [_extra(row.get(name)) for name in SYSTEM]
     said += [f"Tools: {text}" for text in (_tools(row.get(n)) for n in TOOLS) if text]
@@ -88,7 +88,7 @@ def _extra(value: Any) -> str:
     return required_text(value)
 
 
-def _history(value: Any, settings: Reading) -> list[Turn]:
+def _history(value: Any, settings: RowSettings) -> list[Turn]:
     """Earlier exchanges: lists of question and answer, or turns."""
     value = plain(value)
     if value is None or value in ("", [], "[]"):
@@ -109,12 +109,12 @@ def _history(value: Any, settings: Reading) -> list[Turn]:
 # Readers of one layout each
 
 
-def _read_named(row: Row, settings: Reading) -> tuple[str, str]:
+def _read_named(row: Row, settings: RowSettings) -> tuple[str, str]:
     texts = list(row.values())  # one, where instruction and response are the same column
     return required_text(texts[0]), required_text(texts[-1])
 
 
-def _read_exchange(row: Row, settings: Reading) -> tuple[str, str]:
+def _read_exchange(row: Row, settings: RowSettings) -> tuple[str, str]:
     """A question and its answer in two columns; either may be a list of turns."""
     asked, answered = list(row.values())[:2]
     if asked is None or answered is None:
@@ -135,13 +135,13 @@ def _holds(answer: list[Turn], question: list[Turn]) -> bool:
     return len(answer) > len(question) and all(turn in answer for turn in question)
 
 
-def _as_turns(value: Any, role: str, settings: Reading) -> list[Turn]:
+def _as_turns(value: Any, role: str, settings: RowSettings) -> list[Turn]:
     if isinstance(value, str):
         return [Turn(role, value)]
     return turns_of(value, settings.kinds)
 
 
-def _read_conversation(row: Row, settings: Reading) -> tuple[str, str]:
+def _read_conversation(row: Row, settings: RowSettings) -> tuple[str, str]:
     turns = turns_of(next(iter(row.values())), settings.kinds)
     before = _before(row, settings)
     before = [turn for turn in before if turn.role != "system" or turn not in turns]
@@ -151,11 +151,11 @@ def _read_conversation(row: Row, settings: Reading) -> tuple[str, str]:
     return pair_of_turns(before + turns, settings.turns)
 
 
-def _read_chosen(row: Row, settings: Reading) -> tuple[str, str]:
+def _read_chosen(row: Row, settings: RowSettings) -> tuple[str, str]:
     return pair_of_turns(turns_of(row["chosen"], settings.kinds), settings.turns)
 
 
-def _read_alternating(row: Row, settings: Reading) -> tuple[str, str]:
+def _read_alternating(row: Row, settings: RowSettings) -> tuple[str, str]:
     texts = plain(row["data"])
     if texts is None:
         raise Unratable("empty")
@@ -166,7 +166,7 @@ def _read_alternating(row: Row, settings: Reading) -> tuple[str, str]:
     return pair_of_turns(turns, settings.turns)
 
 
-def _read_translation(row: Row, settings: Reading) -> tuple[str, str]:
+def _read_translation(row: Row, settings: RowSettings) -> tuple[str, str]:
     source, target = languages(settings.translation or "")
     texts = row["translation"]
     if texts is None:

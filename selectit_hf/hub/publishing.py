@@ -16,7 +16,7 @@ from selectit_hf.analysis import Finished, check_unchanged, from_run, from_selec
 from selectit_hf.errors import InputError
 from selectit_hf.formats import Source, sources
 from selectit_hf.hub.card import CardSettings, as_dict, inherited, make_card
-from selectit_hf.hub.commits import Pushed, push
+from selectit_hf.hub.push_commit import Pushed, push
 from selectit_hf.hub.push_plan import PushPlan, PushSettings, check_repo, plan_push
 from selectit_hf.hub.remote import failure
 from selectit_hf.hub.staging import stage
@@ -59,7 +59,7 @@ def push_run(
         api: the client, with a token; by default the login's.
 
     Raises:
-        SettingError, RunError, HubError: see `push_plan`, `commits` and `finished`.
+        SettingError, RunError, HubError: see `push_plan`, `push_commit` and `finished`.
     """
     check_repo(repo)
     api, settings = api or _client(), settings or PushSettings()

@@ -15,14 +15,14 @@ from selectit_hf.rating.models.model_names import (
     resolve,
     slug,
 )
+from selectit_hf.rating.prompts.prompt_encoder import context_length, text_ids
 from selectit_hf.rating.prompts.rating_prompts import (
     RELEASED_TEMPLATE,
     Template,
     load_rating_prompts,
 )
-from selectit_hf.rating.prompts.response_spans import ResponseEncoder
+from selectit_hf.rating.prompts.response_encoder import ResponseEncoder
 from selectit_hf.rating.prompts.template_ends import encoders_by_end
-from selectit_hf.rating.prompts.tokens import context_length, text_ids
 from selectit_hf.rating.rater import Question, Rater
 from selectit_hf.rating.rating_scorer import RatingScorer
 from selectit_hf.rating.ratings import RATED, Batch, Ratings, TypedColumn, read_ratings

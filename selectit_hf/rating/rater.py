@@ -14,9 +14,9 @@ from selectit_hf.errors import ModelError, TokenizerError
 from selectit_hf.formats import Pair
 from selectit_hf.rating.models.checkpoints import Checkpoint
 from selectit_hf.rating.prompts.encode_ahead import Ahead
+from selectit_hf.rating.prompts.prompt_encoder import PromptEncoder, context_length
 from selectit_hf.rating.prompts.rating_prompts import Template
 from selectit_hf.rating.prompts.template_ends import advice, encoders_by_end
-from selectit_hf.rating.prompts.tokens import PromptEncoder, context_length
 from selectit_hf.rating.ratings import Ratings
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from selectit_hf.errors import RatingsError
 from selectit_hf.formats import STATUSES
-from selectit_hf.rating.engine.verification import Reading
+from selectit_hf.rating.engine.verification import Verification
 
 __all__ = [
     "RATED",
@@ -51,7 +51,7 @@ class Ratings(NamedTuple):
     logprobs: NDArray[np.float32]
     rater: dict[str, Any]
     splits: int = 0
-    reading: Reading | None = None
+    reading: Verification | None = None
     pairs: Sequence[str | None] | pa.ChunkedArray = ()
 
     def texts(self) -> Sequence[str | None] | pa.ChunkedArray:

@@ -13,8 +13,8 @@ datatrove's executors.
 """
 
 from selectit_hf.runs.engines import local
-from selectit_hf.runs.engines.launch import Launch, datatrove_steps
-from selectit_hf.runs.engines.launchers import Rank
+from selectit_hf.runs.engines.datatrove_launch import Launch, datatrove_steps
+from selectit_hf.runs.engines.launcher_rank import Rank
 from selectit_hf.runs.rate_shards import (
     Progress,
     pending,

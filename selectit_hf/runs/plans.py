@@ -196,7 +196,7 @@ def read_plan(folder: Store) -> dict[str, Any]:
             f"plan.json has format {plan['format']}, but this version reads 2 and {FORMAT}."
         )
     plan = plan if plan["format"] == FORMAT else _upgraded(plan)
-    place = misfit(plan, SCHEMA) or segments.misfit(plan) or _unknown(plan["rating"])
+    place = misfit(plan, SCHEMA) or segments.gap(plan) or _unknown(plan["rating"])
     place = place or (None if plan["models"] else "models")
     if place is not None:
         raise RunError(

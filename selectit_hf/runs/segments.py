@@ -17,7 +17,7 @@ from selectit_hf.json_files import as_json
 from selectit_hf.rating import SentenceScore
 from selectit_hf.runs.shards import Part
 
-__all__ = ["ends", "grown", "holds", "minute_of_rows", "misfit", "parts", "whole_fingerprint"]
+__all__ = ["ends", "gap", "grown", "holds", "minute_of_rows", "parts", "whole_fingerprint"]
 
 SMALLEST, LARGEST = 32, 8192
 """Rows of a shard if no size is given."""
@@ -88,7 +88,7 @@ def whole_fingerprint(segments: Sequence[Segment]) -> str:
     return found[0] if len(found) == 1 else f"sha256:{sha256(as_json({'of': found}))}"
 
 
-def misfit(plan: dict[str, Any]) -> str | None:
+def gap(plan: dict[str, Any]) -> str | None:
     """Where a plan's segments and shards leave a gap or overlap; ``None`` if they do not."""
     at = 0
     for i, one in enumerate(plan["segments"]):

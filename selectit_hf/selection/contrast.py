@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from selectit_hf.formats import Pair, RowReader
 
-__all__ = ["Measured", "contrast", "measure"]
+__all__ = ["RowStatistics", "contrast", "measure"]
 
 ROWS = 1000
 BINS = 40
@@ -28,7 +28,7 @@ VISIBLE = "^[!-~]"
 
 
 @dataclass(frozen=True)
-class Measured:
+class RowStatistics:
     """The measurements of ``n`` rows; 13 bytes for each.
 
     Attributes:
@@ -47,14 +47,14 @@ class Measured:
         """(n) whether the row is a pair."""
         return self.response >= 0
 
-    def where(self, rows: NDArray[np.bool_]) -> "Measured":
+    def where(self, rows: NDArray[np.bool_]) -> "RowStatistics":
         """The rows of a mask."""
-        return Measured(
+        return RowStatistics(
             self.instruction[rows], self.response[rows], self.numeric[rows], self.turns[rows]
         )
 
 
-def measure(dataset: Dataset, reader: RowReader) -> Measured:
+def measure(dataset: Dataset, reader: RowReader) -> RowStatistics:
     """Read every row once, a thousand at a time."""
     rows = len(dataset)
     lengths = np.full((3, rows), -1, dtype=np.int32)
@@ -81,7 +81,7 @@ def measure(dataset: Dataset, reader: RowReader) -> Measured:
                 turns = _turns(value) if talks else -1
                 lengths[:, row] = len(pair.instruction), len(pair.response), turns
                 numeric[row] = DIGIT.search(pair.response) is not None
-    return Measured(lengths[0], lengths[1], numeric, lengths[2])
+    return RowStatistics(lengths[0], lengths[1], numeric, lengths[2])
 
 
 def _measure_plain(
@@ -118,7 +118,7 @@ def _turns(talk: object) -> int:
     return len(talk) if isinstance(talk, Sequence) else -1
 
 
-def contrast(measured: Measured, kept: NDArray[np.bool_]) -> dict[str, Any]:
+def contrast(measured: RowStatistics, kept: NDArray[np.bool_]) -> dict[str, Any]:
     """Kept against other rows, as JSON-able facts.
 
     For each group the rows that could be read, the mean characters of instruction and response, the
@@ -136,7 +136,7 @@ def contrast(measured: Measured, kept: NDArray[np.bool_]) -> dict[str, Any]:
     return facts
 
 
-def _facts(group: Measured) -> dict[str, Any]:
+def _facts(group: RowStatistics) -> dict[str, Any]:
     if not len(group.response):
         return {"rows": 0}
     facts = {
@@ -150,7 +150,7 @@ def _facts(group: Measured) -> dict[str, Any]:
     return facts | ({"mean_turns": round(float(turns.mean()), 2)} if len(turns) else {})
 
 
-def _histogram(lengths: NDArray[np.int32], groups: Mapping[str, Measured]) -> dict[str, Any]:
+def _histogram(lengths: NDArray[np.int32], groups: Mapping[str, RowStatistics]) -> dict[str, Any]:
     whole = np.round(np.geomspace(lengths.min(), lengths.max() + 1, BINS + 1))
     edges = np.unique(whole) - 0.5  # lengths are whole numbers; no bin is narrower than one
     counts = {

@@ -7,7 +7,7 @@ from selectit_hf.selectors.endpoint import Endpoint
 from selectit_hf.selectors.ifd import IFD
 from selectit_hf.selectors.judge import JUDGE_THRESHOLD, Judge
 from selectit_hf.selectors.perplexity import Perplexity
-from selectit_hf.selectors.quotas import standing
+from selectit_hf.selectors.quotas import rank_in_group
 from selectit_hf.selectors.response_scorer import ResponseScorer
 from selectit_hf.selectors.selector import (
     Measurement,
@@ -36,6 +36,6 @@ __all__ = [
     "Selector",
     "embed",
     "numbers",
-    "standing",
+    "rank_in_group",
     "to_columns",
 ]

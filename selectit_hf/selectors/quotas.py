@@ -10,7 +10,7 @@ from selectit_hf.errors import SettingError
 from selectit_hf.selection import Cut, decide
 from selectit_hf.selectors.selector import Scores
 
-__all__ = ["quotas", "standing"]
+__all__ = ["quotas", "rank_in_group"]
 
 Rows = NDArray[np.int64]
 
@@ -48,7 +48,7 @@ def quotas(scores: Scores, groups: Sequence[Hashable], cut: Cut) -> pa.Table:
     )
 
 
-def standing(scores: Scores, groups: Sequence[Hashable]) -> Scores:
+def rank_in_group(scores: Scores, groups: Sequence[Hashable]) -> Scores:
     """Each row's relative rank in its own group, between 0 and 1, highest for the best row.
 
     It is ``1 - (r + 1/2) / g`` for a row with ``r`` better rows in its group of ``g`` rows,

@@ -50,7 +50,7 @@ from selectit_hf.selectors.selector import (
 if TYPE_CHECKING:
     from selectit_hf.rating import Engine
 
-__all__ = ["CONTEXT", "Pass", "ResponseScorer", "check_choice", "finite", "loss_of"]
+__all__ = ["CONTEXT", "ResponseLogprobs", "ResponseScorer", "check_choice", "finite", "loss_of"]
 
 CONTEXT = "Instruction:{instruction}\nResponse:"
 """The context before a response given its instruction: the layout of the rating prompts."""
@@ -121,13 +121,13 @@ class ResponseScorer(ResolvedSelector):
         """``kind_slug``."""
         return f"{self.kind}_{self.rater.slug}"
 
-    def given(self) -> "Pass":
+    def given(self) -> "ResponseLogprobs":
         """The pass over the response given its instruction."""
-        return Pass(self, "given")
+        return ResponseLogprobs(self, "given")
 
-    def alone(self) -> "Pass":
+    def alone(self) -> "ResponseLogprobs":
         """The pass over the response alone."""
-        return Pass(self, "alone")
+        return ResponseLogprobs(self, "alone")
 
 
 LATER = ("base_model", "quantization", "attn_implementation", "roles")
@@ -139,7 +139,7 @@ OF_A_RATER = tuple(
 
 
 @dataclass(frozen=True)
-class Pass:
+class ResponseLogprobs:
     """One reading of every response: ``logprob``, the sum of its log-probabilities, and ``tokens``.
 
     Attributes:

@@ -28,7 +28,7 @@ from huggingface_hub import HfApi, close_session, constants
 from selectit_hf.analysis.finished_run import from_run
 from selectit_hf.errors import HubError, SettingError
 from selectit_hf.hub.card import Card, CardSettings, inherited, make_card
-from selectit_hf.hub.commits import Pushed, push
+from selectit_hf.hub.push_commit import Pushed, push
 from selectit_hf.hub.push_plan import PushPlan, PushSettings, plan_push
 from selectit_hf.hub.staging import Staged, stage
 from selectit_hf.redaction import redacted

@@ -21,8 +21,8 @@ from push_selected import main as push_selected_main
 
 import selectit_hf
 from selectit_hf.errors import HubError, InputError, RatingsError, SettingError
-from selectit_hf.hub.commits import Pushed
 from selectit_hf.hub.publishing import push_run
+from selectit_hf.hub.push_commit import Pushed
 from selectit_hf.hub.push_plan import PushPlan
 from selectit_hf.privacy import private_place
 

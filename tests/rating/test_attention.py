@@ -8,7 +8,7 @@ import torch
 
 from selectit_hf import SentenceScore
 from selectit_hf.errors import ModelError, SettingError
-from selectit_hf.rating.engine.attention import ATTENTIONS, check_attention, check_taken
+from selectit_hf.rating.engine.attention import ATTENTIONS, check_attention, check_attention_in_use
 from selectit_hf.rating.models.loading import choose_dtype, load_model
 
 
@@ -47,9 +47,9 @@ def test_flash_attention_is_refused_where_it_is_not(
 
 def test_another_than_was_asked_for_is_not_taken_unsaid(checkpoint: Path) -> None:
     model: Any = load_model(str(checkpoint), "float32", "cpu")
-    check_taken(model, None)
+    check_attention_in_use(model, None)
     with pytest.raises(ModelError, match="LlamaForCausalLM would use sdpa instead"):
-        check_taken(model, "eager")
+        check_attention_in_use(model, "eager")
 
 
 def test_it_is_part_of_the_key(checkpoint: Path) -> None:

@@ -16,8 +16,8 @@ from selectit_hf.rating.prompts.chat_templates import (
     check_chat_template,
     render_chat,
 )
+from selectit_hf.rating.prompts.prompt_encoder import PromptEncoder
 from selectit_hf.rating.prompts.rating_prompts import Template, load_rating_prompts
-from selectit_hf.rating.prompts.tokens import PromptEncoder
 
 PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}\n{% endfor %}<assistant>"
 DATED = (

@@ -48,7 +48,7 @@ from transformers import (
 from selectit_hf.errors import ModelError, SettingError
 from selectit_hf.rating.engine.engine import Engine
 from selectit_hf.rating.engine.forward import Forward
-from selectit_hf.rating.engine.verification import WAYS, Batch, batches_of, witnesses
+from selectit_hf.rating.engine.verification import STRATEGIES, Batch, batches_of, witnesses
 from selectit_hf.rating.models import loading
 from selectit_hf.rating.models.loading import (
     budget_in,
@@ -365,7 +365,7 @@ def test_what_no_way_computes_alike_is_refused(model: PreTrainedModel) -> None:
 
 def test_the_most_padded_sequence_is_among_the_compared(model: PreTrainedModel) -> None:
     ids = [[5] * n for n in (60, 60, 58, 57, 30, 21, 20, 20, 20, 20, 20, 19, 19, 19, 7)]
-    batches = batches_of(ids, {}, WAYS[2], 240, None)
+    batches = batches_of(ids, {}, STRATEGIES[2], 240, None)
     chosen = witnesses(ids, batches)
     padding = {i: b.length - len(row) for b in batches for i, row in b.ids.items()}
     assert len(padding) == len(ids)
@@ -680,7 +680,7 @@ def tokens_seen(model: PreTrainedModel, work: Callable[[], Any]) -> int:
 def ways_tokens(model: PreTrainedModel, engine: Engine, ids: list[list[int]]) -> int:
     """Tokens that go through the model in the way that counts, comparisons left out."""
     reading = engine.next_token_logprobs(ids, READ, prefixes=PREFIXES).reading
-    engine._ways = [way for way in WAYS if way.name == reading.way]
+    engine._ways = [way for way in STRATEGIES if way.name == reading.way]
     engine._compare = lambda chosen, task, tally: setattr(tally, "compared", 1)  # type: ignore
     return tokens_seen(model, lambda: engine.next_token_logprobs(ids, READ, prefixes=PREFIXES))
 
@@ -790,7 +790,7 @@ def test_logits_far_from_zero_are_compared_as_finely(dtype: torch.dtype) -> None
     model = model.to(dtype).eval()
     ids = random_rows(30, 20, 10, 8, 7, 9, 11, 13)
     read = Engine(model).next_token_logprobs(ids, READ)
-    assert read.reading.way == WAYS[0].name
+    assert read.reading.way == STRATEGIES[0].name
     expected = literal_next(model.float(), ids)
     np.testing.assert_allclose(read.values, expected, atol={torch.float16: 0.02}.get(dtype, 0.1))
 
@@ -804,7 +804,7 @@ def test_tokens_that_are_never_written_may_have_no_probability() -> None:
     model = model.eval()
     ids = random_rows(30, 20, 10, 8, 7)
     read = Engine(model).next_token_logprobs(ids, READ)
-    assert read.reading.way == WAYS[0].name
+    assert read.reading.way == STRATEGIES[0].name
     assert read.reading.gap < 1e-4
     np.testing.assert_allclose(read.values, literal_next(model, ids), atol=1e-5)
 

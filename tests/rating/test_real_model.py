@@ -93,8 +93,8 @@ def test_the_way_is_the_fastest_and_compared(real: Path) -> None:
 
 def test_there_is_one_bos_at_most(real: Path, loaded: Any) -> None:
     from selectit_hf.formats.rows import Pair
+    from selectit_hf.rating.prompts.prompt_encoder import PromptEncoder
     from selectit_hf.rating.prompts.rating_prompts import Template
-    from selectit_hf.rating.prompts.tokens import PromptEncoder
 
     tokenizer = loaded[1]
     made = PromptEncoder(tokenizer, Template(), load_rating_prompts(None, 5), 5, None)

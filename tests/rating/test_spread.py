@@ -35,7 +35,7 @@ from selectit_hf import SentenceScore, TokenScore
 from selectit_hf.errors import ModelError, SettingError
 from selectit_hf.rating import mapping
 from selectit_hf.rating.engine.engine import Engine
-from selectit_hf.rating.engine.verification import WAYS
+from selectit_hf.rating.engine.verification import STRATEGIES
 from selectit_hf.rating.mapping import score
 from selectit_hf.rating.models.loading import DEVICE_MAPS, budget_in, fitting_budget, load_model
 from selectit_hf.selectors.perplexity import Perplexity
@@ -101,7 +101,7 @@ def test_hooks_change_no_value(
         assert np.isfinite(one.values).all()
     assert rated[0].reading.way == rated[1].reading.way
     if name == "llama" and dtype == torch.float32:
-        assert rated[1].reading.way == WAYS[0].name
+        assert rated[1].reading.way == STRATEGIES[0].name
 
 
 # Devices: told apart

@@ -22,7 +22,7 @@ from selectit_hf.rating import mapping
 from selectit_hf.rating.ratings import Ratings
 from selectit_hf.runs import Run, rate_shards
 from selectit_hf.runs.engines import local, workers
-from selectit_hf.runs.engines.launchers import Rank
+from selectit_hf.runs.engines.launcher_rank import Rank
 
 SOURCE = Source("rows.json", None, "train", "sha256:0")
 

@@ -27,7 +27,7 @@ from selectit_hf.cli.app import app
 from selectit_hf.errors import RunError, SettingError
 from selectit_hf.formats import sources
 from selectit_hf.runs import Run
-from selectit_hf.runs.engines.launch import Launch
+from selectit_hf.runs.engines.datatrove_launch import Launch
 
 SLURM = ("partition=gpu", "time=1:00:00")
 

@@ -17,7 +17,7 @@ from selectit_hf.formats.rows import Pair
 from selectit_hf.rating import rater
 from selectit_hf.rating.engine.forward import Forward
 from selectit_hf.rating.models import loading
-from selectit_hf.rating.prompts.response_spans import ResponseEncoder
+from selectit_hf.rating.prompts.response_encoder import ResponseEncoder
 from selectit_hf.rating.scorer_settings import OF_A_PLACE
 from selectit_hf.rating.scorers import SentenceScore
 from selectit_hf.selectors import response_scorer

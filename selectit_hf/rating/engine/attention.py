@@ -7,7 +7,7 @@ from selectit_hf.errors import ModelError, SettingError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["ATTENTIONS", "check_attention", "check_taken"]
+__all__ = ["ATTENTIONS", "check_attention", "check_attention_in_use"]
 
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 """Ways to compute attention, by transformers' names; kernels from the Hub are code, never run."""
@@ -46,7 +46,7 @@ def check_attention(attn_implementation: str | None, dtype: str) -> None:
         )
 
 
-def check_taken(model: "PreTrainedModel", asked: str | None) -> None:
+def check_attention_in_use(model: "PreTrainedModel", asked: str | None) -> None:
     """Refuse a model that computes attention in another way than was asked for.
 
     Raises:

@@ -1,6 +1,6 @@
 """Token ids in, log-probabilities out: of the next token, or of a span.
 
-Sequences are computed together by the first of `WAYS` that agrees with plain
+Sequences are computed together by the first of `STRATEGIES` that agrees with plain
 forward passes of some of them; see `out_of_memory` for what does not fit.
 """
 
@@ -15,13 +15,13 @@ from transformers import PreTrainedModel
 
 from selectit_hf.errors import ModelError
 from selectit_hf.rating.engine.forward import Forward
-from selectit_hf.rating.engine.out_of_memory import in_memory, read_halved
+from selectit_hf.rating.engine.out_of_memory import none_if_out_of_memory, read_halved
 from selectit_hf.rating.engine.shared_prefix import SharedPrefix, Unshareable, last_mlp
-from selectit_hf.rating.engine.tally import Read, Tally, Told
+from selectit_hf.rating.engine.tally import EngineOutput, ProgressReporter, Tally
 from selectit_hf.rating.engine.verification import (
-    WAYS,
+    STRATEGIES,
     Batch,
-    Way,
+    Strategy,
     agree,
     batches_of,
     gap_of,
@@ -97,7 +97,7 @@ class Engine:
         self.model = model
         self.device = input_device(model)
         self.token_budget = token_budget or default_budget(str(self.device))
-        self._ways = [way for way in WAYS if shortcuts or not way.reads_last]
+        self._ways = [way for way in STRATEGIES if shortcuts or not way.reads_last]
         self._forward = Forward(model)
         self._said: set[str] = set()
 
@@ -112,11 +112,11 @@ class Engine:
         token_ids: Sequence[int],
         progress: Callable[[int], None] | None = None,
         prefixes: Sequence[Sequence[int]] = (),
-    ) -> Read:
+    ) -> EngineOutput:
         """Log-probability of each of ``token_ids`` as the next token after each sequence.
 
-        ``n`` sequences of at least one id and ``m`` token ids give a `Read` of (n, m) float32: the
-        log-softmax over the whole vocabulary, computed in float32. Up to rounding, the result is
+        ``n`` sequences of at least one id and ``m`` token ids give an `EngineOutput` of (n, m)
+        float32: the log-softmax over the whole vocabulary. Up to rounding, the result is
         that of one forward pass for each sequence alone. ``progress`` is called with the number of
         sequences done. ``prefixes`` are beginnings that many of the sequences share; they change
         only the speed.
@@ -134,18 +134,18 @@ class Engine:
             ids, prefixes, self.token_budget, partial(self._next_token, chosen), plain,
             len(token_ids), last_only=True,
         )  # fmt: skip
-        return self._vouched(task, Told(progress))
+        return self._vouched(task, ProgressReporter(progress))
 
     def span_logprobs(
         self,
         ids: Sequence[Sequence[int]],
         starts: Sequence[int],
         progress: Callable[[int], None] | None = None,
-    ) -> Read:
+    ) -> EngineOutput:
         """Log-probability of the end of each sequence, given its beginning.
 
         ``n`` sequences, each with the position its span starts at, from 1 to its length, give a
-        `Read` of (n, 1) float32: the sum over the tokens ``ids[i][starts[i]:]`` of their
+        `EngineOutput` of (n, 1) float32: the sum over the tokens ``ids[i][starts[i]:]`` of their
         log-probabilities (natural logarithm), each given all tokens before it; 0 for an empty span.
 
         Raises:
@@ -166,11 +166,11 @@ class Engine:
             return found, _spread(logprobs[0]) * len(logprobs) if len(logprobs) else 0.0
 
         task = _Task(ids, (), budget, partial(self._spans, starts), plain, 1, last_only=False)
-        return self._vouched(task, Told(progress))
+        return self._vouched(task, ProgressReporter(progress))
 
     # Ways
 
-    def _vouched(self, task: _Task, told: Told) -> Read:
+    def _vouched(self, task: _Task, told: ProgressReporter) -> EngineOutput:
         """The values by the first way that agrees with plain forward passes."""
         tame_fork()
         ways = [way for way in self._ways if task.last_only or not way.reads_last]
@@ -191,7 +191,7 @@ class Engine:
                 return read
         raise AssertionError("the plainest way raises or reads")
 
-    def _by(self, way: Way, task: _Task, told: Told) -> Read:
+    def _by(self, way: Strategy, task: _Task, told: ProgressReporter) -> EngineOutput:
         """The values by one way.
 
         Raises:
@@ -217,7 +217,7 @@ class Engine:
         self._compare(chosen, task, tally)
         if (
             not tally.compared
-            and way is not WAYS[-1]
+            and way is not STRATEGIES[-1]
             and any(tally.of(i) is not None for i in chosen)
         ):
             raise _Disagrees("no plain forward pass to compare with fits in memory.")
@@ -235,7 +235,7 @@ class Engine:
             found = tally.of(i)
             if found is None:
                 continue
-            computed = in_memory(partial(task.plain, i), self.device)
+            computed = none_if_out_of_memory(partial(task.plain, i), self.device)
             if computed is None:
                 logger.warning("Out of memory in a plain pass over sequence %d; not compared.", i)
                 tally.splits += 1
@@ -252,11 +252,11 @@ class Engine:
             tally.compared += 1
             tally.gap = max(tally.gap, gap)
 
-    def _shared(self, task: _Task, told: Told) -> dict[SharedPrefix, list[int]]:
+    def _shared(self, task: _Task, told: ProgressReporter) -> dict[SharedPrefix, list[int]]:
         """Record each prefix, and return the sequences that begin with it."""
         shared = {}
         for ids, rows in members_of(task.ids, task.prefixes, self._forward.rope_limit).items():
-            prefix = in_memory(partial(self._forward.record, ids), self.device)
+            prefix = none_if_out_of_memory(partial(self._forward.record, ids), self.device)
             if prefix is None:
                 logger.warning(
                     "Out of memory with a shared prefix of %d tokens; not shared.", len(ids)

@@ -11,7 +11,7 @@ from selectit_hf.rating.engine.tally import Tally
 from selectit_hf.rating.engine.verification import Batch
 from selectit_hf.rating.models.loading import is_out_of_memory
 
-__all__ = ["in_memory", "read_halved"]
+__all__ = ["none_if_out_of_memory", "read_halved"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def read_halved(
 
     A sequence alone is tried once more without padding before it is given up.
     """
-    values = in_memory(lambda: read(batch), device)
+    values = none_if_out_of_memory(lambda: read(batch), device)
     if values is not None:
         tally.add(batch, values)
         return
@@ -46,7 +46,7 @@ def read_halved(
         read_halved(Batch(dict(part), length, batch.prefix), read, tally, device)
 
 
-def in_memory(compute: Callable[[], T], device: torch.device) -> T | None:
+def none_if_out_of_memory(compute: Callable[[], T], device: torch.device) -> T | None:
     """What is computed; ``None`` where memory ran out, once what was held of it is let go."""
     try:
         return compute()

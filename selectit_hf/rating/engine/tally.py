@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selectit_hf.rating.engine.verification import Batch, Reading, Way
+from selectit_hf.rating.engine.verification import Batch, Strategy, Verification
 
-__all__ = ["Read", "Tally", "Told"]
+__all__ = ["EngineOutput", "ProgressReporter", "Tally"]
 
 
-class Read(NamedTuple):
+class EngineOutput(NamedTuple):
     """What was read: ``values`` (n, m) float32, NaN where ``oom`` (n,) is true.
 
     Attributes:
@@ -26,10 +26,10 @@ class Read(NamedTuple):
     values: NDArray[np.float32]
     oom: NDArray[np.bool_]
     splits: int
-    reading: Reading
+    reading: Verification
 
 
-class Told:
+class ProgressReporter:
     """Reports how many sequences are done, counting each once even if it is computed again.
 
     Attributes:
@@ -69,7 +69,7 @@ class Tally:
         numbers, values = next(part for part in self._parts if number in part[0])
         return None if values is None else values[numbers.index(number)]
 
-    def read(self, width: int, way: Way) -> Read:
+    def read(self, width: int, way: Strategy) -> EngineOutput:
         """All values, in the order of the sequences."""
         values = np.full((self._count, width), np.nan, dtype=np.float32)
         oom = np.ones(self._count, dtype=np.bool_)
@@ -77,4 +77,6 @@ class Tally:
             if part is not None:
                 values[numbers] = part.cpu().numpy()
                 oom[numbers] = False
-        return Read(values, oom, self.splits, Reading(way.name, self.compared, self.gap))
+        return EngineOutput(
+            values, oom, self.splits, Verification(way.name, self.compared, self.gap)
+        )

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from selectit_hf.rating.engine.shared_prefix import SharedPrefix
 
 __all__ = [
-    "WAYS",
+    "STRATEGIES",
     "Batch",
-    "Reading",
-    "Way",
+    "Strategy",
+    "Verification",
     "agree",
     "batches_of",
     "changing_rope",
@@ -40,7 +40,7 @@ TOLERANCE = {"float32": 3e-4, "float16": 0.008, "bfloat16": 0.06}
 
 
 @dataclass(frozen=True)
-class Way:
+class Strategy:
     """How sequences are computed together.
 
     Attributes:
@@ -63,20 +63,20 @@ class Way:
         return self.shares or self.last_mlp
 
 
-WAYS = (
-    Way("shared prefix, last MLP at one position", shares=True, last_mlp=True),
-    Way("shared prefix", shares=True),
-    Way("padded batches"),
-    Way("batches of one length", one_length=True),
-    Way("one sequence at a time", alone=True),
+STRATEGIES = (
+    Strategy("shared prefix, last MLP at one position", shares=True, last_mlp=True),
+    Strategy("shared prefix", shares=True),
+    Strategy("padded batches"),
+    Strategy("batches of one length", one_length=True),
+    Strategy("one sequence at a time", alone=True),
 )
 
 
-class Reading(NamedTuple):
+class Verification(NamedTuple):
     """How the sequences of a call were read.
 
     Attributes:
-        way: the name of one of `WAYS`.
+        way: the name of one of `STRATEGIES`.
         compared: how many of them were compared with plain forward passes.
         gap: the largest difference found, in nats.
     """
@@ -86,14 +86,14 @@ class Reading(NamedTuple):
     gap: float
 
 
-def together(readings: Sequence[Reading]) -> Reading | None:
+def together(readings: Sequence[Verification]) -> Verification | None:
     """Several calls in one: the plainest way and the largest gap; ``None`` for no call."""
     if not readings:
         return None
-    names = [way.name for way in WAYS]
+    names = [way.name for way in STRATEGIES]
     plainest = max(readings, key=lambda one: names.index(one.way))
     compared = sum(one.compared for one in readings)
-    return Reading(plainest.way, compared, max(one.gap for one in readings))
+    return Verification(plainest.way, compared, max(one.gap for one in readings))
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +130,7 @@ def members_of(
 def batches_of(
     ids: Sequence[Sequence[int]],
     shared: Mapping["SharedPrefix", Sequence[int]],
-    way: Way,
+    way: Strategy,
     token_budget: int,
     longest: int | None,
 ) -> list[Batch]:

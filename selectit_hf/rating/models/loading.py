@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from selectit_hf.errors import ModelError, SettingError, in_short
-from selectit_hf.rating.engine.attention import check_attention, check_taken
+from selectit_hf.rating.engine.attention import check_attention, check_attention_in_use
 from selectit_hf.rating.models.adapters import apply_adapter
 from selectit_hf.rating.models.completeness import check_config, check_weights
 from selectit_hf.rating.models.device_maps import devices, places, weight_bytes, without_weights
@@ -186,7 +186,7 @@ def load_model(
         plain = stored is None and quantization is None
         settings = _settings(config, dtype, device, device_map, quantization, attn_implementation)
         model = _read(path, dtype, config, **settings, **arguments)
-        check_taken(model, attn_implementation)
+        check_attention_in_use(model, attn_implementation)
         if adapter is not None:
             model = apply_adapter(model, adapter, merge=plain)
         placed = cast(Any, model).to(torch.device(device)) if plain and not device_map else model

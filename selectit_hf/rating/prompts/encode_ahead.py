@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from selectit_hf.formats import Pair
-from selectit_hf.rating.prompts.tokens import Encoded, PromptEncoder
+from selectit_hf.rating.prompts.prompt_encoder import Encoded, PromptEncoder
 
 __all__ = ["Ahead"]
 

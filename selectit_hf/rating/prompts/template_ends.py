@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from selectit_hf.errors import TokenizerError
+from selectit_hf.rating.prompts.prompt_encoder import PLAIN_PAIR, PromptEncoder
 from selectit_hf.rating.prompts.rating_prompts import Template
-from selectit_hf.rating.prompts.tokens import PLAIN_PAIR, PromptEncoder
 
 __all__ = ["advice", "encoders_by_end"]
 

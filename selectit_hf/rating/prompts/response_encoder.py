@@ -1,6 +1,7 @@
 """From a response to token ids, given its instruction or alone.
 
-The text of a sample never becomes a special token, as in `selectit_hf.rating.prompts.tokens`.
+The text of a sample never becomes a special token, as in
+`selectit_hf.rating.prompts.prompt_encoder`.
 """
 
 import bisect
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from selectit_hf.errors import SettingError, TokenizerError
 from selectit_hf.formats import Pair
-from selectit_hf.rating.prompts.tokens import text_ids
+from selectit_hf.rating.prompts.prompt_encoder import text_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,6 +1,6 @@
 """One commit or none, and a clear word on which of the two it was: what a plan says, done.
 
-`push` does it and reads all of it back. Only this module writes to the Hub.
+`push` does it and reads all of it back. Only this module writes datasets to the Hub.
 """
 
 import tempfile

@@ -21,13 +21,13 @@ from transformers import (
 from selectit_hf.errors import SettingError, TokenizerError
 from selectit_hf.formats.rows import Pair
 from selectit_hf.rating.prompts.chat_templates import render_chat
+from selectit_hf.rating.prompts.prompt_encoder import Encoded, PromptEncoder, context_length
 from selectit_hf.rating.prompts.rating_prompts import (
     RELEASED_TEMPLATE,
     Template,
     load_rating_prompts,
 )
 from selectit_hf.rating.prompts.template_ends import advice, encoders_by_end
-from selectit_hf.rating.prompts.tokens import Encoded, PromptEncoder, context_length
 
 COLOUR = Pair("Name a colour of the rainbow.", "Red.")
 START = {

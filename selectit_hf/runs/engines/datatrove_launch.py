@@ -76,7 +76,7 @@ def datatrove_steps(
         ... # doctest: +SKIP
     """
     need("datatrove")
-    from selectit_hf.runs.engines.datatrove import Finish, Rate
+    from selectit_hf.runs.engines.datatrove_steps import Finish, Rate
 
     where = _address(open_store(run.where if isinstance(run, Run) else run))
     opened["models"] = [_absolute(one) for one in opened.get("models", ())]
