@@ -292,7 +292,7 @@ function distances() {
 // Rows
 
 const PAGE = 8;
-const NOT_HERE = "The text of that row is not in this page.";
+const NOT_HERE = "This page does not contain the text of that row.";
 const texts = numbers.texts.map((text) => ({
   ...text,
   shuffled: Math.imul(text.row + 1, 2654435761) >>> 0,
@@ -360,7 +360,7 @@ function rowItem(text, wanted) {
 
 function unfolding(text, paragraphs, wanted) {
   const button = document.createElement("button");
-  const left = text.left ? ` (${count(text.left)} more characters are not in this page)` : "";
+  const left = text.left ? ` (${count(text.left)} more characters are not on this page)` : "";
   const say = (isOpen) => {
     button.textContent = isOpen ? `Show less${left}` : "Show all";
     button.setAttribute("aria-expanded", isOpen);
@@ -388,7 +388,7 @@ function lists() {
     number === undefined ? text.whole.includes(wanted) : text.row === Number(number),
   );
   const isKept = (text) => text.rank >= 0 && text.rank < kept;
-  const missing = number === undefined ? "No text in this page holds that." : NOT_HERE;
+  const missing = number === undefined ? "No text on this page matches." : NOT_HERE;
   byId("nothing").textContent = found.length ? "" : missing;
   for (const side of ["kept", "other"]) {
     const rows = sorted(found.filter((text) => isKept(text) === (side === "kept")), side, order);

@@ -726,7 +726,7 @@ def test_a_model_that_ignores_its_positions_shares_nothing(
         found = Engine(model, 333).next_token_logprobs(begun(), READ, prefixes=PREFIXES)
     assert found.reading.way == "padded batches"
     assert (
-        "padded batches, not by shared prefix, since Forgetful gives a sequence of" in caplog.text
+        "read as padded batches; shared prefix failed: Forgetful gives a sequence of" in caplog.text
     )
     plain = Engine(model, 333, shortcuts=False).next_token_logprobs(begun(), READ)
     np.testing.assert_array_equal(found.values, plain.values)

@@ -184,10 +184,10 @@ class Engine:
                 if way is ways[-1]:
                     raise
                 said = str(error).strip().splitlines() or [type(error).__name__]
-                failed = f"not by {way.name}, since {said[0]}"
+                failed = f"{way.name} failed: {said[0]}"
             else:
                 if failed:
-                    logger.warning("%d prompts: %s, %s", len(task.ids), way.name, failed)
+                    logger.warning("%d prompts read as %s; %s", len(task.ids), way.name, failed)
                 return read
         raise AssertionError("the plainest way raises or reads")
 

@@ -175,7 +175,7 @@ class Launch:
             failed = executor.get_incomplete_ranks(skip_completed=True)
             if failed:
                 raise RunError(
-                    f"{len(failed)} of {executor.world_size} tasks to {name} failed; {self.logs} "
+                    f"{len(failed)} of {executor.world_size} {name} tasks failed; {self.logs} "
                     "has their logs. Whole shards stay: launch again for the others."
                 )
         return done
