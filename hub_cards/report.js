@@ -414,6 +414,9 @@ let waiting = false;
 function changed() {
   byId("said").textContent = said();
   byId("reset").disabled = asInRun;
+  const command = byId("command");
+  const cut = asInRun ? command.dataset.cut : `--proportion ${Number(byId("keep").value) / 1000}`;
+  command.textContent = `${command.dataset.command} ${cut}`;
   byId("keep").setAttribute("aria-valuetext", `${byId("share").value} %`);
   if (waiting) return;
   waiting = true;

@@ -444,7 +444,7 @@ class Room:
         publishing._client = client
         self.cli, shown = app, typer.main.get_command(app.app)
         app.app = shown  # type: ignore[assignment]  # made once
-        self._drawing = [(plots, "png_of", b"PNG"), (page, "on_page", {})]
+        self._drawing = [(plots, "image_of", b"PNG"), (page, "on_page", {})]
         self._drawn = [getattr(module, name) for module, name, _ in self._drawing]
         if mutant is not None:
             break_checks(mutant)
@@ -452,7 +452,7 @@ class Room:
     def draw(self, whole: bool) -> None:
         """Set whether plots are drawn to the end, which takes most of the time."""
         for (module, name, instead), original in zip(self._drawing, self._drawn, strict=True):
-            setattr(module, name, original if whole else lambda one, given=instead: given)
+            setattr(module, name, original if whole else lambda *_, given=instead: given)
 
     def _canary(self, name: str) -> None:
         folder = self.canary / name

@@ -18,18 +18,30 @@ KEPT, OTHER, CUT = "#0072b2", "#b8bec6", "#d55e00"
 
 POINT, SMALL_POINT, MANY = 4.5, 3, 3000
 LABEL = 8
+TICKS = 12
+"""At most so many on the axis of a setting."""
 
 
-def figures(points: int, with_map: bool) -> dict[str, Any]:
-    """The charts of every page, by name, for so many points."""
+def figures(points: int, explained: Sequence[float] | None) -> dict[str, Any]:
+    """The charts of a page, by name.
+
+    Args:
+        points: the number of rows that are drawn as points.
+        explained: the share of the variance along each axis of the map; ``None`` without a map.
+    """
     size = POINT if points <= MANY else SMALL_POINT
     charts = {
         "scores": _scores(),
-        "lengths": _shares("characters of the response", "log"),
+        "lengths": _shares("characters of the response (log scale)", "log"),
         "spread": _points("score", "standard deviation over the rating prompts", size),
     }
-    if with_map:
-        charts["map"] = _points("first principal component", "second principal component", size)
+    if explained is not None:
+        names = ("first", "second")
+        axes = [
+            f"{name} principal component ({100 * share:.0f} % of the variance)"
+            for name, share in zip(names, explained, strict=True)
+        ]
+        charts["map"] = _points(axes[0], axes[1], size)
         charts["distance"] = _shares("distance to the centre", "linear")
     return charts
 
@@ -59,10 +71,13 @@ def ablation_figures(ablation: Mapping[str, Any]) -> dict[str, Any]:
     return charts
 
 
-def on_page(chart: Any) -> dict[str, Any]:
-    """A chart in the form that the page's script embeds."""
+def on_page(name: str, chart: Any) -> dict[str, Any]:
+    """A chart in the form that the page's script embeds; saved, it is a file of its name."""
     from bokeh.embed import json_item
+    from bokeh.models import SaveTool
 
+    for tool in chart.select({"type": SaveTool}):
+        tool.filename = f"selectit-{name.replace(' ', '-')}"
     return dict(json_item(chart))
 
 
@@ -126,7 +141,7 @@ def _shares(x: str, scale: str) -> Any:
 def _points(x: str, y: str, size: float) -> Any:
     from bokeh.models import HoverTool
 
-    chart = _figure(x, y, height=380, tools="tap,box_zoom,pan,wheel_zoom,reset")
+    chart = _figure(x, y, height=380, tools="tap,box_zoom,pan,wheel_zoom,reset,save")
     for name, color in (("other", OTHER), ("kept", KEPT)):
         chart.scatter(
             "x",
@@ -141,22 +156,41 @@ def _points(x: str, y: str, size: float) -> Any:
         )
     tips = [("row", "@row{0,0}"), ("score", "@score{0.0000}")]
     chart.add_tools(HoverTool(tooltips=tips, attachment="vertical"))
-    chart.toolbar.logo = None
     chart.toolbar.active_drag = chart.toolbar.active_scroll = None
     return chart
 
 
 def _curve(name: str, points: Sequence[tuple[float | str, float]]) -> Any:
-    labels = [str(value) for value, _ in points]
-    chart = _figure(name, "% of the selection kept", height=260, x_range=labels)
-    if max(map(len, labels)) > LABEL:
+    values, shares = [value for value, _ in points], [100 * share for _, share in points]
+    named = any(isinstance(value, str) for value in values)
+    texts: dict[str, Any] = {"x_range": _labels(values)} if named else {}
+    chart = _figure(name, "% of the selection kept", height=260, **texts)
+    if not named:
+        chart.xaxis.ticker = _ticks(values)
+        chart.line(values, shares, line_width=2, line_color=KEPT, name="kept")
+    elif max(map(len, texts["x_range"])) > LABEL:
         chart.xaxis.major_label_orientation = 0.6
-    shares = [100 * share for _, share in points]
-    if not any(isinstance(value, str) for value, _ in points):
-        chart.line(labels, shares, line_width=2, line_color=KEPT, name="kept")
-    chart.scatter(labels, shares, size=7, fill_color=KEPT, line_color=None, name="kept")
+    at = texts.get("x_range", values)
+    chart.scatter(at, shares, size=7, fill_color=KEPT, line_color=None, name="kept")
     chart.y_range.start, chart.y_range.end = 0, 105
     return chart
+
+
+def _labels(values: Sequence[Any]) -> list[str]:
+    """The values as texts; of one model's levels the levels alone, as in ``token:name``."""
+    texts = [str(value) for value in values]
+    levels = [text.partition(":")[0] for text in texts]
+    return levels if len({*levels}) == len(levels) else texts
+
+
+def _ticks(values: Sequence[Any]) -> list[Any]:
+    """The values that get a tick: all that are not too close to the one before."""
+    least = (max(values) - min(values)) / TICKS
+    kept: list[Any] = []
+    for value in sorted(values):
+        if not kept or value - kept[-1] >= least:
+            kept.append(value)
+    return kept
 
 
 def _source(name: str, *columns: str) -> Any:
@@ -165,7 +199,7 @@ def _source(name: str, *columns: str) -> Any:
     return ColumnDataSource({column: [] for column in columns}, name=f"{name} data")
 
 
-def _figure(x: str, y: str, height: int, tools: str = "", **settings: Any) -> Any:
+def _figure(x: str, y: str, height: int, tools: str = "save", **settings: Any) -> Any:
     from bokeh.plotting import figure
 
     chart = figure(
@@ -173,7 +207,7 @@ def _figure(x: str, y: str, height: int, tools: str = "", **settings: Any) -> An
         sizing_mode="stretch_width",
         min_width=200,
         tools=tools,
-        toolbar_location="right" if tools else None,
+        toolbar_location="right",
         x_axis_label=x,
         y_axis_label=y,
         background_fill_color=None,
@@ -181,6 +215,7 @@ def _figure(x: str, y: str, height: int, tools: str = "", **settings: Any) -> An
         outline_line_color=None,
         **settings,
     )
+    chart.toolbar.logo = None
     chart.xgrid.grid_line_color = None
     chart.yaxis.axis_line_color = chart.yaxis.major_tick_line_color = None
     for axis in chart.axis:

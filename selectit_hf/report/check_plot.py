@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from selectit_hf.analysis import CHANCE
-from selectit_hf.report.figures import figure_of, png_of, shortened
+from selectit_hf.report.figures import Form, figure_of, image_of, shortened
 
 __all__ = ["check_plot"]
 
@@ -17,8 +17,8 @@ INK = "#1f2937"
 NAME_LENGTH = 28
 
 
-def check_plot(facts: Mapping[str, Any]) -> bytes:
-    """A PNG file of the facts of `Check`; the ranking level comes first.
+def check_plot(facts: Mapping[str, Any], form: Form = "png") -> bytes:
+    """An image file of the facts of `Check`; the ranking level comes first.
 
     Raises:
         SettingError: matplotlib is not installed.
@@ -50,7 +50,7 @@ def check_plot(facts: Mapping[str, Any]) -> bytes:
     axes.set_xlabel("AUC, good rows over broken copies (chance is 0.5)", fontsize=9)
     columns = min(len(selectors), 3)
     figure.legend(loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
-    return png_of(figure)
+    return image_of(figure, form)
 
 
 def _count(facts: Mapping[str, Any], name: str) -> int:

@@ -79,7 +79,9 @@ class PageData:
         numbers: the values that the page's script reads, JSON-able.
         models, prompts: how far the models agree, and each model's rating prompts.
         embeddings: what the map's embeddings are made from; ``""`` without a map.
-        explained: share of the embeddings' variance that the map shows.
+        explained: share of the embeddings' variance along each axis of the map, if there is one.
+        favourites: for each model the rating that is most often its likeliest, and the share of
+            all ratings in which it is.
         categories: the columns whose values divide the rows into groups.
     """
 
@@ -88,7 +90,8 @@ class PageData:
     models: Agreement | None
     prompts: list[Agreement]
     embeddings: str
-    explained: float
+    explained: tuple[float, float] | None
+    favourites: dict[str, tuple[int, float]]
     categories: list[str]
 
 
@@ -112,10 +115,9 @@ def gather(finished: Finished, dataset: Dataset, embeddings: str | None = None) 
     drawn = sample(random, np.arange(len(dataset)), DRAWN_ROWS)
     points = sample(random, drawn[ranking.ranks[drawn] >= 0], POINTS)
     read = worth_reading(random, ranking, finished.facts["selection"]["selected"])
-    tokens = {
-        model["name"]: _token_scores(finished, model["name"], how["variant"])[drawn]
-        for model in finished.facts["models"]
-    }
+    names = [model["name"] for model in finished.facts["models"]]
+    rated = {name: _token_scores(finished, name, how["variant"]) for name in names}
+    tokens = {name: scores[drawn] for name, (scores, _) in rated.items()}
     spread = _spread(finished, list(tokens.values()))
     groups = _categories(dataset, reader, drawn)
     placed = _placed(dataset, reader, points, embeddings)
@@ -132,7 +134,8 @@ def gather(finished: Finished, dataset: Dataset, embeddings: str | None = None) 
         models=_between_models(finished, drawn),
         prompts=[_between_prompts(name, scores) for name, scores in tokens.items()],
         embeddings="" if placed is None else _embedding_words(embeddings),
-        explained=0.0 if placed is None else placed.explained,
+        explained=None if placed is None else placed.explained,
+        favourites={name: favourite for name, (_, favourite) in rated.items()},
         categories=[group["column"] for group in groups],
     )
 
@@ -236,17 +239,22 @@ def _points(
 # Scores and ratings
 
 
-def _token_scores(finished: Finished, name: str, variant: Variant) -> NDArray[np.float64]:
-    """(n, prompts) scores, NaN in the rows without a rating."""
+def _token_scores(
+    finished: Finished, name: str, variant: Variant
+) -> tuple[NDArray[np.float64], tuple[int, float]]:
+    """(n, prompts) scores, NaN in the rows without a rating; the favourite rating and its share."""
     lists = finished.scores.column(f"rating_logprobs__{name}").combine_chunks()
     valid = np.asarray(lists.is_valid())
     prompts = lists.drop_null().flatten()
     values = prompts.flatten().to_numpy(zero_copy_only=False)
     count = len(prompts) // max(int(valid.sum()), 1)
     scores = np.full((len(lists), max(count, 1)), np.nan)
-    if len(prompts):
-        scores[valid] = reflection.token_score(values.reshape(int(valid.sum()), count, -1), variant)
-    return scores
+    if not len(prompts):
+        return scores, (1, 0.0)
+    logprobs = values.reshape(int(valid.sum()), count, -1)
+    scores[valid] = reflection.token_score(logprobs, variant)
+    chosen = np.bincount(logprobs.argmax(axis=-1).ravel())
+    return scores, (1 + int(chosen.argmax()), float(chosen.max() / chosen.sum()))
 
 
 def _spread(finished: Finished, tokens: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -1,11 +1,15 @@
-"""Figures with matplotlib: their style, and writing them as PNG files."""
+"""Figures with matplotlib: their style, and writing them as PNG or SVG files."""
 
 import io
-from typing import Any
+from typing import Any, Literal
 
 from selectit_hf.errors import SettingError
 
-__all__ = ["figure_of", "png_of", "shortened"]
+__all__ = ["Form", "figure_of", "image_of", "shortened"]
+
+Form = Literal["png", "svg"]
+METADATA = {"png": {"Software": None}, "svg": {"Creator": None, "Date": None}}
+"""Without the time and the version, so that the same numbers give the same bytes."""
 
 
 def figure_of(width: float, height: float) -> tuple[Any, Any]:
@@ -27,10 +31,12 @@ def figure_of(width: float, height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def png_of(figure: Any) -> bytes:
-    """A figure as a PNG file, without the time it was made."""
-    with io.BytesIO() as file:
-        figure.savefig(file, format="png", metadata={"Software": None})
+def image_of(figure: Any, form: Form) -> bytes:
+    """A figure as the bytes of a file; the same figure gives the same bytes."""
+    from matplotlib import rc_context
+
+    with io.BytesIO() as file, rc_context({"svg.hashsalt": "selectit"}):
+        figure.savefig(file, format=form, metadata=METADATA[form])
         return file.getvalue()
 
 

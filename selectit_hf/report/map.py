@@ -28,12 +28,12 @@ class RowMap:
     Attributes:
         xy: (n, 2) float32, the first two principal components of the embeddings.
         distance: (n) float32, Euclidean distance to the mean of all embeddings.
-        explained: share of the embeddings' variance that the plane shows.
+        explained: share of the embeddings' variance along each of the two components.
     """
 
     xy: NDArray[np.float32]
     distance: NDArray[np.float32]
-    explained: float
+    explained: tuple[float, float]
 
 
 def word_embeddings(texts: Sequence[str]) -> NDArray[np.float32]:
@@ -102,8 +102,11 @@ def map_rows(embeddings: NDArray[np.float32]) -> RowMap:
     xy = np.zeros((len(centred), 2), dtype=np.float32)
     xy[:, : plane.shape[1]] = centred @ plane
     total = float(variances.sum())
-    explained = float(variances[::-1][:2].sum()) / total if total > 0 else 0.0
-    return RowMap(xy, np.linalg.norm(centred, axis=1).astype(np.float32), explained)
+    first, second = [
+        float(one) / total if total > 0 else 0.0 for one in [*variances[::-1], 0.0][:2]
+    ]
+    distance = np.linalg.norm(centred, axis=1).astype(np.float32)
+    return RowMap(xy, distance, (first, second))
 
 
 def _missing() -> SettingError:

@@ -23,8 +23,18 @@ from selectit_hf.analysis import Finished, check_unchanged, from_run
 from selectit_hf.report.charts import ablation_figures, bokeh_script, figures, on_page
 from selectit_hf.report.check_plot import check_plot
 from selectit_hf.report.data import gather
+from selectit_hf.report.figures import Form
 from selectit_hf.report.plots import card_plots
-from selectit_hf.report.words import cautions, cut_words, level_of, points_words, reason, weights_of
+from selectit_hf.report.words import (
+    cautions,
+    cut_flag,
+    cut_words,
+    level_of,
+    points_words,
+    reason,
+    select_command,
+    weights_of,
+)
 from selectit_hf.runs import Run, open_run, open_store
 from selectit_hf.templates import templates
 
@@ -43,7 +53,7 @@ def write_report(
     embeddings: str | None = None,
     ablation: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write ``report.html`` and the plots of the card as PNG files.
+    """Write ``report.html``, and the plots of the card as PNG and SVG files.
 
     Args:
         run: a finished run, its folder or its URL.
@@ -66,11 +76,12 @@ def write_report(
     run = run if isinstance(run, Run) else open_run(run)
     finished = from_run(run)
     page = render(finished, dataset, embeddings=embeddings, ablation=ablation)
-    plots = list(card_plots(finished))
+    forms: tuple[Form, ...] = ("png", "svg")
+    plots = [(name, form, data) for form in forms for name, data in card_plots(finished, form)]
     check_unchanged(run, finished)
     store, inside = (run.store, "report/") if out is None else (open_store(out), "")
-    for name, png in plots:
-        store.write(f"{inside}images/{name}.png", png)
+    for name, form, image in plots:
+        store.write(f"{inside}images/{name}.{form}", image)
     store.write(f"{inside}{PAGE}", page.encode())
     return f"{store}/{inside}{PAGE}"
 
@@ -86,9 +97,9 @@ def render(
     bokeh, script = bokeh_script(), _piece("report.js")
     data = gather(finished, dataset, embeddings)
     curves = ablation_figures(ablation or {})
-    drawn = figures(data.numbers["points"]["count"], bool(data.embeddings))
+    drawn = figures(data.numbers["points"]["count"], data.explained)
     drawn |= {f"ablation {i}": chart for i, chart in enumerate(curves.values())}
-    numbers = data.numbers | {"charts": {name: on_page(one) for name, one in drawn.items()}}
+    numbers = data.numbers | {"charts": {name: on_page(name, one) for name, one in drawn.items()}}
     return _environment().get_template("report.html.jinja").render(
         **{"check": None, **finished.facts},
         check_image=_check_image(finished),
@@ -100,6 +111,8 @@ def render(
         numbers_json=Markup(_json(numbers)),
         version=version("selectit-hf"),
         reason=reason(finished),
+        command=select_command(finished),
+        cut_flag=cut_flag(finished),
         level=level_of(finished),
         cut=cut_words(finished),
         weights=", ".join(f"{weight:.3f}" for weight in weights_of(finished)),
@@ -108,7 +121,7 @@ def render(
         between_models=data.models,
         between_prompts=data.prompts,
         embeddings=data.embeddings,
-        explained=data.explained,
+        explained=sum(data.explained or ()),
         categories=data.categories,
         ablations=list(curves),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The plots of a card: PNG files, the same bytes for the same numbers."""
+"""The plots of a card: PNG or SVG files, the same bytes for the same numbers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from selectit_hf.analysis import Finished
 from selectit_hf.report.check_plot import check_plot
-from selectit_hf.report.figures import figure_of, png_of, shortened
+from selectit_hf.report.figures import Form, figure_of, image_of, shortened
 
 __all__ = [
     "agreement_plot",
@@ -23,26 +23,29 @@ SCORE_BINS = 60
 NAME_LENGTH = 22
 
 
-def card_plots(finished: Finished) -> Iterator[tuple[str, bytes]]:
-    """The plots of a finished selection's card: a name and a PNG file each."""
+def card_plots(finished: Finished, form: Form = "png") -> Iterator[tuple[str, bytes]]:
+    """The plots of a finished selection's card: the name and the file of each."""
     facts = finished.facts
     scores = finished.scores.scores(finished.by)
     kept = finished.scores.column("selected").to_numpy()
-    yield "scores", scores_plot(scores, kept, facts["selection"]["threshold"])
+    yield "scores", scores_plot(scores, kept, facts["selection"]["threshold"], form)
     contrast = facts["contrast"]
     if contrast and contrast["selected"]["rows"] and contrast["rejected"]["rows"]:
-        yield "lengths", lengths_plot(contrast["response_characters"])
+        yield "lengths", lengths_plot(contrast["response_characters"], form)
     names = [model["name"] for model in facts["models"]]
     columns = [f"sentence_score__{name}" for name in names]
     if len(names) > 1 and set(columns) <= set(finished.scores.features):
         found = rank_correlations([finished.scores.scores(column) for column in columns])
-        yield "agreement", agreement_plot(names, found)
+        yield "agreement", agreement_plot(names, found, form)
     if facts.get("check"):
-        yield "check", check_plot(facts["check"])
+        yield "check", check_plot(facts["check"], form)
 
 
 def scores_plot(
-    scores: NDArray[np.float64], kept: NDArray[np.bool_], threshold: float | None
+    scores: NDArray[np.float64],
+    kept: NDArray[np.bool_],
+    threshold: float | None,
+    form: Form = "png",
 ) -> bytes:
     """A histogram of the scores, with the threshold; rows without a score are left out."""
     counts, edges = np.histogram(scores[np.isfinite(scores)], SCORE_BINS)
@@ -63,10 +66,10 @@ def scores_plot(
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )
     _finish(axes, "score", "rows")
-    return png_of(figure)
+    return image_of(figure, form)
 
 
-def lengths_plot(histogram: Mapping[str, Sequence[float]]) -> bytes:
+def lengths_plot(histogram: Mapping[str, Sequence[float]], form: Form = "png") -> bytes:
     """Response lengths of kept and rejected rows, each group as a share of its rows."""
     figure, axes = figure_of(5.6, 3.0)
     edges = np.asarray(histogram["edges"])
@@ -77,11 +80,13 @@ def lengths_plot(histogram: Mapping[str, Sequence[float]]) -> bytes:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.xaxis.set_minor_formatter(lambda value, _: "")
-    _finish(axes, "characters of the response", "% of the group")
-    return png_of(figure)
+    _finish(axes, "characters of the response (log scale)", "% of the group")
+    return image_of(figure, form)
 
 
-def agreement_plot(names: Sequence[str], correlations: NDArray[np.float64]) -> bytes:
+def agreement_plot(
+    names: Sequence[str], correlations: NDArray[np.float64], form: Form = "png"
+) -> bytes:
     """How similarly the models rank the rows: Spearman's correlation of each pair."""
     count = len(names)
     side = 1.6 + 0.9 * count
@@ -94,7 +99,7 @@ def agreement_plot(names: Sequence[str], correlations: NDArray[np.float64]) -> b
         color = "white" if value > 0.7 else INK
         axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color)
     axes.tick_params(length=0)
-    return png_of(figure)
+    return image_of(figure, form)
 
 
 def rank_correlations(scores: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

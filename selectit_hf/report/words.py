@@ -1,17 +1,36 @@
 """The text of a report page: what was kept and why, and reasons not to trust it."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from selectit_hf.analysis import Finished
-from selectit_hf.rating import model_weights
+from selectit_hf.rating import Reflection, model_weights
 from selectit_hf.report.data import PageData
 from selectit_hf.selection import LOW_RATING_MASS
 
-__all__ = ["cautions", "cut_words", "level_of", "points_words", "reason", "weights_of"]
+__all__ = [
+    "cautions",
+    "cut_flag",
+    "cut_words",
+    "level_of",
+    "points_words",
+    "reason",
+    "select_command",
+    "weights_of",
+]
 
 DISAGREE = 0.2
-"""Models or prompts whose rankings correlate less than this hardly rate the same property."""
+"""Models whose rankings correlate less than this hardly rate the same property."""
+
+PROMPTS_DISAGREE = 0.3
+"""The same for the mean correlation of rating prompts."""
+
+WEAK_MASS = 0.2
+"""Below this mean rating mass, the page says so."""
+
+ONE_RATING = 0.8
+"""A model that gives one rating more often than this hardly uses the scale."""
 
 TRUNCATED = 0.05
 UNRATED = 0.01
@@ -51,6 +70,26 @@ def cut_words(finished: Finished) -> str:
     return f"all rows that score {cut['threshold']:g} or more"
 
 
+def cut_flag(finished: Finished) -> str:
+    """The flag that asks for the run's own cut."""
+    cut = finished.facts["selection"]["cut"]
+    name = next(name for name in ("proportion", "n", "threshold") if cut[name] is not None)
+    return f"--{name} {cut[name]}"
+
+
+def select_command(finished: Finished) -> str:
+    """The command that selects again from the run, but for the flag of the cut."""
+    how = finished.facts["selection"]["reflection"]
+    flags = ["--by", finished.by.removeprefix("score__")]
+    if how["alpha"] != Reflection().alpha:
+        flags += ["--alpha", f"{how['alpha']:g}"]
+    if how["variant"] != Reflection().variant:
+        flags += ["--variant", how["variant"]]
+    if how["weights"]:
+        flags += ["--weights", ",".join(f"{weight:g}" for weight in how["weights"])]
+    return shlex.join(["selectit", "select", "RUN", "--out", "OTHER", *flags])
+
+
 def _unrated(finished: Finished) -> dict[str, int]:
     decided = ("selected", "below the threshold")
     reasons = finished.facts["selection"]["reasons"]
@@ -77,6 +116,7 @@ def cautions(finished: Finished, data: PageData) -> list[str]:
     found = (
         _about_check(finished.facts.get("check")),
         _about_models(finished.facts["models"]),
+        _about_favourites(data),
         _about_agreement(data),
         _about_unrated(finished),
         _about_ties(finished, data),
@@ -90,6 +130,15 @@ def _about_check(check: Mapping[str, Any] | None) -> Iterator[str]:
         yield f"The trust check on {check['rows']:,} rows: {check['verdict']['words']}"
 
 
+def _about_favourites(data: PageData) -> Iterator[str]:
+    for name, (rating, share) in data.favourites.items():
+        if share > ONE_RATING:
+            yield (
+                f"{name} gives the rating {rating} in {100 * share:.0f} % of its answers, so it "
+                "hardly uses the scale. Try a larger model, or another ending of the template."
+            )
+
+
 def _about_agreement(data: PageData) -> Iterator[str]:
     if data.models is not None and data.models.lowest < DISAGREE:
         yield (
@@ -98,7 +147,7 @@ def _about_agreement(data: PageData) -> Iterator[str]:
             "understand the question."
         )
     for prompts in data.prompts:
-        if prompts.mean < DISAGREE:
+        if prompts.mean < PROMPTS_DISAGREE:
             yield (
                 f"The rating prompts of {prompts.name} disagree: their mean rank correlation "
                 f"is {prompts.mean:.2f}. The scores depend on the wording; try a stronger model or "
@@ -114,16 +163,15 @@ def _about_unrated(finished: Finished) -> Iterator[str]:
 
 
 def _about_models(models: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    masses = {model["name"]: model["rating_mass"] for model in models}
-    low = {name: m for name, m in masses.items() if m is not None and m < LOW_RATING_MASS}
-    if low:
-        each = _listed([f"{name} ({mass:.4f})" for name, mass in low.items()])
-        yield (
-            f"Low rating mass: the probability of any rating at all is under {LOW_RATING_MASS} "
-            f"on average for {each}. Such a model hardly understood the question, and its scores "
-            "mean little. Try a stronger base model, or other rating prompts."
-        )
     for model in models:
+        mass = model["rating_mass"]
+        if mass is not None and mass < WEAK_MASS:
+            verdict = "hardly understood" if mass < LOW_RATING_MASS else "often does not answer"
+            yield (
+                f"Low rating mass: {model['name']} gives all ratings together a probability of "
+                f"only {mass:.4f} on average, so it {verdict} the question. Try a stronger base "
+                "model, another ending of the template, or other rating prompts."
+            )
         statuses = model["statuses"]
         rated = statuses.get("ok", 0) + statuses.get("truncated", 0)
         if statuses.get("truncated", 0) > TRUNCATED * rated:

@@ -3,15 +3,18 @@ import hashlib
 import json
 import math
 import re
+import shlex
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import check_report
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from bokeh.models import CategoricalAxis, LinearAxis
 from check_report import background, draw_all, expected, move, opened, overflow, settle
 from datasets import ClassLabel, Dataset, Features
 from finished_runs import make_rows, make_run
@@ -22,6 +25,7 @@ from selectit_hf.errors import InputError, RunError
 from selectit_hf.rating.reflection import Reflection
 from selectit_hf.report import data as page_data
 from selectit_hf.report import rows as page_rows
+from selectit_hf.report.charts import ablation_figures
 from selectit_hf.report.data import Agreement, gather, packed
 from selectit_hf.report.map import embedding_column, map_rows, word_embeddings
 from selectit_hf.report.page import render, write_report
@@ -227,9 +231,7 @@ def test_map_and_distances_are_those_of_a_literal_computation():
             min(abs(found.xy[:, axis] - expected).max(), abs(found.xy[:, axis] + expected).max())
             < 1e-4
         )
-    assert found.explained == pytest.approx(
-        (singular[:2] ** 2).sum() / (singular**2).sum(), rel=1e-4
-    )
+    assert found.explained == pytest.approx(singular[:2] ** 2 / (singular**2).sum(), rel=1e-4)
 
 
 def test_texts_of_the_same_words_lie_together():
@@ -377,7 +379,11 @@ def test_rows_come_out_of_the_page_as_they_went_in(page, rows):
 
 def test_the_images_of_the_card_lie_beside_the_page(page):
     names = {path.name for path in (page.parent / "images").iterdir()}
-    assert names == {"scores.png", "lengths.png", "agreement.png"}
+    plots = ("scores", "lengths", "agreement")
+    assert names == {f"{plot}.{form}" for plot in plots for form in ("png", "svg")}
+    for plot in plots:
+        drawn = ElementTree.parse(page.parent / "images" / f"{plot}.svg").getroot()
+        assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
     assert {path.name for path in page.parent.iterdir()} == {"images", "report.html"}
 
 
@@ -423,7 +429,8 @@ def said_of(run, data, **changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"models__0__rating_mass": 0.01}, "under 0.1 on average for small (0.0100)."),
+        ({"models__0__rating_mass": 0.01}, "of only 0.0100 on average, so it hardly understood"),
+        ({"models__0__rating_mass": 0.15}, "of only 0.1500 on average, so it often does not"),
         ({"models__1__statuses": {"ok": 10, "truncated": 5}}, "5 of 15 rows were cut to fit large"),
         ({"contrast__selected__median_response_characters": 900}, "kept responses are longer"),
         ({"contrast__selected__median_response_characters": 1}, "kept responses are shorter"),
@@ -445,6 +452,39 @@ def test_models_and_prompts_that_disagree_are_named(run, data):
     assert "lowest rank correlation between two models is only 0.10" in said
     assert said.count("The rating prompts of one disagree") == 1
     assert "disagree" not in said_of(run, replace(data, models=alike, prompts=[alike]))
+
+
+def test_prompts_that_hardly_agree_are_named(run, data):
+    table = np.array([[1, 0.25], [0.25, 1]])
+    prompts = [Agreement("one", ["1", "2"], table)]
+    assert "The rating prompts of one disagree" in said_of(run, replace(data, prompts=prompts))
+    models = replace(data, models=prompts[0], prompts=[])
+    assert "disagree" not in said_of(run, models)
+
+
+def test_a_model_that_nearly_always_gives_one_rating_is_named(run, data):
+    for slug, (rating, share) in data.favourites.items():
+        lists = [one for one in scores_of(run, f"rating_logprobs__{slug}") if one is not None]
+        likeliest = Counter(1 + one.index(max(one)) for prompts in lists for one in prompts)
+        assert share == likeliest[rating] / likeliest.total()
+        assert share == max(likeliest.values()) / likeliest.total()
+    often = replace(data, favourites={"small": (4, 0.81), "large": (1, 0.8)})
+    assert "small gives the rating 4 in 81 % of its answers" in said_of(run, often)
+    assert "large gives" not in said_of(run, often)
+
+
+def test_settings_that_are_numbers_have_an_axis_of_numbers():
+    alphas = [{"alpha": one, "overlap": 1 - one / 2} for one in (0, 0.1, 0.2, 0.8)]
+    charts = ablation_figures({**ABLATION, "alphas": alphas})
+    axis = charts["alpha"].xaxis[0]
+    assert isinstance(axis, LinearAxis)
+    assert axis.ticker.ticks == [0, 0.1, 0.2, 0.8]
+    assert isinstance(charts["variant"].xaxis[0], CategoricalAxis)
+    levels = [{"level": f"{level}:small", "overlap": 1.0} for level in ("token", "sentence")]
+    assert ablation_figures({"levels": levels})["level"].x_range.factors == ["token", "sentence"]
+    for drawn in charts["alpha"].renderers:
+        assert drawn.data_source.data["x"] == [0, 0.1, 0.2, 0.8]
+        assert drawn.data_source.data["y"] == [100, 95, 90, 60]
 
 
 def test_ties_at_the_threshold_are_counted(run, data):
@@ -515,6 +555,31 @@ def test_the_slider_counts_as_the_scores_do(tab, run):
     assert tab.locator("#said").text_content() == expected(run, 200)
 
 
+def test_the_printed_command_keeps_what_the_slider_shows(
+    tab, run, rows, selectit, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("selectit_hf.runs.rows_of", lambda *_: rows)  # the Hub is not there
+    for move_to in (None, 345):
+        shown = tab.locator("#said").text_content() if move_to is None else move(tab, move_to)
+        words = shlex.split(tab.locator("#command").text_content())
+        assert words[:3] == ["selectit", "select", "RUN"]
+        at = {"RUN": run, "OTHER": tmp_path / f"other-{move_to}"}
+        asked = [at.get(word, word) for word in words[1:]]
+        done = selectit(*asked)
+        assert done.code == 0, done.err
+        kept = pq.read_metadata(at["OTHER"] / "selected.parquet").num_rows
+        assert shown.startswith(f"{kept} of {ROWS} kept")
+
+
+def test_a_chart_can_be_saved(tab):
+    draw_all(tab)
+    with tab.expect_download() as started:
+        tab.locator("[data-chart=scores] .bk-tool-icon-save").click()
+    data = Path(started.value.path()).read_bytes()
+    assert started.value.suggested_filename == "selectit-scores.png"
+    assert data.startswith(b"\x89PNG")
+
+
 def test_everything_works_by_keyboard(tab, run):
     tab.keyboard.press("Tab")
     assert tab.evaluate("document.activeElement.className") == "skip"
@@ -557,7 +622,7 @@ def test_search_finds_what_the_rows_hold(tab, rows):
     tab.locator(".rows button").click()
     assert tab.locator(".response").text_content() == rows[21]["output"]
     tab.locator("#search").fill("#9999")
-    assert "not in this page" in tab.locator("#nothing").text_content()
+    assert "does not contain the text" in tab.locator("#nothing").text_content()
     tab.locator("#search").fill("#17")
     assert tab.locator("#nothing").text_content() == ""
     assert [row for row, _ in listed(tab, "kept") + listed(tab, "other")] == [17]
