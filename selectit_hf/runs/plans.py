@@ -26,7 +26,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from selectit_hf.errors import InputError, RunError
+from selectit_hf.errors import InputError, RunError, SelectItError
 from selectit_hf.formats import Source, check_media
 from selectit_hf.json_files import as_json, facts_hash, misfit
 from selectit_hf.rating import OF_THE_WEIGHTS, SentenceScore
@@ -196,7 +196,7 @@ def read_plan(folder: Store) -> dict[str, Any]:
             f"plan.json has format {plan['format']}, but this version reads 2 and {FORMAT}."
         )
     plan = plan if plan["format"] == FORMAT else _upgraded(plan)
-    place = misfit(plan, SCHEMA) or segments.gap(plan) or _unknown(plan["rating"])
+    place = misfit(plan, SCHEMA) or segments.gap(plan) or _refused(plan["rating"])
     place = place or (None if plan["models"] else "models")
     if place is not None:
         raise RunError(
@@ -206,10 +206,17 @@ def read_plan(folder: Store) -> dict[str, Any]:
     return plan
 
 
-def _unknown(rating: dict[str, Any]) -> str | None:
-    """A setting that a scorer does not have."""
+def _refused(rating: dict[str, Any]) -> str | None:
+    """The settings, or one of them, that a scorer does not take."""
     known = {field.name for field in fields(SentenceScore)}.difference(NOT_SHARED)
-    return next((f"rating.{name}" for name in rating if name not in known), None)
+    unknown = next((f"rating.{name}" for name in rating if name not in known), None)
+    if unknown is not None:
+        return unknown
+    try:
+        SentenceScore(**rating)
+    except (SelectItError, TypeError, ValueError, AttributeError, LookupError):
+        return "rating"
+    return None
 
 
 def _upgraded(plan: dict[str, Any]) -> dict[str, Any]:

@@ -97,6 +97,10 @@ def test_a_plan_survives_its_file_and_nothing_else_does(
     path.write_bytes(plans.encoded(plan | {"models": []}))
     with pytest.raises(RunError, match="what this version reads at 'models'"):
         plans.read_plan(folder)
+    for change in ({"chat": True, "chat_template_kwargs": "no JSON"}, {"k": 1}, {"template": ""}):
+        path.write_bytes(plans.encoded(plan | {"rating": {**plan["rating"], **change}}))
+        with pytest.raises(RunError, match="what this version reads at 'rating'"):
+            plans.read_plan(folder)
     path.write_bytes(plans.encoded(plan | {"format": 9}))
     with pytest.raises(RunError, match="has format 9, but this version reads 2 and 3"):
         plans.read_plan(folder)
