@@ -68,7 +68,8 @@ def facts_hash(facts: Any) -> str:
 
 def read(path: Path) -> Any:
     with suppress(OSError, ValueError, RecursionError):
-        return json.loads(path.read_bytes())
+        if path.is_file():  # and no pipe, which would be waited for
+            return json.loads(path.read_bytes())
     return None
 
 
