@@ -4,7 +4,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDatasetDict, ReadInstruction
 
-from selectit_hf.errors import InputError
+from selectit_hf.errors import InputError, did_you_mean
 
 __all__ = ["choose_split", "cut", "one_split", "part_of"]
 
@@ -51,5 +51,5 @@ def choose_split(splits: list[str], split: str | None, name: str) -> str:
     problem = "no split was named" if split is None else f"there is no split {split!r}"
     raise InputError(
         f"The dataset {name!r} has the splits {', '.join(map(str, splits))}, and {problem}; choose "
-        "one with --split."
+        f"one with --split.{did_you_mean(split or '', map(str, splits))}"
     )

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset
 
-from selectit_hf.errors import InputError, SettingError
+from selectit_hf.errors import InputError, SettingError, did_you_mean
 from selectit_hf.formats.readers.arrow_types import unholdable
 from selectit_hf.formats.rows import RowReader
 from selectit_hf.formats.turns import KINDS, TURN_KEYS
@@ -285,7 +285,7 @@ def check_ranking(
         if column not in dataset.column_names:
             raise InputError(
                 f"--per {column!r}: there is no such column of groups; the dataset has "
-                f"{dataset.column_names}."
+                f"{', '.join(dataset.column_names)}.{did_you_mean(column, dataset.column_names)}"
             )
         if threshold is not None:
             raise SettingError(
@@ -299,6 +299,7 @@ def check_ranking(
         raise InputError(
             f"--by {by!r}: there is no such column or selector. Selectors: {', '.join(known)}. "
             f"Columns: {', '.join(dataset.column_names)}."
+            f"{did_you_mean(by, (*known, *dataset.column_names))}"
         )
 
 
