@@ -18,6 +18,7 @@ from selectit_hf.cli.flags import (
     Device,
     DeviceMap,
     Folders,
+    Limit,
     Out,
     Per,
     RunNamed,
@@ -32,7 +33,7 @@ from selectit_hf.cli.run_steps import (
     tell_survey,
 )
 from selectit_hf.cli.stop_signals import Stop
-from selectit_hf.formats import check_ranking, check_space
+from selectit_hf.formats import check_ranking, check_space, first_rows
 from selectit_hf.rating import Reflection, SentenceScore
 from selectit_hf.runs import Rank
 from selectit_hf.selection import Cut
@@ -74,6 +75,7 @@ def run(
     cut: Cut,
     as_json: bool,
     split: Split = None,
+    limit: Limit = None,
     streaming: Streaming = False,
     shard_size: ShardSize = None,
     workers: Annotated[
@@ -98,7 +100,7 @@ def run(
     if rank.rank > 0:
         display.hush()
     count = count_workers(rank, workers, scorers)
-    rows, source = load_rows(dataset, split, streaming, out)
+    rows, source = load_rows(dataset, first_rows(split, limit), streaming, out)
     tell_survey(rows, source.name, scorers, allow_unrated)
     check_ranking(rows, how.by, cut.threshold, SELECTORS)
     if not runs.is_url(out):
@@ -116,6 +118,7 @@ def plan(
     scorers: list[SentenceScore],
     as_json: bool,
     split: Split = None,
+    limit: Limit = None,
     streaming: Streaming = False,
     shard_size: ShardSize = None,
     allow_unrated: AllowUnrated = False,
@@ -125,7 +128,7 @@ def plan(
     Next, run 'selectit launch RUN'; or 'selectit rate RUN', in as many processes as you like, and
     then 'selectit finish RUN'.
     """
-    rows, source = load_rows(dataset, split, streaming, out)
+    rows, source = load_rows(dataset, first_rows(split, limit), streaming, out)
     tell_survey(rows, source.name, scorers, allow_unrated)
     planned = runs.plan(rows, source, scorers, out, shard_size)
     runs.prepare(planned, scorers)

@@ -17,6 +17,7 @@ from selectit_hf.formats.rows import (
     worst,
 )
 from selectit_hf.formats.sources import Source
+from selectit_hf.formats.splits import first_rows
 from selectit_hf.formats.survey import REMEDIES, check_ranking, check_space, look, of_statuses
 from selectit_hf.formats.writing import check_writable, writer
 
@@ -35,6 +36,7 @@ __all__ = [
     "check_space",
     "check_writable",
     "fingerprint",
+    "first_rows",
     "look",
     "not_floats",
     "of_statuses",

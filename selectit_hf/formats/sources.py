@@ -28,7 +28,7 @@ class Source:
     Attributes:
         name: the Hub name, or the base name of a local file or folder.
         config: the Hub dataset's configuration, if one was named.
-        split: the split that was read.
+        split: the split that was read, or the part of it, as in ``train[:1000]``.
         revision: the commit sha, or ``sha256:`` and the hash of the local contents.
     """
 
@@ -98,7 +98,7 @@ def _open(dataset: str, split: str | None, streaming: bool) -> tuple[Any, Source
     else:
         name, config, wanted = _hub_name(dataset)
         rows, chosen, revision = load_hub(name, config, wanted, split, streaming)
-    return rows, Source(name, config, split or chosen, revision)
+    return rows, Source(name, config, chosen, revision)
 
 
 def _hub_name(dataset: str) -> tuple[str, str | None, str | None]:
