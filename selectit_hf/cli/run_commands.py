@@ -27,6 +27,7 @@ from selectit_hf.cli.flags import (
 from selectit_hf.cli.run_steps import (
     Settings,
     count_workers,
+    dry_run_all,
     load_rows,
     run_all,
     tell_of_check,
@@ -86,6 +87,14 @@ def run(
     allow_mixed: AllowMixed = False,
     per: Per = None,
     allow_unrated: AllowUnrated = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only show what would be done: rows, tokens, batches, time measured on a few "
+            "rows, disk. Nothing is written to RUN.",
+        ),
+    ] = False,
 ) -> None:
     """Rate a dataset, score it and select the best rows, into a run folder.
 
@@ -94,19 +103,24 @@ def run(
     Under torchrun, 'accelerate launch' and Slurm, each process rates its part, and rank 0 finishes;
     'selectit launch' gives a planned run to a cluster. The raw ratings stay in the folder, so
     'selectit select RUN' with another level, alpha, variant or proportion takes seconds.
+    To try first: --dry-run says what it will take, and --limit 100 rates the first 100 rows.
     """
     how = choices.within(how, per)
     rank = Rank.from_environment()
     if rank.rank > 0:
         display.hush()
     count = count_workers(rank, workers, scorers)
-    rows, source = load_rows(dataset, first_rows(split, limit), streaming, out)
-    tell_survey(rows, source.name, scorers, allow_unrated)
+    rows, source = load_rows(dataset, first_rows(split, limit), streaming, out, dry_run)
+    survey = tell_survey(rows, source.name, scorers, allow_unrated)
     check_ranking(rows, how.by, cut.threshold, SELECTORS)
     if not runs.is_url(out):
         check_space(Path(out), rows, len(scorers), scorers[0].k, cut.proportion or 1.0)
-    tell_of_check(dataset, scorers, out)
     settings = Settings(how, cut, rank, count, wait, allow_mixed)
+    if dry_run:
+        found = dry_run_all(rows, source, scorers, out, settings, survey, shard_size)
+        display.show_dry_run(found, as_json)
+        return
+    tell_of_check(dataset, scorers, out)
     run_all(rows, source, scorers, out, settings, as_json, shard_size)
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "look",
     "of_statuses",
     "several_turns",
+    "space_needed",
     "take_in",
 ]
 
@@ -323,15 +324,20 @@ def check_space(folder: Path, dataset: Dataset, models: int, k: int, share: floa
     Raises:
         InputError: there is not enough room.
     """
+    need = space_needed(dataset, models, k, share)
     there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.is_dir())
     free = shutil.disk_usage(there).free
-    kept = dataset.data.nbytes / max(len(dataset.data), 1) * len(dataset) * min(share, 1.0)
-    need = int(len(dataset) * models * 2 * (4 * k * k + 64) + kept)
     if need > free:
         raise InputError(
             f"The run needs about {_size(need)} on the disk of {folder.name!r}, but only "
             f"{_size(free)} are free; make room, or name another folder with --out."
         )
+
+
+def space_needed(dataset: Dataset, models: int, k: int, share: float) -> int:
+    """Bytes that a run writes, about; see `check_space`."""
+    kept = dataset.data.nbytes / max(len(dataset.data), 1) * len(dataset) * min(share, 1.0)
+    return int(len(dataset) * models * 2 * (4 * k * k + 64) + kept)
 
 
 def _size(count: int) -> str:

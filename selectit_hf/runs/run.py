@@ -160,6 +160,7 @@ def plan(
     scorers: Sequence[SentenceScore],
     out: str | Path,
     shard_size: int | None = None,
+    write: bool = True,
 ) -> Run:
     """Write a plan, or continue with the existing one, or extend it.
 
@@ -174,6 +175,7 @@ def plan(
         out: the run folder, or its URL.
         shard_size: rows of a shard; by default shards start small and grow up to a minute of work.
             Like token budget and threads, it comes from an existing plan if it is not given.
+        write: write the plan; without it, the folder is only read.
 
     Raises:
         InputError: see `fingerprint.survey`; or the dataset has columns that the run would write.
@@ -182,7 +184,8 @@ def plan(
     folder = open_store(out)
     check_folder(folder)
     _check_columns(dataset, scorers)
-    folder.sweep()
+    if write:
+        folder.sweep()
     old = plans.read_plan(folder) if folder.exists(PLAN) else {}
     new = plans.make_plan(dataset, source, scorers, shard_size, old)
     run = Run(str(folder), new)
@@ -190,8 +193,9 @@ def plan(
         return Run(str(folder), old)
     if old and any(folder.sizes(f"ratings/{model['name']}") for model in old["models"]):
         plans.compare(old, new, folder.name)
-    folder.write(PLAN, plans.encoded(new))
-    run.check_plan()  # another process may have written a plan meanwhile
+    if write:
+        folder.write(PLAN, plans.encoded(new))
+        run.check_plan()  # another process may have written a plan meanwhile
     return run
 
 
