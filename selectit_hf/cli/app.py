@@ -102,11 +102,12 @@ def score(
     rows, source = sources.load(dataset, split)
     check_writable(out, rows)
     tell_survey(rows, source.name, scorers, allow_unrated)
-    if not as_json:
+    if not as_json and mapping.device_count() > 1:  # the bars of several processes
         datasets.enable_progress_bars()
-    for scorer in scorers:
-        scorer = replace(scorer, alpha=how.alpha, variant=how.variant)
-        rows = mapping.score(rows, scorer)
+    scorers = [replace(scorer, alpha=how.alpha, variant=how.variant) for scorer in scorers]
+    with display.bars([one.slug for one in scorers], len(rows), scorers[0].k, as_json) as shown:
+        for scorer in scorers:
+            rows = mapping.score(rows, scorer, progress=shown)
     if len(scorers) > 1:
         combine = ModelScore(weights=how.weights, alpha=how.alpha, variant=how.variant)
         rows = mapping.score(rows, combine)

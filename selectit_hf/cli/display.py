@@ -1,7 +1,7 @@
 """Output of the command: progress and messages on stderr, results on stdout."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from selectit_hf.selection import LOW_RATING_MASS
 from selectit_hf.terminal import SafeConsole, as_line
 
 __all__ = [
+    "bars",
     "complain",
     "counts",
     "hush",
@@ -108,7 +109,22 @@ def counts(statuses: dict[str, int]) -> str:
 
 @contextmanager
 def progress(run: Run, quiet: bool, world: int = 1) -> Iterator[Progress]:
-    """Rows done, rows a second and time left, for each model, in this process's part of the run."""
+    """What is done and left, for each model, in this process's part of the run."""
+    k = run.plan["rating"]["k"]
+    with bars(run.slugs, run.rows, k, quiet, world, run.rating_mass) as shown:
+        yield shown
+
+
+@contextmanager
+def bars(
+    slugs: Sequence[str],
+    rows: int,
+    k: int,
+    quiet: bool,
+    world: int = 1,
+    mass: Callable[[str], float | None] = lambda slug: None,
+) -> Iterator[Progress]:
+    """Rows done, rows a second, time left and the rating mass so far, for each model."""
     bar = Bar(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -118,17 +134,17 @@ def progress(run: Run, quiet: bool, world: int = 1) -> Iterator[Progress]:
         disable=quiet or _words.quiet,
     )
     with bar:
-        k = run.plan["rating"]["k"]
         tasks = {
-            slug: bar.add_task(escape(slug), total=run.rows * k // world, rows="")
-            for slug in run.slugs
+            slug: bar.add_task(escape(slug), total=rows * k // world, rows="") for slug in slugs
         }
 
         def advance(slug: str, prompts: int) -> None:
             bar.advance(tasks[slug], prompts)
             task = bar.tasks[tasks[slug]]
             speed = "" if task.speed is None else f", {task.speed / k:.1f} rows/s"
-            bar.update(task.id, rows=f"{task.completed / k:.0f}/{run.rows} rows{speed}")
+            found = mass(slug)
+            heavy = "" if found is None else f", rating mass {found:.2g}"
+            bar.update(task.id, rows=f"{task.completed / k:.0f}/{rows} rows{speed}{heavy}")
 
         yield advance
 
