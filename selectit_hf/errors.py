@@ -12,6 +12,11 @@ SelectItError
 A row that cannot be rated is not an error: it gets null scores and a status.
 """
 
+import shlex
+from collections.abc import Iterable
+from difflib import get_close_matches
+from importlib.metadata import requires
+
 __all__ = [
     "HubError",
     "InputError",
@@ -21,6 +26,8 @@ __all__ = [
     "SelectItError",
     "SettingError",
     "TokenizerError",
+    "did_you_mean",
+    "how_to_install",
     "in_short",
 ]
 
@@ -67,3 +74,28 @@ def in_short(error: BaseException) -> str:
         text = text.partition(words)[0].strip()
     text = text.removesuffix(",").removesuffix(".")
     return text if len(text) <= 400 else f"{text[:397]}..."
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A sentence that names what is spelled most like ``word``, after a space; else nothing.
+
+    Example:
+        >>> did_you_mean("Sentense", ["token", "sentence"])
+        " Did you mean 'sentence'?"
+    """
+    small = {one.lower(): one for one in known}
+    found = get_close_matches(word.lower(), small, 1)
+    return f" Did you mean {small[found[0]]!r}?" if found else ""
+
+
+def how_to_install(extra: str) -> str:
+    """The command that installs the packages of an extra, in a checkout and for a wheel alike.
+
+    Example:
+        >>> how_to_install("gguf")
+        "pip install 'gguf>=0.19'"
+    """
+    said = (one.partition(";") for one in requires("selectit-hf") or ())
+    marker = f"extra == '{extra}'"
+    names = [name.strip() for name, _, when in said if marker in when.replace('"', "'")]
+    return f"pip install {shlex.join(names)}"

@@ -4,11 +4,12 @@ from selectit_hf.analysis import choices
 from selectit_hf.analysis.candidates import NAMES, Candidates
 from selectit_hf.analysis.choices import JudgeSettings, Reader
 from selectit_hf.analysis.comparison import compare
+from selectit_hf.analysis.dry_run import dry_run
 from selectit_hf.analysis.finished import Finished, Rows, is_score
 from selectit_hf.analysis.finished_run import from_run
 from selectit_hf.analysis.finished_selection import from_selection
 from selectit_hf.analysis.measures import Measures
-from selectit_hf.analysis.trust.bench import duration
+from selectit_hf.analysis.speed import duration
 from selectit_hf.analysis.trust.check_file import check_place
 from selectit_hf.analysis.trust.defects import DEFECTS
 from selectit_hf.analysis.trust.trust_check import check
@@ -30,6 +31,7 @@ __all__ = [
     "check_unchanged",
     "choices",
     "compare",
+    "dry_run",
     "duration",
     "from_run",
     "from_selection",

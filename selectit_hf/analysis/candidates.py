@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from selectit_hf.analysis.comparison import Candidate
 from selectit_hf.analysis.measures import Cost, Measures
-from selectit_hf.errors import InputError, SettingError
+from selectit_hf.errors import InputError, SettingError, did_you_mean
 from selectit_hf.formats import READING, Pair, RowReader, sources, worst
 from selectit_hf.rating import OF_THE_WEIGHTS, Ratings, Variant, reflection
 from selectit_hf.runs import ratings_of
@@ -261,7 +261,8 @@ class Candidates:
     def _within(self, by: str, argument: str) -> Candidate:
         column, _, base = argument.partition(":")
         if column not in self.measures.dataset.column_names:
-            raise SettingError(f"{by!r}: there is no column {column!r} to group by.")
+            meant = did_you_mean(column, self.measures.dataset.column_names)
+            raise SettingError(f"{by!r}: there is no column {column!r} to group by.{meant}")
         under = self.score(base or self._best_level())
         groups = list(self.measures.dataset[column])
         try:

@@ -11,7 +11,7 @@ from typing import Annotated
 import datasets
 import typer
 
-from selectit_hf import runs
+from selectit_hf import __version__, runs
 from selectit_hf.analysis import JudgeSettings, Reader, choices
 from selectit_hf.cli import display, flag_groups
 from selectit_hf.cli.check_command import checking
@@ -47,6 +47,7 @@ app = typer.Typer(
     name="selectit",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Let base LLMs rate an instruction dataset and keep the best fifth (SelectIT, "
@@ -55,6 +56,22 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 an error with its remedy, 2 wrong usage, 70 a bug in selectit, "
     "130 stopped by Ctrl-C.",
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"selectit_hf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version."),
+    ] = False,
+) -> None:
+    """Options that belong to no command."""
 
 
 app.add_typer(checking)
@@ -85,11 +102,12 @@ def score(
     rows, source = sources.load(dataset, split)
     check_writable(out, rows)
     tell_survey(rows, source.name, scorers, allow_unrated)
-    if not as_json:
+    if not as_json and mapping.device_count() > 1:  # the bars of several processes
         datasets.enable_progress_bars()
-    for scorer in scorers:
-        scorer = replace(scorer, alpha=how.alpha, variant=how.variant)
-        rows = mapping.score(rows, scorer)
+    scorers = [replace(scorer, alpha=how.alpha, variant=how.variant) for scorer in scorers]
+    with display.bars([one.slug for one in scorers], len(rows), scorers[0].k, as_json) as shown:
+        for scorer in scorers:
+            rows = mapping.score(rows, scorer, progress=shown)
     if len(scorers) > 1:
         combine = ModelScore(weights=how.weights, alpha=how.alpha, variant=how.variant)
         rows = mapping.score(rows, combine)

@@ -1,7 +1,7 @@
 """Output of the command: progress and messages on stderr, results on stdout."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Column, Table
 from rich.text import Text
 
+from selectit_hf.analysis import duration
 from selectit_hf.quiet_libraries import quiet_libraries
 from selectit_hf.redaction import redacted
 from selectit_hf.runs import Progress, Run
@@ -22,6 +23,7 @@ from selectit_hf.selection import LOW_RATING_MASS
 from selectit_hf.terminal import SafeConsole, as_line
 
 __all__ = [
+    "bars",
     "complain",
     "counts",
     "hush",
@@ -30,6 +32,7 @@ __all__ = [
     "say",
     "show_comparison",
     "show_demo",
+    "show_dry_run",
     "show_status",
     "show_summary",
     "steps",
@@ -106,7 +109,22 @@ def counts(statuses: dict[str, int]) -> str:
 
 @contextmanager
 def progress(run: Run, quiet: bool, world: int = 1) -> Iterator[Progress]:
-    """Rows done, rows a second and time left, for each model, in this process's part of the run."""
+    """What is done and left, for each model, in this process's part of the run."""
+    k = run.plan["rating"]["k"]
+    with bars(run.slugs, run.rows, k, quiet, world, run.rating_mass) as shown:
+        yield shown
+
+
+@contextmanager
+def bars(
+    slugs: Sequence[str],
+    rows: int,
+    k: int,
+    quiet: bool,
+    world: int = 1,
+    mass: Callable[[str], float | None] = lambda slug: None,
+) -> Iterator[Progress]:
+    """Rows done, rows a second, time left and the rating mass so far, for each model."""
     bar = Bar(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -116,17 +134,17 @@ def progress(run: Run, quiet: bool, world: int = 1) -> Iterator[Progress]:
         disable=quiet or _words.quiet,
     )
     with bar:
-        k = run.plan["rating"]["k"]
         tasks = {
-            slug: bar.add_task(escape(slug), total=run.rows * k // world, rows="")
-            for slug in run.slugs
+            slug: bar.add_task(escape(slug), total=rows * k // world, rows="") for slug in slugs
         }
 
         def advance(slug: str, prompts: int) -> None:
             bar.advance(tasks[slug], prompts)
             task = bar.tasks[tasks[slug]]
             speed = "" if task.speed is None else f", {task.speed / k:.1f} rows/s"
-            bar.update(task.id, rows=f"{task.completed / k:.0f}/{run.rows} rows{speed}")
+            found = mass(slug)
+            heavy = "" if found is None else f", rating mass {found:.2g}"
+            bar.update(task.id, rows=f"{task.completed / k:.0f}/{rows} rows{speed}{heavy}")
 
         yield advance
 
@@ -173,6 +191,42 @@ def show_summary(summary: dict[str, Any], out: Path | str, as_json: bool) -> Non
             tell(Text(words, style="yellow"))
     tell(f"\n{summary['selected']} selected rows are in")
     _words.print(Text(f"{out}/selected.parquet"), soft_wrap=True)  # to be copied in one piece
+
+
+def show_dry_run(facts: dict[str, Any], as_json: bool) -> None:
+    """What a run would do and take."""
+    if as_json:
+        _print_json(facts)
+        return
+    SafeConsole(quiet=_words.quiet).print(_table(_dry_run_lines(facts)))
+    tell("\nNothing was written. The same command without --dry-run starts, or goes on.")
+
+
+def _dry_run_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    given = facts["input"]
+    lost = f", {given['cannot_be_rated']} of them cannot be rated" * bool(given["cannot_be_rated"])
+    yield "rows", f"{given['rows']:,} of {given['name']}, {given['split']}{lost}"
+    for one in facts["models"]:
+        left = f"{one['rows_left']:,} rows to rate, {one['prompts']:,} prompts"
+        if one["tokens"] is not None:
+            left += (
+                f" of {one['tokens_per_prompt']:,.0f} tokens on average (longest "
+                f"{one['longest_prompt']:,} in {one['sample']} rows), {one['tokens']:,} tokens, "
+                f"about {one['batches']:,} batches"
+            )
+        yield f"model {one['name']}", left
+        took = one["unknown"] and f"unknown: {one['unknown']}"
+        took = took or f"about {duration(one['seconds'])} on {one['device']} in {one['dtype']}"
+        mass = one["rating_mass"]
+        yield "time", took + ("" if mass is None else f"; rating mass {mass:.4f} on a few rows")
+    if len(facts["models"]) > 1 or facts["workers"] > 1:
+        whole = facts["seconds"]
+        yield "in all", "unknown" if whole is None else f"about {duration(whole)}"
+    chosen = facts["selected"]
+    count = f"rows that score {chosen['threshold']} or more"
+    count = count if chosen["rows"] is None else f"{chosen['rows']:,} rows"
+    yield "selected", f"{count}, by {chosen['by']}"
+    yield "disk", f"about {max(facts['bytes'] / 1e6, 0.1):,.1f} MB in {facts['out']}"
 
 
 def show_comparison(found: dict[str, Any], as_json: bool) -> None:

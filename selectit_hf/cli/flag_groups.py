@@ -171,9 +171,18 @@ def reflection(
     return replace(formula(alpha, variant, weights), by=by)
 
 
+def _share(proportion: float | None) -> float | None:
+    """Refuse what is no share before anything is read."""
+    if proportion is None or 0 < proportion <= 1:
+        return proportion
+    meant = f" Did you mean {proportion / 100:g}?" if 1 < proportion <= 100 else ""
+    raise typer.BadParameter(f"{proportion:g} is not a share above 0 and at most 1.{meant}")
+
+
 def cut(
     proportion: Annotated[
-        float | None, typer.Option(help="Share of all rows to keep. Default: 0.2.")
+        float | None,
+        typer.Option(help="Share of all rows to keep. Default: 0.2.", callback=_share),
     ] = None,
     n: Annotated[int | None, typer.Option("--n", help="Number of rows to keep.")] = None,
     threshold: Annotated[

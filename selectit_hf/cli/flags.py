@@ -20,6 +20,7 @@ __all__ = [
     "DeviceMap",
     "Folders",
     "Formula",
+    "Limit",
     "Out",
     "Per",
     "Quantization",
@@ -103,6 +104,15 @@ Seed = Annotated[int, typer.Option(help="Seed of --by random.")]
 Split = Annotated[
     str | None,
     typer.Option(help="Split, if there are several, or part of one, as in train\\[:1000]."),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Only the first N rows, as --split train\\[:N] does: to try first. The same command "
+        "without it, in the same RUN, rates the other rows.",
+    ),
 ]
 AllowUnrated = Annotated[
     bool,

@@ -67,7 +67,7 @@ def launch(
     """Rate a planned run with many tasks on an engine, then finish it in one more task.
 
     First run 'selectit plan DATASET --model MODEL --out RUN'. All tasks must see RUN, in a shared
-    folder or object storage. Needs pip install 'selectit-hf\\[datatrove]'. If tasks fail or are
+    folder or object storage. Needs datatrove: pip install datatrove. If tasks fail or are
     killed, launch again to rate what is left. For example: selectit launch RUN --on slurm
     --tasks 16 --set partition=gpu --set time=4:00:00 --set gpus_per_task=1
     """

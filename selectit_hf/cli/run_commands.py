@@ -18,6 +18,7 @@ from selectit_hf.cli.flags import (
     Device,
     DeviceMap,
     Folders,
+    Limit,
     Out,
     Per,
     RunNamed,
@@ -26,13 +27,14 @@ from selectit_hf.cli.flags import (
 from selectit_hf.cli.run_steps import (
     Settings,
     count_workers,
+    dry_run_all,
     load_rows,
     run_all,
     tell_of_check,
     tell_survey,
 )
 from selectit_hf.cli.stop_signals import Stop
-from selectit_hf.formats import check_ranking, check_space
+from selectit_hf.formats import check_ranking, check_space, first_rows
 from selectit_hf.rating import Reflection, SentenceScore
 from selectit_hf.runs import Rank
 from selectit_hf.selection import Cut
@@ -74,6 +76,7 @@ def run(
     cut: Cut,
     as_json: bool,
     split: Split = None,
+    limit: Limit = None,
     streaming: Streaming = False,
     shard_size: ShardSize = None,
     workers: Annotated[
@@ -84,6 +87,14 @@ def run(
     allow_mixed: AllowMixed = False,
     per: Per = None,
     allow_unrated: AllowUnrated = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only show what would be done: rows, tokens, batches, time measured on a few "
+            "rows, disk. Nothing is written to RUN.",
+        ),
+    ] = False,
 ) -> None:
     """Rate a dataset, score it and select the best rows, into a run folder.
 
@@ -92,19 +103,24 @@ def run(
     Under torchrun, 'accelerate launch' and Slurm, each process rates its part, and rank 0 finishes;
     'selectit launch' gives a planned run to a cluster. The raw ratings stay in the folder, so
     'selectit select RUN' with another level, alpha, variant or proportion takes seconds.
+    To try first: --dry-run says what it will take, and --limit 100 rates the first 100 rows.
     """
     how = choices.within(how, per)
     rank = Rank.from_environment()
     if rank.rank > 0:
         display.hush()
     count = count_workers(rank, workers, scorers)
-    rows, source = load_rows(dataset, split, streaming, out)
-    tell_survey(rows, source.name, scorers, allow_unrated)
+    rows, source = load_rows(dataset, first_rows(split, limit), streaming, out, dry_run)
+    survey = tell_survey(rows, source.name, scorers, allow_unrated)
     check_ranking(rows, how.by, cut.threshold, SELECTORS)
     if not runs.is_url(out):
         check_space(Path(out), rows, len(scorers), scorers[0].k, cut.proportion or 1.0)
-    tell_of_check(dataset, scorers, out)
     settings = Settings(how, cut, rank, count, wait, allow_mixed)
+    if dry_run:
+        found = dry_run_all(rows, source, scorers, out, settings, survey, shard_size)
+        display.show_dry_run(found, as_json)
+        return
+    tell_of_check(dataset, scorers, out)
     run_all(rows, source, scorers, out, settings, as_json, shard_size)
 
 
@@ -116,6 +132,7 @@ def plan(
     scorers: list[SentenceScore],
     as_json: bool,
     split: Split = None,
+    limit: Limit = None,
     streaming: Streaming = False,
     shard_size: ShardSize = None,
     allow_unrated: AllowUnrated = False,
@@ -125,7 +142,7 @@ def plan(
     Next, run 'selectit launch RUN'; or 'selectit rate RUN', in as many processes as you like, and
     then 'selectit finish RUN'.
     """
-    rows, source = load_rows(dataset, split, streaming, out)
+    rows, source = load_rows(dataset, first_rows(split, limit), streaming, out)
     tell_survey(rows, source.name, scorers, allow_unrated)
     planned = runs.plan(rows, source, scorers, out, shard_size)
     runs.prepare(planned, scorers)

@@ -9,11 +9,11 @@ from typing import Any
 from datasets import Dataset
 
 from selectit_hf import runs
-from selectit_hf.analysis import Reader, choices
+from selectit_hf.analysis import Reader, choices, dry_run
 from selectit_hf.cli import display
 from selectit_hf.cli.stop_signals import Stop
 from selectit_hf.errors import InputError, RunError, SettingError
-from selectit_hf.formats import Source, look, sources
+from selectit_hf.formats import Source, Survey, look, sources
 from selectit_hf.rating import RATED, Reflection, SentenceScore, mapping, model_name
 from selectit_hf.runs import Rank, Run, local
 from selectit_hf.selection import Cut
@@ -21,6 +21,7 @@ from selectit_hf.selection import Cut
 __all__ = [
     "Settings",
     "count_workers",
+    "dry_run_all",
     "load_rows",
     "refuse_nothing_rated",
     "run_all",
@@ -78,6 +79,22 @@ def run_all(
     if summary is not None:
         display.show_summary(summary, started.where, as_json)
         refuse_nothing_rated({m: facts["statuses"] for m, facts in summary["models"].items()})
+
+
+def dry_run_all(
+    rows: Dataset,
+    source: Source,
+    scorers: Sequence[SentenceScore],
+    out: str,
+    settings: Settings,
+    survey: Survey,
+    shard_size: int | None = None,
+) -> dict[str, Any]:
+    """What `run_all` would do; nothing is written into the run folder."""
+    Stop()
+    planned = runs.plan(rows, source, scorers, out, shard_size, write=False)
+    how, cut = settings.how, settings.cut
+    return dry_run(planned, rows, scorers, survey, how, cut, settings.count)
 
 
 def _rate(
@@ -144,8 +161,19 @@ def count_workers(rank: Rank, workers: int | None, scorers: Sequence[SentenceSco
     return workers or (1 if scorers[0].device else max(1, mapping.device_count()))
 
 
-def load_rows(dataset: str, split: str | None, streaming: bool, out: str) -> tuple[Dataset, Source]:
-    """The rows of a dataset, pinned; those of a stream are kept in the run folder first."""
+def load_rows(
+    dataset: str, split: str | None, streaming: bool, out: str, dry_run: bool = False
+) -> tuple[Dataset, Source]:
+    """The rows of a dataset, pinned; those of a stream are kept in the run folder first.
+
+    Raises:
+        SettingError: a dry run of a stream, whose rows have no other place.
+    """
+    if streaming and dry_run:
+        raise SettingError(
+            "--dry-run writes nothing, but --streaming keeps the rows in RUN. Omit --streaming for "
+            "the dry run, or try the stream with --limit instead."
+        )
     if not streaming:
         return sources.load(dataset, split)
     stream, source = sources.stream(dataset, split)
@@ -156,13 +184,15 @@ def load_rows(dataset: str, split: str | None, streaming: bool, out: str) -> tup
 
 def tell_survey(
     rows: Dataset, name: str, scorers: Sequence[SentenceScore], allow_unrated: bool
-) -> None:
+) -> Survey:
     """Read all rows before any model is loaded, and say what is read.
 
     Raises:
         InputError: rating them would be useless; see `survey.look`.
     """
-    display.tell(look(rows, scorers[0].reader, allow_unrated).words(name))
+    found = look(rows, scorers[0].reader, allow_unrated)
+    display.tell(found.words(name))
+    return found
 
 
 def tell_of_check(dataset: str, scorers: Sequence[SentenceScore], out: str) -> None:

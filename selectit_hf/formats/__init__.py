@@ -17,7 +17,16 @@ from selectit_hf.formats.rows import (
     worst,
 )
 from selectit_hf.formats.sources import Source
-from selectit_hf.formats.survey import REMEDIES, check_ranking, check_space, look, of_statuses
+from selectit_hf.formats.splits import first_rows
+from selectit_hf.formats.survey import (
+    REMEDIES,
+    Survey,
+    check_ranking,
+    check_space,
+    look,
+    of_statuses,
+    space_needed,
+)
 from selectit_hf.formats.writing import check_writable, writer
 
 __all__ = [
@@ -28,6 +37,7 @@ __all__ = [
     "Pair",
     "RowReader",
     "Source",
+    "Survey",
     "Turns",
     "check_batch",
     "check_media",
@@ -35,11 +45,13 @@ __all__ = [
     "check_space",
     "check_writable",
     "fingerprint",
+    "first_rows",
     "look",
     "not_floats",
     "of_statuses",
     "pair_hash",
     "sources",
+    "space_needed",
     "survey",
     "with_contents",
     "worst",

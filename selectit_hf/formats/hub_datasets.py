@@ -25,7 +25,7 @@ from selectit_hf.errors import InputError
 from selectit_hf.formats.local_datasets import read_alike
 from selectit_hf.formats.readers.failures import gated, readable, without_rows
 from selectit_hf.formats.readers.files import as_held, kind_of
-from selectit_hf.formats.splits import choose_split, cut, one_split, part_of
+from selectit_hf.formats.splits import choose_split, cut, one_split, part_of, start_of
 from selectit_hf.patience import FAILURES
 
 __all__ = ["load_hub"]
@@ -56,10 +56,8 @@ def load_hub(
         chosen = choose_split(splits, base, name) if splits else base
         if _is_read_here(builder):
             rows = _read_hub(builder, name, files[str(chosen)], sha)
-            return part_of(rows, part, name), str(chosen), sha
+            return *part_of(rows, str(chosen), part, name), sha
         if streaming:
-            if part:
-                raise InputError(f"--streaming reads a whole split, not {part}; omit one of them.")
             loaded = builder.as_streaming_dataset(split=chosen)
         else:
             hub_files.fetch("dataset", name, sha, set(chain(*files.values())))
@@ -67,9 +65,9 @@ def load_hub(
             loaded = builder.as_dataset(split=chosen)
         several = isinstance(loaded, (DatasetDict, IterableDatasetDict))
         rows, chosen = one_split(loaded, base, name) if several else (loaded, str(chosen))
-        if not streaming:
-            rows = part_of(as_held(rows, name), part, name)
-    return rows, chosen, sha
+        if streaming:
+            return *start_of(rows, chosen, part), sha
+        return *part_of(as_held(rows, name), chosen, part, name), sha
 
 
 def _data_files(builder: Any, name: str, sha: str, listed: Collection[str]) -> dict[str, list[str]]:

@@ -27,7 +27,7 @@ def load_files(paths: list[Path], name: str, split: str | None) -> tuple[Dataset
     if base not in (None, "train"):
         raise InputError(f"Files have no split {split!r}; omit --split.")
     rows = read_alike(paths, [path.name for path in paths], name)
-    return part_of(rows, part, name), "train", _content_hash(paths)
+    return *part_of(rows, "train", part, name), _content_hash(paths)
 
 
 def read_alike(paths: Sequence[Path], names: Sequence[str], name: str, **how: Any) -> Dataset:
@@ -73,7 +73,7 @@ def load_folder(path: Path, split: str | None) -> tuple[Dataset, str, str]:
     chosen = choose_split(list(splits), base, path.name)
     ones = splits[chosen]
     rows = read_alike(ones, [str(one.relative_to(path)) for one in ones], path.name)
-    return part_of(rows, part, path.name), chosen, _content_hash(ones, path)
+    return *part_of(rows, chosen, part, path.name), _content_hash(ones, path)
 
 
 def _is_seen(path: Path, root: Path) -> bool:
@@ -98,7 +98,7 @@ def load_saved(path: Path, split: str | None) -> tuple[Dataset, str, str]:
         rows = as_held(rows, path.name)
     files = {p for p in root.rglob("*") if p.is_file() and not _is_cache(p)} | used
     _refuse_outside(root, files)
-    return part_of(rows, part, path.name), chosen, _content_hash(sorted(files), root)
+    return *part_of(rows, chosen, part, path.name), _content_hash(sorted(files), root)
 
 
 def _refuse_outside(folder: Path, files: Iterable[Path]) -> None:

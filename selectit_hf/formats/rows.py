@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from selectit_hf.errors import InputError, SettingError
+from selectit_hf.errors import InputError, SettingError, did_you_mean
 from selectit_hf.formats.layouts import LAYOUTS, NAMED_COLUMNS, Layout, refusal
 from selectit_hf.formats.translation import languages
 from selectit_hf.formats.turns import KINDS, UnknownRole, Unratable, normalised
@@ -238,6 +238,7 @@ class RowReader:
             raise InputError(
                 f"Column {missing[0]!r} is not in the dataset, which has {list(available)}. "
                 "Correct instruction_column or response_column."
+                f"{did_you_mean(missing[0], available)}"
             )
         return named
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from selectit_hf.errors import InputError
+from selectit_hf.errors import InputError, did_you_mean
 from selectit_hf.formats.hub_datasets import load_hub
 from selectit_hf.formats.local_datasets import load_files, load_folder, load_saved
 from selectit_hf.formats.readers.failures import without_rows
@@ -28,7 +28,7 @@ class Source:
     Attributes:
         name: the Hub name, or the base name of a local file or folder.
         config: the Hub dataset's configuration, if one was named.
-        split: the split that was read.
+        split: the split that was read, or the part of it, as in ``train[:1000]``.
         revision: the commit sha, or ``sha256:`` and the hash of the local contents.
     """
 
@@ -92,11 +92,13 @@ def _open(dataset: str, split: str | None, streaming: bool) -> tuple[Any, Source
         is_saved = any((path / one).is_file() for one in SAVED)
         rows, chosen, revision = (load_saved if is_saved else load_folder)(path, split)
     elif kind_of(path) or dataset.startswith((".", "/", "~")):
-        raise InputError(f"There is no file {dataset!r}; check the path.")
+        near = path.parent.iterdir() if path.parent.is_dir() else ()
+        meant = did_you_mean(path.name, (one.name for one in near))
+        raise InputError(f"There is no file {dataset!r}; check the path.{meant}")
     else:
         name, config, wanted = _hub_name(dataset)
         rows, chosen, revision = load_hub(name, config, wanted, split, streaming)
-    return rows, Source(name, config, split or chosen, revision)
+    return rows, Source(name, config, chosen, revision)
 
 
 def _hub_name(dataset: str) -> tuple[str, str | None, str | None]:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset
 
-from selectit_hf.errors import InputError, SettingError
+from selectit_hf.errors import InputError, SettingError, did_you_mean
 from selectit_hf.formats.readers.arrow_types import unholdable
 from selectit_hf.formats.rows import RowReader
 from selectit_hf.formats.turns import KINDS, TURN_KEYS
@@ -28,6 +28,7 @@ __all__ = [
     "look",
     "of_statuses",
     "several_turns",
+    "space_needed",
     "take_in",
 ]
 
@@ -285,7 +286,7 @@ def check_ranking(
         if column not in dataset.column_names:
             raise InputError(
                 f"--per {column!r}: there is no such column of groups; the dataset has "
-                f"{dataset.column_names}."
+                f"{', '.join(dataset.column_names)}.{did_you_mean(column, dataset.column_names)}"
             )
         if threshold is not None:
             raise SettingError(
@@ -299,6 +300,7 @@ def check_ranking(
         raise InputError(
             f"--by {by!r}: there is no such column or selector. Selectors: {', '.join(known)}. "
             f"Columns: {', '.join(dataset.column_names)}."
+            f"{did_you_mean(by, (*known, *dataset.column_names))}"
         )
 
 
@@ -322,15 +324,20 @@ def check_space(folder: Path, dataset: Dataset, models: int, k: int, share: floa
     Raises:
         InputError: there is not enough room.
     """
+    need = space_needed(dataset, models, k, share)
     there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.is_dir())
     free = shutil.disk_usage(there).free
-    kept = dataset.data.nbytes / max(len(dataset.data), 1) * len(dataset) * min(share, 1.0)
-    need = int(len(dataset) * models * 2 * (4 * k * k + 64) + kept)
     if need > free:
         raise InputError(
             f"The run needs about {_size(need)} on the disk of {folder.name!r}, but only "
             f"{_size(free)} are free; make room, or name another folder with --out."
         )
+
+
+def space_needed(dataset: Dataset, models: int, k: int, share: float) -> int:
+    """Bytes that a run writes, about; see `check_space`."""
+    kept = dataset.data.nbytes / max(len(dataset.data), 1) * len(dataset) * min(share, 1.0)
+    return int(len(dataset) * models * 2 * (4 * k * k + 64) + kept)
 
 
 def _size(count: int) -> str:

@@ -263,8 +263,9 @@ def _run_command(facts: Mapping[str, Any]) -> str:
     name = facts["input"]["name"] + (f":{config}" if config else "")
     if not _is_local(facts["input"]):
         name += f"@{facts['input']['revision']}"
-    parts = [["selectit", "run", name], ["--split", facts["input"]["split"]]]
-    parts[1:] = [] if _is_local(facts["input"]) else parts[1:]
+    parts, split = [["selectit", "run", name]], facts["input"]["split"]
+    if "[" in split or not _is_local(facts["input"]):
+        parts.append(["--split", split])
     for model in facts["models"]:
         pinned = "" if _is_local(model) else f"@{model['revision']}"
         parts.append(["--model", f"{model['model']}{pinned}"])

@@ -6,7 +6,7 @@ earlier call with another number of workers. `score` takes care of all of this.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import multiprocess
@@ -21,6 +21,7 @@ from datasets.fingerprint import Hasher
 
 from selectit_hf.errors import InputError, SettingError
 from selectit_hf.rating.model_level import ModelScore
+from selectit_hf.rating.rate_batch import listened
 from selectit_hf.rating.rating_scorer import RatingScorer
 
 __all__ = ["device_count", "environment", "score", "shares"]
@@ -66,7 +67,10 @@ def shares(count: int) -> list[str | None]:
 
 
 def score(
-    dataset: Dataset, scorer: RatingScorer | ModelScore, num_proc: int | None = None
+    dataset: Dataset,
+    scorer: RatingScorer | ModelScore,
+    num_proc: int | None = None,
+    progress: Callable[[str, int], None] | None = None,
 ) -> Dataset:
     """``dataset`` with the columns of ``scorer``, from as many processes as there are GPUs.
 
@@ -78,6 +82,8 @@ def score(
         scorer: what scores them.
         num_proc: worker processes; by default one for each visible GPU, else none. A scorer with a
             ``device_map`` takes all GPUs in this process.
+        progress: called with the scorer's slug and how many more rating prompts are done, if this
+            process rates.
 
     Raises:
         InputError: ``dataset`` is not a `Dataset`, but a dict of splits or a stream.
@@ -108,7 +114,8 @@ def score(
         return Dataset.from_dict({name: [] for name in whole}, whole)
     desc = scorer.slug if isinstance(scorer, RatingScorer) else "model_score"
     if count == 1:
-        scored = read.map(scorer, batched=True, features=features, desc=desc)
+        with listened(progress):
+            scored = read.map(scorer, batched=True, features=features, desc=desc)
         return _beside(dataset, scored, list(scorer.columns))
     # Settings that are not part of a pickled scorer.
     given = {

@@ -1,17 +1,27 @@
 """The ratings of a batch: stored ones are used again, and a model rates what is missing."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, cast
 
+import multiprocess
 import numpy as np
+from datasets.utils import tqdm
 
 from selectit_hf.errors import RatingsError
 from selectit_hf.formats import Pair, pair_hash
 from selectit_hf.rating.engine.verification import together
 from selectit_hf.rating.ratings import RATED, SETTLED, Batch, Ratings, read_ratings
 
-__all__ = ["rate_batch"]
+__all__ = ["inside_batch", "listened", "rate_batch"]
+
+Listener = Callable[[str, int], None]
+_LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
+PATIENCE = 2.0
+"""Seconds after which a batch gets a progress bar of its own."""
 
 
 def rate_batch(
@@ -91,3 +101,44 @@ def _what_differs(scorer: Any, rater: Mapping[str, Any]) -> str:
         " (k, rating prompts, template, chat, columns, turns, length, dtype, quantization or "
         "attention)"
     )
+
+
+# Progress inside a batch
+
+
+@contextmanager
+def listened(listener: Listener | None) -> Iterator[None]:
+    """Call ``listener``, if there is one, with slug and rating prompts done while `map` rates."""
+    before = _LISTENER.set(listener)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(before)
+
+
+@contextmanager
+def inside_batch(scorer: Any, batch: Batch, rank: int | None) -> Iterator[Callable[[int], None]]:
+    """Where progress inside a batch goes: to who listens, else to a bar under that of `map`."""
+    listener, done = _LISTENER.get(), 0
+    rows, slug = len(next(iter(batch.values()), ())), scorer.slug
+    hidden = rank is not None or multiprocess.parent_process() is not None or not _is_watched()
+    bar = tqdm(
+        total=rows, desc=f"{slug}, this batch", unit=" rows", leave=False, delay=PATIENCE,
+        disable=hidden or listener is not None,
+    )  # fmt: skip
+
+    def told(prompts: int) -> None:
+        nonlocal done
+        done += prompts
+        bar.update(min(done // scorer.asked, rows) - bar.n)
+        if listener is not None:
+            listener(slug, prompts)
+
+    with bar:
+        yield told
+        told(max(rows * scorer.asked - done, 0))  # rows that need no model are done too
+
+
+def _is_watched() -> bool:
+    """Whether there is a terminal or a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules

@@ -20,7 +20,7 @@ from selectit_hf.rating import reflection
 from selectit_hf.rating.batches import as_lists, with_columns
 from selectit_hf.rating.placement import planned_budget
 from selectit_hf.rating.prompts.rating_prompts import Template, load_rating_prompts
-from selectit_hf.rating.rate_batch import rate_batch
+from selectit_hf.rating.rate_batch import inside_batch, rate_batch
 from selectit_hf.rating.rater import Question, Rater
 from selectit_hf.rating.ratings import Batch, Ratings, nulled, typed
 from selectit_hf.rating.scorer_settings import OF_THE_WEIGHTS, ScorerSettings
@@ -99,7 +99,9 @@ class RatingScorer(ScorerSettings):
             ModelError: the model cannot be loaded or cannot rate.
             RatingsError: the batch holds ratings of another scorer under the same column names.
         """
-        ratings = self.rate(as_lists(batch), rank)
+        lists = as_lists(batch)
+        with inside_batch(self, lists, rank) as progress:
+            ratings = self.rate(lists, rank, progress)
         _warn_of_unrated(self.slug, ratings.statuses)
         return with_columns(batch, typed(self.values(ratings), self.columns), self.columns)
 

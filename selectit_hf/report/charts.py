@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from selectit_hf.errors import SettingError
+from selectit_hf.errors import SettingError, how_to_install
 
 __all__ = ["ablation_figures", "bokeh_script", "figures", "on_page"]
 
@@ -92,8 +92,7 @@ def bokeh_script() -> str:
         from bokeh.resources import Resources
     except ImportError as error:
         raise SettingError(
-            "The report needs bokeh and scikit-learn; install them with "
-            "pip install 'selectit-hf[report]'."
+            f"The report needs bokeh and scikit-learn: {how_to_install('report')}."
         ) from error
     return "\n".join(Resources(mode="inline", components=["bokeh"], log_level="error").js_raw)
 

@@ -3,7 +3,7 @@
 import io
 from typing import Any, Literal
 
-from selectit_hf.errors import SettingError
+from selectit_hf.errors import SettingError, how_to_install
 
 __all__ = ["Form", "figure_of", "image_of", "shortened"]
 
@@ -22,8 +22,7 @@ def figure_of(width: float, height: float) -> tuple[Any, Any]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise SettingError(
-            "The plots of a card need matplotlib; install it with "
-            "pip install 'selectit-hf[publish]'."
+            f"The plots of a card need matplotlib: {how_to_install('publish')}."
         ) from error
     figure = Figure(figsize=(width, height), dpi=140, layout="constrained", facecolor="white")
     axes = figure.add_subplot()

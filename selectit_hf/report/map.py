@@ -12,7 +12,7 @@ import pyarrow as pa
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from selectit_hf.errors import InputError, SettingError
+from selectit_hf.errors import InputError, SettingError, how_to_install
 
 __all__ = ["RowMap", "embedding_column", "map_rows", "word_embeddings"]
 
@@ -110,7 +110,4 @@ def map_rows(embeddings: NDArray[np.float32]) -> RowMap:
 
 
 def _missing() -> SettingError:
-    return SettingError(
-        "The report needs bokeh and scikit-learn; install them with "
-        "pip install 'selectit-hf[report]'."
-    )
+    return SettingError(f"The report needs bokeh and scikit-learn: {how_to_install('report')}.")

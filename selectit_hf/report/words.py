@@ -42,7 +42,10 @@ def reason(finished: Finished) -> str:
     facts, level = finished.facts, level_of(finished)
     by = finished.by.partition("__")[2] or _listed([model["name"] for model in facts["models"]])
     score = f"{level}-level score of SelectIT" if level else f"column {finished.by}"
-    words = [f"From {facts['input']['name']}: {cut_words(finished)} by the {score}, rated by {by}."]
+    part = f" ({facts['input']['split']})" if "[" in facts["input"]["split"] else ""
+    words = [
+        f"From {facts['input']['name']}{part}: {cut_words(finished)} by the {score}, rated by {by}."
+    ]
     if facts["selection"]["threshold"] is not None:
         words.append(f"Every kept row scores {facts['selection']['threshold']:.4f} or more.")
     if unrated := sum(_unrated(finished).values()):

@@ -160,6 +160,8 @@ def compare(old: dict[str, Any], new: dict[str, Any], name: str) -> None:
     ]
     if changed:
         lines = "; ".join(f"{key}: {before.get(key)!r}, now {after.get(key)!r}" for key in changed)
+        if new["input"]["rows"] < old["input"]["rows"]:
+            lines += ". It has more rows than are given now: omit --limit"
         raise RunError(
             f"The run folder {name!r} was planned differently. {lines}. Repeat the command it was "
             "started with, or name another folder with --out. A run grows by more rows at the end "

@@ -109,6 +109,7 @@ def rate_shard(
 
         coming = run.read(dataset, run.parts[then].rows) if then is not None else None
         ratings = planned.rate(run.read(dataset, rows), local_rank, tell, coming)
+        run.saw(slug, ratings)
         tell(len(rows) * planned.k - asked)  # rows that cannot be rated are done too
         whole_files.reached("shard rated")
         facts = ratings.facts()

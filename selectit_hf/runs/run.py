@@ -17,12 +17,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 
 from selectit_hf.errors import InputError, RunError
 from selectit_hf.formats import RowReader, Source
 from selectit_hf.json_files import json_object, misfit
-from selectit_hf.rating import ModelScore, SentenceScore
+from selectit_hf.rating import ModelScore, Ratings, SentenceScore
 from selectit_hf.runs import plans, segments
 from selectit_hf.runs.plans import PLAN
 from selectit_hf.runs.shards import HASH, RATINGS, Part, Shards
@@ -57,6 +58,9 @@ class Run:
     where: str
     plan: dict[str, Any]
     _shards: dict[str, Shards] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _masses: dict[str, list[float]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
     _views: list[Dataset] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @cached_property
@@ -125,6 +129,18 @@ class Run:
             self._views[:] = [dataset, dataset.select_columns(list(columns))]
         return dict(self._views[1][rows.start : rows.stop])
 
+    def saw(self, slug: str, ratings: Ratings) -> None:
+        """Take note of ratings that this process made, for `rating_mass`."""
+        made = np.exp(ratings.logprobs[ratings.rated]).sum(axis=-1)
+        total = self._masses.setdefault(slug, [0.0, 0.0])
+        total[0] += float(made.sum())
+        total[1] += made.size
+
+    def rating_mass(self, slug: str) -> float | None:
+        """The mean rating mass of the shards that this process has rated; ``None`` before."""
+        total, count = self._masses.get(slug, (0.0, 0.0))
+        return total / count if count else None
+
     def measures(self, folder: str, key: str, schema: Any) -> Shards:
         """The shards of another selector's measurements, cut like the ratings; see `Shards`."""
         return Shards(self.store, f"measures/{folder}", self.parts, key, schema=schema)
@@ -160,6 +176,7 @@ def plan(
     scorers: Sequence[SentenceScore],
     out: str | Path,
     shard_size: int | None = None,
+    write: bool = True,
 ) -> Run:
     """Write a plan, or continue with the existing one, or extend it.
 
@@ -174,6 +191,7 @@ def plan(
         out: the run folder, or its URL.
         shard_size: rows of a shard; by default shards start small and grow up to a minute of work.
             Like token budget and threads, it comes from an existing plan if it is not given.
+        write: write the plan; without it, the folder is only read.
 
     Raises:
         InputError: see `fingerprint.survey`; or the dataset has columns that the run would write.
@@ -182,7 +200,8 @@ def plan(
     folder = open_store(out)
     check_folder(folder)
     _check_columns(dataset, scorers)
-    folder.sweep()
+    if write:
+        folder.sweep()
     old = plans.read_plan(folder) if folder.exists(PLAN) else {}
     new = plans.make_plan(dataset, source, scorers, shard_size, old)
     run = Run(str(folder), new)
@@ -190,8 +209,9 @@ def plan(
         return Run(str(folder), old)
     if old and any(folder.sizes(f"ratings/{model['name']}") for model in old["models"]):
         plans.compare(old, new, folder.name)
-    folder.write(PLAN, plans.encoded(new))
-    run.check_plan()  # another process may have written a plan meanwhile
+    if write:
+        folder.write(PLAN, plans.encoded(new))
+        run.check_plan()  # another process may have written a plan meanwhile
     return run
 
 

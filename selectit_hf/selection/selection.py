@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from numpy.typing import NDArray
 
-from selectit_hf.errors import InputError, SettingError
+from selectit_hf.errors import InputError, SettingError, did_you_mean
 from selectit_hf.rating import Variant, check_variant
 
 __all__ = [
@@ -111,6 +111,13 @@ class Selection:
     by: str
     cut: Cut
     decisions: pa.Table | None = None
+
+    def __repr__(self) -> str:
+        """One line, as in ``Selection(20 of 100 rows by sentence_score__m, threshold 2.5)``."""
+        if self.decisions is None:
+            return f"Selection(a lazy selection by {self.by}, threshold {self.threshold})"
+        score = "" if self.threshold is None else f", threshold {self.threshold:.6g}"
+        return f"Selection({self.kept.sum()} of {len(self.decisions)} rows by {self.by}{score})"
 
     @property
     def kept(self) -> NDArray[np.bool_]:
@@ -266,7 +273,8 @@ def score_column(columns: Sequence[str], by: str | None = None) -> str:
     """
     if by is not None and by not in LEVELS:
         if by not in columns:
-            raise InputError(f"There is no column {by!r}; the dataset has {list(columns)}.")
+            meant = did_you_mean(by, columns)
+            raise InputError(f"There is no column {by!r}; the dataset has {list(columns)}.{meant}")
         return by
     for level in LEVELS[::-1] if by is None else (by,):
         found = [c for c in columns if c == f"{level}_score" or c.startswith(f"{level}_score__")]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selectit_hf.errors import SettingError
+from selectit_hf.errors import SettingError, how_to_install
 from selectit_hf.selectors.duplicates import DuplicateIndex
 from selectit_hf.selectors.selector import Scores
 
@@ -111,8 +111,8 @@ def embed(texts: Sequence[str], dimensions: int = 256, seed: int = 0) -> NDArray
         from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
     except ImportError as error:
         raise SettingError(
-            "Embedding texts needs scikit-learn; install it with pip install "
-            "'selectit-hf[compare]', or give embeddings of your own."
+            f"Embedding texts needs scikit-learn: {how_to_install('compare')}. Or give embeddings "
+            "of your own."
         ) from error
 
     hashed = HashingVectorizer(

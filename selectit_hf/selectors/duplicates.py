@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from selectit_hf.errors import SettingError
+from selectit_hf.errors import SettingError, how_to_install
 
 __all__ = ["DuplicateIndex"]
 
@@ -77,8 +77,7 @@ def _signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
         import xxhash
     except ImportError as error:
         raise SettingError(
-            "Finding near duplicates needs datasketch and xxhash; install them with pip install "
-            "'selectit-hf[compare]'."
+            f"Finding near duplicates needs datasketch and xxhash: {how_to_install('compare')}."
         ) from error
     blank = datasketch.MinHash(BANDS * IN_BAND, seed=1, hashfunc=xxhash.xxh32_intdigest)
     signatures = np.empty((len(texts), BANDS * IN_BAND), np.uint32)

@@ -162,7 +162,6 @@ ERRORS: dict[str, tuple[list[Any], str]] = {
     "k": (["run", "DATA", "--model", MODEL, "--k", 12, "--out", "r"], "2 to 9"),
     "variant": (["run", "DATA", "--model", MODEL, "--variant", "new", "--out", "r"], "'released'"),
     "both cuts": (["run", "DATA", "--n", 3, "--proportion", 0.5, "--out", "r"], "contradict"),
-    "proportion": (["run", "DATA", "--proportion", 2, "--out", "r"], "at most 1"),
     "weights": (["run", "DATA", "--weights", "a,b", "--out", "r"], "as in 7,13,70"),
     "device": (["run", "DATA", "--model", MODEL, "--device", "tpu9", "--out", "r"], "tpu9"),
     "device map": (
@@ -302,6 +301,7 @@ def test_debug_shows_the_traceback(
 def test_wrong_usage_is_code_2(selectit: Callable[..., Outcome]) -> None:
     assert selectit("run").code == 2
     assert selectit("run", "x.json", "--out", "r", "--k", "five").code == 2
+    assert selectit("run", "x.json", "--out", "r", "--proportion", "2").code == 2
 
 
 def test_status_of_a_run_and_of_a_damaged_one(

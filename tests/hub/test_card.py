@@ -297,6 +297,16 @@ def test_a_language_that_can_be_none_is_refused() -> None:
         CardSettings(language=("english!",))
 
 
+@pytest.mark.parametrize("revision", ["sha256:" + "0" * 64, "0" * 40])
+def test_a_part_of_a_split_is_never_called_the_whole(tmp_path: Path, revision: str) -> None:
+    source = {"name": "rows.json", "config": None, "split": "train[:30]", "revision": revision}
+    text = card_of(tmp_path, source=source).text()
+    shown = re.sub("<[^>]*>", "", MARKDOWN.render(text.split("\n---\n", 1)[1]))
+    assert "of 30 rows of the part train[:30] of rows.json" in " ".join(shown.split())
+    assert "Every row of that part" in shown
+    assert "--split 'train[:30]'" in text
+
+
 # Payloads
 
 

@@ -735,6 +735,40 @@ def test_datasets_and_cards_come_back_by_name(server: HubServer, tmp_path: Path)
     }
 
 
+def test_the_first_rows_of_a_split_by_name(server: HubServer, tmp_path: Path) -> None:
+    found = run(
+        server,
+        tmp_path,
+        """
+        import json
+        from datasets import Dataset
+        from selectit_hf.errors import InputError
+        from selectit_hf.formats import first_rows, sources
+
+        Dataset.from_dict({"text": list("abcdef")}).push_to_hub("user/data")
+        first, whole = first_rows(None, 2), first_rows("train", 9)
+        found = {}
+        for split in (first, whole, "train[:50%]"):
+            rows, source = sources.load("user/data", split)
+            found[str(split)] = [rows["text"][:], source.split]
+        rows, source = sources.stream("user/data", first)
+        found["stream"] = [[row["text"] for row in rows], source.split]
+        try:
+            sources.stream("user/data", "train[2:4]")
+        except InputError as error:
+            found["refused"] = str(error)
+        print(json.dumps(found))
+        """,
+    )
+    assert "omit --streaming" in found.pop("refused")
+    assert found == {
+        "[:2]": [["a", "b"], "train[:2]"],
+        "train[:9]": [list("abcdef"), "train"],
+        "train[:50%]": [["a", "b", "c"], "train[:50%]"],
+        "stream": [["a", "b"], "train[:2]"],
+    }
+
+
 def test_a_tiny_model_comes_back_by_name(server: HubServer, tmp_path: Path) -> None:
     answer = run(
         server,

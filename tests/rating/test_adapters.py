@@ -260,7 +260,7 @@ def test_without_peft_it_says_what_to_install(
     base: Path, lora: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapters, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"pip install 'selectit-hf\[peft\]'"):
+    with pytest.raises(ModelError, match=r"pip install 'peft>="):
         SentenceScore(str(lora)).rate(ROWS)
 
 

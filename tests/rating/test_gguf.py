@@ -148,7 +148,7 @@ def test_a_name_that_fits_no_file_says_which_there_are(file: Path) -> None:
 
 def test_without_gguf_it_says_what_to_install(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"pip install 'selectit-hf\[gguf\]'"):
+    with pytest.raises(ModelError, match=r"pip install 'gguf>="):
         resolve(str(file)).tokenizer()
 
 

@@ -46,7 +46,7 @@ def test_what_is_unknown_or_not_installed_is_said(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(SettingError, match="choose one of 8bit, 4bit"):
         check_device("2bit", "cuda:0")
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"pip install 'selectit-hf\[quantization\]'"):
+    with pytest.raises(ModelError, match=r"pip install 'bitsandbytes>="):
         check_device("8bit", "cuda:0")
     check_device(None, "cpu")
 

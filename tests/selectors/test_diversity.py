@@ -225,7 +225,7 @@ def test_settings_out_of_range(settings):
 )
 def test_a_missing_library_is_named_with_its_extra(monkeypatch, library, ask):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(SettingError, match=r"selectit-hf\[compare\]"):
+    with pytest.raises(SettingError, match=r"pip install .*scikit-learn"):
         ask()
 
 

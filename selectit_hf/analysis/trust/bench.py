@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from selectit_hf.analysis.speed import PROBE, duration, measure
 from selectit_hf.analysis.trust.auc import separation
 from selectit_hf.analysis.trust.defects import Planted
 from selectit_hf.analysis.trust.rated_model import facts_of_model
@@ -16,9 +17,8 @@ from selectit_hf.formats import READING
 from selectit_hf.rating import Batch, ModelScore, Ratings, SentenceScore
 from selectit_hf.selectors import IFD, Expected, Length, Perplexity, Random, Selector
 
-__all__ = ["Bench", "Progress", "Tell", "duration"]
+__all__ = ["Bench", "Progress", "Tell"]
 
-PROBE = 8
 BESIDE = 100
 """Characters that a rating prompt adds to a pair, roughly, for estimates of time."""
 COLUMNS: dict[str, Any] = {
@@ -51,10 +51,11 @@ class Bench:
         """Let a model rate all pairs, as `Dataset.map` and runs do."""
         slug, named = scorer.slug, replace(scorer, **COLUMNS)
         named.prepare()
-        took = self._probe(named)
+        took = measure(named, self.batch, self._sizes).seconds(float(self._sizes.sum()))
+        copies, probed = len(self._sizes) - self.planted.clean, min(PROBE, len(self._sizes))
         self._tell(
-            f"{slug} rates {self.planted.clean} rows and {len(self._sizes) - self.planted.clean} "
-            f"broken copies in about {duration(took)}, estimated from {self._some().size} of them."
+            f"{slug} rates {self.planted.clean} rows and {copies} broken copies in about "
+            f"{duration(took)}, estimated from {probed} of them."
         )
         started = time.perf_counter()
         ratings = named.rate(self.batch, progress=self._counted(slug, named))
@@ -72,31 +73,6 @@ class Bench:
 
     def _share(self, seconds: float, size: float) -> float:
         return float(seconds * size / self._sizes.sum())
-
-    def _some(self) -> NDArray[np.int64]:
-        """Rows of all lengths to measure the speed on."""
-        order = np.argsort(self._sizes, kind="stable")
-        places = np.linspace(0, len(order) - 1, min(PROBE, len(order))).round().astype(int)
-        return np.asarray(order[places], np.int64)
-
-    def _probe(self, scorer: SentenceScore) -> float:
-        """Seconds that all pairs will take, estimated from two small calls on the loaded model.
-
-        Every call has a fixed cost, since the engine compares some of its sequences with plain
-        passes. The difference of two calls leaves that cost out.
-        """
-        some = self._some()
-        few = some[1::3]
-        scorer.rate(_part(self.batch, some[:1]))
-        (little, short), (much, long) = (self._timed(scorer, rows) for rows in (few, some))
-        speed = max((long - short) / max(much - little, 1.0), long / much / 4)
-        return max(long - speed * much, 0.0) + speed * float(self._sizes.sum())
-
-    def _timed(self, scorer: SentenceScore, rows: NDArray[np.int64]) -> tuple[float, float]:
-        """The size of some rows, and how long they take."""
-        started = time.perf_counter()
-        scorer.rate(_part(self.batch, rows))
-        return float(self._sizes[rows].sum()), time.perf_counter() - started
 
     def _counted(self, slug: str, scorer: SentenceScore) -> Callable[[int], None] | None:
         if self._progress is None:
@@ -164,17 +140,5 @@ def _selector(name: str, scorer: SentenceScore) -> Selector:
     return IFD(**settings) if name == "ifd" else Perplexity(**settings)
 
 
-def _part(batch: Batch, rows: NDArray[np.int64]) -> Batch:
-    return {name: [values[i] for i in rows.tolist()] for name, values in batch.items()}
-
-
 def _floats(values: Sequence[Any]) -> Floats:
     return np.array([np.nan if value is None else value for value in values], np.float64)
-
-
-def duration(seconds: float) -> str:
-    """As in ``40 s``, ``3 min`` or ``2 h 10 min``."""
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

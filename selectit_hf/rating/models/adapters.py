@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from safetensors import SafetensorError
 
-from selectit_hf.errors import ModelError, in_short
+from selectit_hf.errors import ModelError, how_to_install, in_short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -113,9 +113,7 @@ def apply_adapter(model: "PreTrainedModel", folder: str, merge: bool) -> "PreTra
     """
     name = Path(folder).name
     if find_spec("peft") is None:
-        raise ModelError(
-            f"Install peft to load the adapter {name!r}: pip install 'selectit-hf[peft]'."
-        )
+        raise ModelError(f"Install peft to load the adapter {name!r}: {how_to_install('peft')}.")
     from peft import PeftConfig, PeftModel
 
     try:

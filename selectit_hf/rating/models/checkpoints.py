@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub.errors import GatedRepoError
 
-from selectit_hf.errors import ModelError, in_short
+from selectit_hf.errors import ModelError, how_to_install, in_short
 from selectit_hf.rating.models import hub_models
 from selectit_hf.rating.models.completeness import check_config
 
@@ -138,7 +138,7 @@ def _config(checkpoint: Checkpoint) -> "PretrainedConfig":
 def _readable(checkpoint: Checkpoint, part: str) -> Iterator[None]:
     name = checkpoint.name
     if checkpoint.gguf_file is not None and find_spec("gguf") is None:
-        raise ModelError(f"Install gguf to load {name!r}: pip install 'selectit-hf[gguf]'.")
+        raise ModelError(f"Install gguf to load {name!r}: {how_to_install('gguf')}.")
     try:
         yield
     except UNREADABLE as error:

@@ -48,11 +48,12 @@ def find(model: str, revision: str | None, gguf_file: str | None) -> HubModel:
     """
     wanted = revision or constants.DEFAULT_REVISION
     offline, known = constants.is_offline_mode(), set[str]()
+    cached = _cached(model, wanted) if offline and not hub_files.COMMIT.fullmatch(wanted) else None
     try:
         if hub_files.COMMIT.fullmatch(wanted):
             sha = wanted
-        elif offline:
-            sha = _cached(model, wanted)
+        elif cached is not None:
+            sha = cached
         else:
             sha, known = hub_files.commit_of("model", model, wanted)
         names = set(hub_files.listing("model", model, sha, known))
@@ -85,7 +86,11 @@ def _cached(model: str, revision: str) -> str:
     """The sha that the local cache has for a revision."""
     reference = hub_files.place("model", model) / "refs" / revision
     if not reference.is_file():
-        raise hub_files.Unverified(f"HF_HUB_OFFLINE is set and no {revision!r} is in the cache")
+        raise ModelError(
+            f"HF_HUB_OFFLINE is set, and {model!r} at {revision!r} is not in the cache. Unset it "
+            "to download the model, or name a folder of this machine with model= (--model); "
+            "'tiny-rater' is always here."
+        )
     sha = reference.read_text("utf-8").strip()
     logger.warning("HF_HUB_OFFLINE is set; using %s at %s from the local cache.", model, sha)
     return sha

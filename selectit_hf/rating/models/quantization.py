@@ -9,7 +9,7 @@ import logging
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from selectit_hf.errors import ModelError, SettingError, in_short
+from selectit_hf.errors import ModelError, SettingError, how_to_install, in_short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -51,7 +51,7 @@ def check_device(quantization: str | None, device: str) -> None:
     if find_spec("bitsandbytes") is None:
         raise ModelError(
             f"Install bitsandbytes for --quantization {quantization}: "
-            "pip install 'selectit-hf[quantization]'."
+            f"{how_to_install('quantization')}."
         )
 
 

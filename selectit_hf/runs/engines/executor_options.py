@@ -9,7 +9,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from selectit_hf.errors import SettingError
+from selectit_hf.errors import SettingError, how_to_install
 
 __all__ = ["Options", "check_required", "need", "parse"]
 
@@ -42,8 +42,9 @@ def need(package: str) -> None:
         SettingError: it is not installed.
     """
     if importlib.util.find_spec(package) is None:
-        which = "'selectit-hf[datatrove]'" if package == "datatrove" else f"'{package}[default]'"
-        raise SettingError(f"This needs {package}, which is not installed: pip install {which}.")
+        how = how_to_install("datatrove")
+        how = how if package == "datatrove" else f"pip install '{package}[default]'"
+        raise SettingError(f"This needs {package}, which is not installed: {how}.")
 
 
 def parse(executor: type, on: str, settings: Sequence[str]) -> Options:
@@ -89,7 +90,7 @@ def check_required(executor: type, on: str, given: dict[str, Any]) -> None:
     if on == "jobs" and not given.get("dependencies"):
         raise SettingError(
             "Jobs begin with an empty environment: name a build that can be installed there, as in "
-            "--set 'dependencies=selectit-hf[datatrove]' or a git+https URL."
+            "--set 'dependencies=selectit-hf[datatrove] @ git+https://...'."
         )
 
 
