@@ -1,6 +1,7 @@
 """The command in this process, and a small file of rows for it."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from selectit_hf.cli import app, display
+from selectit_hf.terminal import SafeConsole
 
 ROWS = [
     {"instruction": f"Say {i}.", "input": "", "output": f"{i} " * (i % 7 + 1)} for i in range(30)
@@ -34,6 +36,7 @@ def selectit(
 ) -> Callable[..., Outcome]:
     """Run the command in this process, in a wide terminal."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(SafeConsole, "_environ", os.environ)  # whoever imported rich, and when
     monkeypatch.setenv("COLUMNS", "400")
     for console in (display._words, display._log):  # made in the terminal of the tests
         monkeypatch.setattr(console, "width", 400)
