@@ -16,7 +16,7 @@ from selectit_hf.rating import OF_THE_WEIGHTS, TINY_RATER, SentenceScore, resolv
 from selectit_hf.runs.run import Run
 from selectit_hf.runs.streamed_rows import streamed
 
-__all__ = ["inputs", "rows_of"]
+__all__ = ["inputs", "is_streamed", "rows_of"]
 
 
 def inputs(
@@ -53,6 +53,15 @@ def inputs(
     return rows_of(run, data, split), scorers
 
 
+def is_streamed(run: Run) -> bool:
+    """Whether the rows lie in the run folder, where a stream was stored."""
+    return streamed(run.store, _source(run)) is not None
+
+
+def _source(run: Run) -> Source:
+    return Source(*(run.plan["input"][key] for key in ("name", "config", "split", "revision")))
+
+
 def rows_of(run: Run, data: str | None = None, split: str | None = None) -> Dataset:
     """The rows that ``run`` rated, with all their columns.
 
@@ -64,7 +73,7 @@ def rows_of(run: Run, data: str | None = None, split: str | None = None) -> Data
     Raises:
         RunError: a local file is not given, or the rows have changed since.
     """
-    said = Source(*(run.plan["input"][key] for key in ("name", "config", "split", "revision")))
+    said = _source(run)
     there = streamed(run.store, said)
     if there is not None:
         return there
