@@ -105,7 +105,7 @@ def run(
         check_space(Path(out), rows, len(scorers), scorers[0].k, cut.proportion or 1.0)
     tell_of_check(dataset, scorers, out)
     settings = Settings(how, cut, rank, count, wait, allow_mixed)
-    run_all(rows, source, scorers, out, settings, as_json, shard_size)
+    run_all(rows, source, scorers, out, settings, as_json, shard_size, dataset)
 
 
 @commands.command()
@@ -128,6 +128,7 @@ def plan(
     rows, source = load_rows(dataset, split, streaming, out)
     tell_survey(rows, source.name, scorers, allow_unrated)
     planned = runs.plan(rows, source, scorers, out, shard_size)
+    runs.remember_inputs(planned, dataset, scorers)
     runs.prepare(planned, scorers)
     left, shards = len(runs.pending(planned)), len(planned.parts)
     facts = {"rows": len(rows), "models": planned.slugs, "shards": shards, "pending": left}

@@ -148,7 +148,7 @@ def test_a_plan_writes_nothing(server: HubServer, first: Selection) -> None:
     assert f"repository  {NAME} (will be created)" in words
     assert "visibility  private" in words
     assert "the card is new" in words
-    assert "# Picked" in words and "the source names no licence" not in words
+    assert "# Picked" in words
     assert "dataset_info" not in words
     assert "# Picked" not in plan.describe(with_card=False)
 
