@@ -30,6 +30,7 @@ os.environ |= {
     "HF_HUB_DISABLE_XET": "1",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "XDG_STATE_HOME": str(HOME / "state"),
 }
 
 import torch  # noqa: E402
@@ -123,6 +124,12 @@ def no_network(socket_guard: None) -> Iterator[None]:
 def empty_memory() -> None:
     """``memory://`` holds nothing of an earlier test: it is one store for the whole process."""
     fsspec.filesystem("memory").store.clear()
+
+
+@pytest.fixture(autouse=True)
+def empty_state() -> None:
+    """No test knows where an earlier one had its files."""
+    shutil.rmtree(HOME / "state", ignore_errors=True)
 
 
 # Tokenizers

@@ -30,7 +30,7 @@ from selectit_hf.analysis.measures import Cost, Measures
 from selectit_hf.errors import InputError, SettingError, did_you_mean
 from selectit_hf.formats import READING, Pair, RowReader, sources, worst
 from selectit_hf.rating import OF_THE_WEIGHTS, Ratings, Variant, reflection
-from selectit_hf.runs import ratings_of
+from selectit_hf.runs import model_folder, ratings_of
 from selectit_hf.selection import Cut, decide, kept_rows
 from selectit_hf.selectors import (
     IFD,
@@ -77,7 +77,7 @@ class Candidates:
     Attributes:
         measures: the run and its rows.
         model: the model that reads responses and counts tokens: a Hub name or a folder; ``None``
-            for the run's first model, which must be on the Hub (a plan stores no folder's path).
+            for the run's first model, which must be on the Hub, or where it was on this machine.
         revision: the revision of ``model``.
         device, device_map: where ``model`` runs; see `selectit_hf.TokenScore`.
         base_model, quantization, attn_implementation: settings of ``model``; see
@@ -232,6 +232,9 @@ class Candidates:
             return self.model, self.revision
         first = self.measures.run.plan["models"][0]
         if first["revision"].startswith("sha256:") and first["model"] != "tiny-rater":
+            found = model_folder(self.measures.run, first["revision"])
+            if found is not None:
+                return found, first["revision"]
             raise SettingError(
                 f"The run's model {first['model']!r} was a folder, and the plan does not store "
                 "its path; give it again with model= (--model)."

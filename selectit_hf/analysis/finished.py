@@ -3,7 +3,7 @@
 `selectit_hf.analysis.finished_run` makes it from a run, `finished_selection` from Python objects.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from datasets import Dataset, Features, Value
 from numpy.typing import NDArray
 
 from selectit_hf.errors import InputError
-from selectit_hf.formats import READING
+from selectit_hf.formats import READING, RowReader
 from selectit_hf.selection import Cut, decide
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Finished",
     "Rows",
     "assemble",
+    "is_read_alike",
     "is_score",
     "model_facts",
     "raters_of",
@@ -95,6 +96,7 @@ class Finished:
         scores: every row's number, ratings, scores and statuses, and whether it was kept.
         examples: the best and the worst rows, shortened; only shown when asked for.
         written: the run's ``selection.json``, against which everything was checked.
+        are_rows_of: whether the rows that were rated are those of a dataset, in its order.
     """
 
     facts: dict[str, Any]
@@ -102,6 +104,7 @@ class Finished:
     scores: Rows
     examples: dict[str, list[dict[str, Any]]]
     written: dict[str, Any] = field(default_factory=dict)
+    are_rows_of: Callable[[Dataset], bool] = field(default=lambda dataset: False, compare=False)
 
     @property
     def by(self) -> str:
@@ -152,6 +155,14 @@ def _numbered(scores: Rows, kept: NDArray[np.bool_]) -> Rows:
             start = stop
 
     return Rows(features, tables)
+
+
+def is_read_alike(reader: RowReader, ours: Sequence[str], theirs: Sequence[str]) -> bool:
+    """Whether rows with either columns are read from the same ones."""
+    try:
+        return reader.columns(ours) == reader.columns(theirs)
+    except InputError:
+        return False
 
 
 def raters_of(raters: pa.ChunkedArray) -> list[dict[str, Any]]:

@@ -1,9 +1,18 @@
 """A finished selection from a run folder, whose files are all verified first."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from selectit_hf.analysis.finished import ASKING, Finished, assemble, model_facts
+from datasets import Dataset
+
+from selectit_hf.analysis.finished import (
+    ASKING,
+    Finished,
+    assemble,
+    is_read_alike,
+    model_facts,
+)
 from selectit_hf.analysis.trust.check_file import read_check
 from selectit_hf.analysis.verified_results import (
     CHOSEN,
@@ -12,6 +21,7 @@ from selectit_hf.analysis.verified_results import (
     read_rows,
     read_summary,
 )
+from selectit_hf.errors import RunError
 from selectit_hf.rating import score_schema
 from selectit_hf.runs import Run, open_run
 
@@ -45,4 +55,14 @@ def from_run(run: Run | str | Path) -> Finished:
     scores = read_rows(store, "scores.parquet", run.rows, ours)
     finished = assemble(facts, kept, scores, summary)
     check_rows(finished)
-    return replace(finished, written=chosen)
+    return replace(finished, written=chosen, are_rows_of=partial(_are_rows_of, run))
+
+
+def _are_rows_of(run: Run, dataset: Dataset) -> bool:
+    if not is_read_alike(run.reader, run.plan["input"]["columns"], dataset.column_names):
+        return False
+    try:
+        run.check_rows(dataset)
+    except RunError:
+        return False
+    return True

@@ -6,7 +6,8 @@ checked against the raters' keys.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,13 @@ from selectit_hf.analysis.finished import (
     Finished,
     Rows,
     assemble,
+    is_read_alike,
     is_score,
     model_facts,
     raters_of,
 )
 from selectit_hf.errors import InputError, RatingsError, SettingError
-from selectit_hf.formats import RowReader, Source
+from selectit_hf.formats import RowReader, Source, fingerprint
 from selectit_hf.rating import (
     TINY_RATER,
     ModelScore,
@@ -59,7 +61,9 @@ def from_selection(
     _check_scores(dataset, selection.by, ratings, how)
     asked = _common(raters)
     summary = summarise(dataset, selection, ratings, RowReader.of(asked))
-    rows = {"rows": len(dataset), "columns": [c for c in dataset.column_names if not is_score(c)]}
+    columns = [c for c in dataset.column_names if not is_score(c)]
+    rated = dataset.select_columns(columns)
+    rows = {"rows": len(dataset), "columns": columns, "fingerprint": fingerprint(rated)}
     facts = {
         "input": asdict(source) | rows,
         "rating": asked,
@@ -78,7 +82,17 @@ def from_selection(
         "contrast": summary["contrast"],
     }  # fmt: skip
     scores = dataset.select_columns([c for c in dataset.column_names if is_score(c)])
-    return assemble(facts, Rows.of(selection.selected), Rows.of(scores), summary)
+    finished = assemble(facts, Rows.of(selection.selected), Rows.of(scores), summary)
+    return replace(finished, are_rows_of=partial(_are_rows_of, rated, RowReader.of(asked)))
+
+
+def _are_rows_of(rated: Dataset, reader: RowReader, dataset: Dataset) -> bool:
+    """Columns that only one of the two has, and that are not read, do not matter."""
+    if not is_read_alike(reader, rated.column_names, dataset.column_names):
+        return False
+    both = [name for name in rated.column_names if name in dataset.column_names]
+    found = (fingerprint(rows.select_columns(both)) for rows in (rated, dataset))
+    return len(rated) == len(dataset) and len({*found}) == 1
 
 
 def _all_rows(selection: Selection) -> Dataset:

@@ -234,7 +234,7 @@ def demo(
     sample = files("selectit_hf").joinpath("data", "sample.jsonl")
     rows, source = sources.load(str(sample))
     scorers = [SentenceScore(TINY_RATER)]
-    run_all(rows, source, scorers, out, Settings(), as_json)
+    run_all(rows, source, scorers, out, Settings(), as_json, data=str(sample))
     with runs.open_store(out).parquet("selected.parquet") as file:
         display.show_demo(rows, file.read(columns=["defect"]))
 

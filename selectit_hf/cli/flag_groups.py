@@ -205,9 +205,15 @@ def card(
     examples: Annotated[
         bool, typer.Option("--examples", help="Show the best and worst rows.")
     ] = False,
+    derived: Annotated[
+        bool,
+        typer.Option(
+            "--derived", help="The rows were made from the source, and are not its own rows."
+        ),
+    ] = False,
 ) -> CardSettings:
     """What the card of a push says in addition to the facts."""
-    return CardSettings(license, tuple(language or ()), pretty_name, examples)
+    return CardSettings(license, tuple(language or ()), pretty_name, examples, derived)
 
 
 def push(

@@ -121,7 +121,7 @@ def run(
         display.show_dry_run(found, as_json)
         return
     tell_of_check(dataset, scorers, out)
-    run_all(rows, source, scorers, out, settings, as_json, shard_size)
+    run_all(rows, source, scorers, out, settings, as_json, shard_size, dataset)
 
 
 @commands.command()
@@ -145,6 +145,7 @@ def plan(
     rows, source = load_rows(dataset, first_rows(split, limit), streaming, out)
     tell_survey(rows, source.name, scorers, allow_unrated)
     planned = runs.plan(rows, source, scorers, out, shard_size)
+    runs.remember_inputs(planned, dataset, scorers)
     runs.prepare(planned, scorers)
     left, shards = len(runs.pending(planned)), len(planned.parts)
     facts = {"rows": len(rows), "models": planned.slugs, "shards": shards, "pending": left}

@@ -58,12 +58,14 @@ def run_all(
     settings: Settings,
     as_json: bool,
     shard_size: int | None = None,
+    data: str = "",
 ) -> None:
-    """Plan, rate and finish."""
+    """Plan, rate and finish; remember where ``data`` and the models are on this machine."""
     store, shared = runs.open_store(out), settings.rank.world > 1
     runs.check_folder(store)
     with nullcontext() if shared else local.alone(store):
         started = runs.plan(rows, source, scorers, out, shard_size)
+        runs.remember_inputs(started, data, scorers)
         later = choices.is_selector(rows, settings.how.by)
         how = replace(settings.how, by=None) if later else settings.how
         runs.ranking_column(started.plan, how, rows.column_names)

@@ -4,9 +4,7 @@ The front matter is written by `DatasetCardData` alone. The text between two mar
 what people write around it survives an update.
 """
 
-import json
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,11 +13,17 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from selectit_hf.errors import HubError, SettingError
+from selectit_hf.hub.card_code import is_local_source, load_source, local_models, run_command
 from selectit_hf.hub.markdown import HUB_NAME, environment, one_line
-from selectit_hf.rating import RELEASED_TEMPLATE, load_rating_prompts, model_weights
+from selectit_hf.rating import model_weights
 from selectit_hf.selection import LOW_RATING_MASS
 
 __all__ = [
+    "BEGIN",
+    "DERIVED",
+    "END",
+    "NOT_COMPARED",
+    "SAME",
     "Card",
     "CardSettings",
     "Licence",
@@ -29,6 +33,8 @@ __all__ = [
     "merged",
 ]
 
+SAME, DERIVED, NOT_COMPARED = "same", "derived", "not compared"
+"""What published rows are to their source: ``relation`` in the facts about the input."""
 BEGIN = "<!-- selectit: the text from here to the next such line is generated; write around it -->"
 END = "<!-- selectit: end of the generated text -->"
 LICENCE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -63,6 +69,8 @@ class CardSettings:
         language: codes of the languages in the rows; by default those of the source's card.
         pretty_name: the card's title; by default made from the repository's name.
         examples: show the best and worst rows, shortened.
+        derived: the rows were made from the source (filtered, reordered, changed), and are not its
+            own; without it, rows that differ from the source are refused.
 
     Raises:
         SettingError: an invalid licence or language.
@@ -72,6 +80,7 @@ class CardSettings:
     language: tuple[str, ...] = ()
     pretty_name: str | None = None
     examples: bool = False
+    derived: bool = False
 
     def __post_init__(self) -> None:
         if self.license is not None and not LICENCE.fullmatch(self.license):
@@ -125,6 +134,7 @@ def make_card(
     """
     name = one_line(settings.pretty_name or _pretty(repo))
     shown = examples if settings.examples else None
+    relation = facts["input"].get("relation", NOT_COMPARED)
     body = environment().get_template("card.md.jinja").render(
         repo=repo,
         name=name,
@@ -133,9 +143,11 @@ def make_card(
         examples=shown,
         version=version,
         low_rating_mass=LOW_RATING_MASS,
-        run_command=_run_command(facts),
-        load_source=_load_source(facts["input"]),
-        own_prompts=_own_prompts(facts["rating"]),
+        relation=relation,
+        is_local_source=is_local_source(facts["input"]),
+        local_models=local_models(facts),
+        run_command=run_command(facts, repo),
+        load_source=load_source(facts["input"]) if relation == SAME else "",
         weights=_weights(facts),
         level=facts["selection"]["by"].partition("_")[0],
         **{key: facts.get(key) for key in FACTS},
@@ -246,68 +258,8 @@ def _pretty(repo: str) -> str:
     return " ".join(word[:1].upper() + word[1:] for word in words if word)
 
 
-def _is_local(source: Mapping[str, Any]) -> bool:
-    return str(source["revision"]).startswith("sha256:")
-
-
 def _is_on_hub(source: Mapping[str, Any]) -> bool:
-    return not _is_local(source) and HUB_NAME.fullmatch(source["name"]) is not None
-
-
-# Commands and code
-
-
-def _run_command(facts: Mapping[str, Any]) -> str:
-    rating, selection = facts["rating"], facts["selection"]
-    config = facts["input"]["config"]
-    name = facts["input"]["name"] + (f":{config}" if config else "")
-    if not _is_local(facts["input"]):
-        name += f"@{facts['input']['revision']}"
-    parts, split = [["selectit", "run", name]], facts["input"]["split"]
-    if "[" in split or not _is_local(facts["input"]):
-        parts.append(["--split", split])
-    for model in facts["models"]:
-        pinned = "" if _is_local(model) else f"@{model['revision']}"
-        parts.append(["--model", f"{model['model']}{pinned}"])
-    bases = {model.get("base") for model in facts["models"]}
-    flags = {
-        "--base-model": bases.pop() if len(bases) == 1 else None,  # else as each adapter says
-        "--dtype": facts["models"][0]["dtype"],
-        "--quantization": facts["models"][0].get("quantization"),
-        "--attn-implementation": facts["models"][0].get("attn_implementation"),
-        "--k": rating["k"],
-        "--rating-prompts": "rating_prompts.txt" if _own_prompts(rating) else None,
-        "--template": None if rating["template"] == RELEASED_TEMPLATE else "template.txt",
-        **{f"--{key.replace('_', '-')}": rating[key] for key in OPTIONAL},
-        "--alpha": selection["reflection"]["alpha"],
-        "--variant": selection["reflection"]["variant"],
-        "--weights": ",".join(map(str, selection["reflection"]["weights"] or ())) or None,
-        "--by": selection["by"],
-        **{f"--{key}": selection["cut"][key] for key in ("proportion", "n", "threshold")},
-    }
-    parts += [["--chat"]] if rating["chat"] else []
-    for name, value in json.loads(rating.get("chat_template_kwargs") or "{}").items():
-        parts.append(["--chat-kwarg", f"{name}={json.dumps(value)}"])
-    parts += [["--role", mapping] for mapping in rating.get("roles") or ()]
-    parts += [[flag, str(value)] for flag, value in flags.items() if value is not None]
-    parts.append(["--out", "RUN"])
-    return " \\\n  ".join(shlex.join(part) for part in parts)
-
-
-OPTIONAL = ("instruction_column", "response_column", "turns", "translation", "max_length")
-
-
-def _load_source(source: Mapping[str, Any]) -> str:
-    if _is_local(source):
-        return ""
-    named = [source["name"], *([source["config"]] if source["config"] else [])]
-    where = ", ".join(map(json.dumps, named))
-    options = f'revision="{source["revision"]}", split={json.dumps(source["split"])}'
-    return f"load_dataset({where}, {options})"
-
-
-def _own_prompts(rating: Mapping[str, Any]) -> bool:
-    return tuple(rating["rating_prompts"]) != load_rating_prompts(None, rating["k"])
+    return not is_local_source(source) and HUB_NAME.fullmatch(source["name"]) is not None
 
 
 def _weights(facts: Mapping[str, Any]) -> list[float]:

@@ -5,10 +5,12 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -19,6 +21,7 @@ from selectit_hf.hub.card import CardSettings, as_dict, inherited, make_card
 from selectit_hf.hub.push_commit import Pushed, push
 from selectit_hf.hub.push_plan import PushPlan, PushSettings, check_repo, plan_push
 from selectit_hf.hub.remote import failure
+from selectit_hf.hub.source_check import compared, rows_of_hub, rows_of_run
 from selectit_hf.hub.staging import stage
 from selectit_hf.hub_files import commit_of
 from selectit_hf.patience import FAILURES, patiently, time_limit
@@ -64,13 +67,13 @@ def push_run(
     check_repo(repo)
     api, settings = api or _client(), settings or PushSettings()
     opened = open_run(run)
-    finished = from_run(opened)
+    finished, load = from_run(opened), partial(rows_of_run, opened, api)
     with (
         time_limit(settings.timeout),
-        _planned(api, finished, repo, card or CardSettings(), settings) as plan,
+        _planned(api, finished, repo, card or CardSettings(), settings, load) as plan,
     ):
         check_unchanged(opened, finished)
-        tell(plan.describe())
+        tell(plan.describe(with_card=not yes))
         if not yes:
             tell("nothing pushed; add --yes")
             return plan
@@ -90,6 +93,7 @@ def publish(
     language: Sequence[str] = (),
     pretty_name: str | None = None,
     examples: bool = False,
+    derived: bool = False,
     public: bool = False,
     update: bool = False,
     overwrite: bool = False,
@@ -102,7 +106,7 @@ def publish(
 
     It makes one commit, by default in a private repository, and reads it back. The rows must hold
     the columns that the scorers wrote. They are compared with ``scorers``, or with the default
-    settings.
+    settings, and with the rows of ``source``. The card says if the source cannot be loaded.
 
     Args:
         selection: made by `selectit_hf.select` from a `Dataset`.
@@ -111,7 +115,7 @@ def publish(
             Without a revision, the source's current commit is recorded.
         scorers: the scorers that were mapped, if their settings are not the defaults.
         split: the source's split.
-        license, language, pretty_name, examples: see `selectit_hf.hub.CardSettings`.
+        license, language, pretty_name, examples, derived: see `selectit_hf.hub.CardSettings`.
         public, update, overwrite, create_pr, timeout: see `selectit_hf.hub.PushSettings`.
         dry_run: plan only, and write nothing to the Hub.
         api: the client, with a token; by default the login's.
@@ -120,15 +124,17 @@ def publish(
         What is on the Hub now; with ``dry_run``, the plan.
 
     Raises:
-        SettingError, RatingsError, InputError: the selection cannot be published as it is.
+        SettingError, RatingsError, InputError: the selection cannot be published as it is; or its
+            rows are not the source's, and ``derived`` was not given.
         HubError: the push was refused, stopped or found wrong.
     """
     check_repo(repo)
-    card = CardSettings(license, tuple(language), pretty_name, examples)
+    card = CardSettings(license, tuple(language), pretty_name, examples, derived)
     settings = PushSettings(public, update, overwrite, create_pr, timeout)
     api = api or _client()
-    finished = from_selection(selection, _pinned(api, source, split), scorers)
-    with time_limit(timeout), _planned(api, finished, repo, card, settings) as plan:
+    pinned, load = _pinned(api, source, split)
+    finished = from_selection(selection, pinned, scorers)
+    with time_limit(timeout), _planned(api, finished, repo, card, settings, load) as plan:
         for note in plan.notes:
             logger.warning("%s", note)
         return plan if dry_run else push(api, plan)
@@ -136,12 +142,18 @@ def publish(
 
 @contextmanager
 def _planned(
-    api: HfApi, finished: Finished, repo: str, card: CardSettings, settings: PushSettings
+    api: HfApi,
+    finished: Finished,
+    repo: str,
+    card: CardSettings,
+    settings: PushSettings,
+    load: Callable[[], Dataset],
 ) -> Iterator[PushPlan]:
     """A plan whose files lie in a folder that is gone afterwards."""
+    finished, notes = compared(finished, load, card.derived)
     source_card = _source_card(api, finished.facts["input"])
     licence = inherited(source_card, card)
-    notes = (NO_LICENCE,) if licence.said_by == "nobody" else ()
+    notes += (NO_LICENCE,) if licence.said_by == "nobody" else ()
     release = version("selectit-hf")
     with tempfile.TemporaryDirectory(prefix="selectit-push-") as folder:
         staged = stage(finished, Path(folder))
@@ -176,10 +188,11 @@ def _source_card(api: HfApi, source: dict[str, Any]) -> dict[str, Any]:
     return as_dict(info.card_data) if info.card_data else {}
 
 
-def _pinned(api: HfApi, source: str, split: str) -> Source:
-    """A source by name; on the Hub, at the commit that was named or is there now."""
+def _pinned(api: HfApi, source: str, split: str) -> tuple[Source, Callable[[], Dataset]]:
+    """A source by name, and how to load it; on the Hub, at the commit named or there now."""
     if Path(source).expanduser().exists():
-        return sources.load(source, split if split != "train" else None)[1]
+        rows, found = sources.load(source, split if split != "train" else None)
+        return found, lambda: rows
     match = SOURCE.fullmatch(source)
     if match is None:
         raise InputError(
@@ -191,7 +204,8 @@ def _pinned(api: HfApi, source: str, split: str) -> Source:
         sha, _ = commit_of("dataset", name, revision, api)
     except FAILURES as error:
         raise failure(error, f"The source {source} cannot be found; nothing was pushed.") from None
-    return Source(name, config, split, sha)
+    found = Source(name, config, split, sha)
+    return found, partial(rows_of_hub, found, api)
 
 
 def _client() -> HfApi:

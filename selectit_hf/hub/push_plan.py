@@ -11,7 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from selectit_hf.errors import HubError, SettingError
-from selectit_hf.hub.card import Card, merged
+from selectit_hf.hub.card import BEGIN, END, Card, merged
 from selectit_hf.hub.remote import EMPTY, Remote, find_proposal, is_ours, is_same, read_remote
 from selectit_hf.hub.staging import CARD, MANIFEST, File, Staged
 from selectit_hf.privacy import private_place, private_words
@@ -89,8 +89,8 @@ class PushPlan:
         """Whether the Hub already holds everything."""
         return self.proposed is not None or not (self.changed or self.delete)
 
-    def describe(self) -> str:
-        """What a person wants to see before it happens."""
+    def describe(self, with_card: bool = True) -> str:
+        """What a person wants to see before it happens; ``with_card``, what the card will say."""
         lines = [
             f"repository  {self.repo} ({self._fate()})",
             f"visibility  {'public' if self.settings.public else 'private'}",
@@ -102,7 +102,7 @@ class PushPlan:
             lines.append(f"  {mark} {file.sha256}  {file.size:>12,}  {path}")
         lines += [f"  - {path}" for path in self.delete]
         lines += [f"note: {note}" for note in self.notes]
-        return redacted("\n".join([*lines, *self._card_changes()]))
+        return redacted("\n".join([*lines, *self._card_changes(with_card)]))
 
     def _fate(self) -> str:
         if self.remote.head is None:
@@ -112,11 +112,20 @@ class PushPlan:
         step = "a pull request" if self.settings.create_pr else "one commit"
         return f"{step} on top of {self.remote.head}"
 
-    def _card_changes(self) -> list[str]:
-        if self.card == self.remote.card:
+    def _card_changes(self, shown: bool) -> list[str]:
+        """The generated text of a new card, or the changed lines of one that is there."""
+        old, new = self.remote.card, self.card
+        if new == old:
             return ["the card stays as it is"]
-        sides = (self.remote.card.splitlines(), self.card.splitlines())
-        return ["the card", *difflib.unified_diff(*sides, "there", "new", lineterm="")]
+        if not old:
+            text = new.partition(BEGIN)[2].partition(END)[0].strip().splitlines()
+            return [f"the card is new, {len(text)} lines", *(["", *text] if shown else [])]
+        changes = [
+            line
+            for line in difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm="")
+            if not line.startswith(("---", "+++", "@@"))
+        ]
+        return [f"the card changes in {len(changes)} lines", *(changes if shown else [])]
 
 
 def check_repo(repo: str) -> str:

@@ -3,6 +3,7 @@
 data/train-00000-of-00001.parquet    the kept rows (configuration "default")
 scores/train-00000-of-00001.parquet  every row's ratings and scores (configuration "scores")
 images/*.png                         the plots of the card
+rating_prompts.txt, template.txt     what the card's command reads, where not the defaults
 README.md                            the card
 selectit.json                        the manifest: every fact, and the SHA-256 of every file
 """
@@ -24,6 +25,7 @@ from huggingface_hub import DatasetCardData
 from selectit_hf.analysis import Finished, Rows
 from selectit_hf.formats import with_contents
 from selectit_hf.hub.card import as_dict
+from selectit_hf.hub.card_code import text_files
 from selectit_hf.report import card_plots
 
 __all__ = ["CARD", "MANIFEST", "File", "Staged", "describe_file", "stage"]
@@ -102,6 +104,9 @@ def stage(finished: Finished, folder: Path, shard_bytes: int = SHARD_BYTES) -> S
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(png)
         files[f"images/{name}.png"] = describe_file(path)
+    for name, text in (text_files(finished.facts["rating"]) or {}).items():
+        (folder / name).write_bytes(text)
+        files[name] = describe_file(folder / name)
     data = DatasetCardData()
     configs.to_dataset_card_data(data)
     infos.to_dataset_card_data(data)

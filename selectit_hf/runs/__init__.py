@@ -25,7 +25,13 @@ from selectit_hf.runs.rate_shards import (
 )
 from selectit_hf.runs.results import finish, ranking_column, ratings_of
 from selectit_hf.runs.run import CHECK, RESULTS, Run, check_folder, open_run, plan
-from selectit_hf.runs.run_inputs import inputs, rows_of
+from selectit_hf.runs.run_inputs import (
+    inputs,
+    is_streamed,
+    model_folder,
+    remember_inputs,
+    rows_of,
+)
 from selectit_hf.runs.run_status import status
 from selectit_hf.runs.shards import Shards
 from selectit_hf.runs.store import Store, is_url, open_store
@@ -44,8 +50,10 @@ __all__ = [
     "datatrove_steps",
     "finish",
     "inputs",
+    "is_streamed",
     "is_url",
     "local",
+    "model_folder",
     "open_run",
     "open_store",
     "pending",
@@ -55,6 +63,7 @@ __all__ = [
     "rate",
     "rate_shard",
     "ratings_of",
+    "remember_inputs",
     "rows_of",
     "spool",
     "status",

@@ -36,6 +36,7 @@ from selectit_hf.rating import (
     score_table,
     scorers_of,
 )
+from selectit_hf.runs.remembered import remember_selection
 from selectit_hf.runs.run import PROGRESS, RESULTS, Run
 from selectit_hf.runs.shards import Facts, Shards, refuse_mixed
 from selectit_hf.runs.store import open_store
@@ -204,6 +205,8 @@ def finish(
         files.close()  # moves both into place
         store.write(SUMMARY, said)
         store.write_json(MANIFEST, manifest | {"manifest_sha256": facts_hash(manifest)})
+    if out is not None:
+        remember_selection(facts_hash(manifest), str(run.store))
     for name in run.store.sizes(PROGRESS) if out is None else ():
         run.store.remove(f"{PROGRESS}/{name}")
     return summary

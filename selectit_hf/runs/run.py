@@ -26,6 +26,7 @@ from selectit_hf.json_files import json_object, misfit
 from selectit_hf.rating import ModelScore, Ratings, SentenceScore
 from selectit_hf.runs import plans, segments
 from selectit_hf.runs.plans import PLAN
+from selectit_hf.runs.remembered import run_of_selection
 from selectit_hf.runs.shards import HASH, RATINGS, Part, Shards
 from selectit_hf.runs.store import Store, open_store
 
@@ -228,10 +229,31 @@ def open_run(where: str | Path | Store) -> Run:
     """
     folder = open_store(where)
     if not folder.exists(PLAN):
+        _refuse_selection(folder)
         raise RunError(
             f"{folder.name!r} is not a run folder: it has no plan.json. 'selectit run' makes one."
         )
     return Run(str(folder), plans.read_plan(folder))
+
+
+def _refuse_selection(folder: Store) -> None:
+    """Raise an error if this is what ``select RUN --out`` wrote, which has no ratings of its own.
+
+    Raises:
+        RunError: the message names the run.
+    """
+    facts = json_object(folder.read_many([RESULTS[-1]]).get(RESULTS[-1], b"")) or {}
+    if misfit(facts, {"by": str, "cut": {str: (float, None, str)}, "manifest_sha256": str}):
+        return
+    run = run_of_selection(facts["manifest_sha256"])
+    shown = run or "RUN"
+    cut = {k: v for k, v in facts["cut"].items() if k != "variant" and v is not None}
+    flags = " ".join(f"--{name} {value}" for name, value in {"by": facts["by"], **cut}.items())
+    raise RunError(
+        f"{folder.name!r} holds a selection from {'a run' if run is None else run}, which has the "
+        f"ratings and the plan; give the run. To use this selection, first make it the run's own: "
+        f"selectit select {shown} --out {shown} {flags} (and the other flags it was made with)."
+    )
 
 
 def check_folder(folder: Store) -> None:

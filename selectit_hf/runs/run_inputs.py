@@ -1,22 +1,25 @@
 """The rows and scorers of a run, opened again from its folder, wherever that is.
 
 A plan holds no local path. It identifies rows on the Hub, rows in the run folder, models on the Hub
-and the bundled model; local files and checkpoint folders must be given again.
+and the bundled model. Local files and checkpoint folders are looked for where they were on this
+machine (see `remembered`), and must be given again if they are not there.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from selectit_hf.errors import RunError
+from selectit_hf.errors import ModelError, RunError
 from selectit_hf.formats import Source, sources
-from selectit_hf.rating import OF_THE_WEIGHTS, TINY_RATER, SentenceScore, resolve
+from selectit_hf.rating import OF_THE_WEIGHTS, TINY_RATER, SentenceScore, is_local, resolve
+from selectit_hf.runs.remembered import places_of, remember
 from selectit_hf.runs.run import Run
 from selectit_hf.runs.streamed_rows import streamed
 
-__all__ = ["inputs", "rows_of"]
+__all__ = ["inputs", "is_streamed", "model_folder", "remember_inputs", "rows_of"]
 
 
 def inputs(
@@ -31,7 +34,8 @@ def inputs(
     Args:
         run: the run.
         data, split: see `rows_of`.
-        models: checkpoint folders of this machine, for those models of the plan that were folders.
+        models: checkpoint folders of this machine, for those models of the plan that were folders;
+            by default, where they were.
         place: ``device`` and ``device_map`` of `selectit_hf.TokenScore`.
 
     Raises:
@@ -41,6 +45,9 @@ def inputs(
     scorers = []
     for model in run.plan["models"]:
         is_folder = model["revision"].startswith("sha256:") and model["model"] != TINY_RATER
+        found = model_folder(run, model["revision"]) if is_folder and not models else None
+        if found is not None:
+            folders.setdefault(model["revision"], found)
         if is_folder and model["revision"] not in folders:
             raise RunError(
                 f"The run's model {model['model']!r} was a folder, and the plan does not store its "
@@ -50,7 +57,39 @@ def inputs(
         own |= {setting: model[setting] for setting in OF_THE_WEIGHTS if setting in model}
         name = folders.get(model["revision"], model["model"])
         scorers.append(SentenceScore(model=name, **own, **run.plan["rating"], **place))
+    planned = {model["revision"] for model in run.plan["models"]}
+    remember(run.plan, models={key: folders[key] for key in folders if key in planned})
     return rows_of(run, data, split), scorers
+
+
+def model_folder(run: Run, revision: str) -> str | None:
+    """Where a local model of the plan was on this machine, if it is still there and the same."""
+    path = places_of(run.plan)["models"].get(revision)
+    with suppress(ModelError):
+        if path is not None and is_local(path) and resolve(path).revision == revision:
+            return str(path)
+    return None
+
+
+def remember_inputs(run: Run, data: str, scorers: Sequence[SentenceScore]) -> None:
+    """Remember where the local rows and models are that a run was just planned with."""
+    planned = zip(run.plan["models"], scorers, strict=False)
+    models = {
+        str(model["revision"]): str(one.model)
+        for model, one in planned
+        if model["revision"].startswith("sha256:") and model["model"] != TINY_RATER
+    }
+    is_here = _source(run).revision.startswith("sha256:")
+    remember(run.plan, data if is_here and sources.local_files(data) else None, models)
+
+
+def is_streamed(run: Run) -> bool:
+    """Whether the rows lie in the run folder, where a stream was stored."""
+    return streamed(run.store, _source(run)) is not None
+
+
+def _source(run: Run) -> Source:
+    return Source(*(run.plan["input"][key] for key in ("name", "config", "split", "revision")))
 
 
 def rows_of(run: Run, data: str | None = None, split: str | None = None) -> Dataset:
@@ -58,17 +97,20 @@ def rows_of(run: Run, data: str | None = None, split: str | None = None) -> Data
 
     Args:
         run: the run.
-        data: for a run over a local file, that file.
+        data: for a run over a local file, that file; by default, where it was.
         split: which split, if there are several and the run does not say.
 
     Raises:
         RunError: a local file is not given, or the rows have changed since.
     """
-    said = Source(*(run.plan["input"][key] for key in ("name", "config", "split", "revision")))
+    said = _source(run)
     there = streamed(run.store, said)
     if there is not None:
         return there
+    given = data
     if data is None and said.revision.startswith("sha256:"):
+        data = places_of(run.plan)["data"]
+    if said.revision.startswith("sha256:") and not (given or (data and sources.local_files(data))):
         raise RunError(
             f"The run rated the local file {said.name!r}; give it again with --data, so that "
             "its rows can be read with all their columns."
@@ -82,6 +124,8 @@ def rows_of(run: Run, data: str | None = None, split: str | None = None) -> Data
     if found.revision != said.revision:
         raise RunError(
             f"{found.name!r} has changed since it was rated: {found.revision}, not "
-            f"{said.revision}. Give the file the run was made from."
+            f"{said.revision}. Give the file the run was made from, with --data."
         )
+    if given is not None and said.revision.startswith("sha256:"):
+        remember(run.plan, given)
     return rows

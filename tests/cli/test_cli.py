@@ -70,6 +70,7 @@ def test_select_again_without_a_model(
     unread = selectit(*again, "--data", data, "--device", "cpu")
     assert unread.code == 1
     assert "apply only to --by ifd" in unread.err
+    monkeypatch.setenv("XDG_STATE_HOME", os.devnull)  # nothing is remembered
     missing = selectit(*again)
     assert missing.code == 1
     assert "give it again with --data" in missing.err

@@ -70,9 +70,10 @@ def card_of(
     **options: Any,
 ) -> Card:
     finished, files = staged(tmp_path, **options)
+    compared = {**finished.facts["input"], "relation": "same"}
     settings, source_card = settings or CardSettings(), source_card or {}
     return make_card(
-        finished.facts,
+        finished.facts | {"input": compared},
         "user/selective-test",
         licence=inherited(source_card, settings),
         settings=settings,

@@ -147,7 +147,10 @@ def test_a_plan_writes_nothing(server: HubServer, first: Selection) -> None:
         assert f"{file.sha256}  {file.size:>12,}  {path}" in words
     assert f"repository  {NAME} (will be created)" in words
     assert "visibility  private" in words
-    assert "+license: mit" in words
+    assert "the card is new" in words
+    assert "# Picked" in words
+    assert "dataset_info" not in words
+    assert "# Picked" not in plan.describe(with_card=False)
 
 
 def test_a_push_is_one_private_commit(server: HubServer, first: Selection) -> None:
