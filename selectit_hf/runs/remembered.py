@@ -55,7 +55,7 @@ def remember_selection(manifest: str, run: str) -> None:
 def run_of_selection(manifest: str) -> str | None:
     """The path or URL of that run, if it is remembered."""
     found = _read("selections", manifest, {"run": str})
-    return found and str(found["run"])
+    return None if found is None else str(found["run"])
 
 
 def _file(kind: str, key: str) -> Path:

@@ -187,5 +187,5 @@ def test_a_local_model_and_file_are_named_as_local_with_their_hashes(tmp_path: P
     assert "org/large is a model of" not in text()
     assert "Not compared with the source" in text()
     assert "no file of prompts can hold" in text()
-    asked["rating_prompts"] = asked["rating_prompts"][1:] + ["one line"]
+    asked["rating_prompts"] = [*asked["rating_prompts"][1:], "one line"]
     assert "--rating-prompts rating_prompts.txt" in text()
