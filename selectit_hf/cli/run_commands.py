@@ -112,7 +112,8 @@ def run(
     count = count_workers(rank, workers, scorers)
     rows, source = load_rows(dataset, first_rows(split, limit), streaming, out, dry_run)
     survey = tell_survey(rows, source.name, scorers, allow_unrated)
-    check_ranking(rows, how.by, cut.threshold, SELECTORS)
+    ours = [c for one in scorers for c in one.columns if "_score__" in c] + ["model_score"]
+    check_ranking(rows, how.by, cut.threshold, [*SELECTORS, *ours])
     if not runs.is_url(out):
         check_space(Path(out), rows, len(scorers), scorers[0].k, cut.proportion or 1.0)
     settings = Settings(how, cut, rank, count, wait, allow_mixed)

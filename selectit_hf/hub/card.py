@@ -33,7 +33,9 @@ __all__ = [
     "merged",
 ]
 
-SAME, DERIVED, NOT_COMPARED = "same", "derived", "not compared"
+SAME = "same"
+DERIVED = "derived"
+NOT_COMPARED = "not compared"
 """What published rows are to their source: ``relation`` in the facts about the input."""
 BEGIN = "<!-- selectit: the text from here to the next such line is generated; write around it -->"
 END = "<!-- selectit: end of the generated text -->"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from datasets import Dataset
 from huggingface_hub import HfApi, constants
@@ -33,7 +34,8 @@ def compared(finished: Finished, load: Load, derived: bool) -> tuple[Finished, t
     Raises:
         InputError: the rows differ from the source, and ``derived`` was not said.
     """
-    source, notes = finished.facts["input"], tuple[str, ...]()
+    source: dict[str, Any] = finished.facts["input"]
+    notes: tuple[str, ...] = ()
     try:
         relation = SAME if finished.are_rows_of(load()) else DERIVED
     except (SelectItError, *FAILURES) as error:

@@ -266,7 +266,9 @@ def test_the_report_holds_the_ablations(
 def test_a_local_run_needs_its_file_again(
     run: Path,
     selectit: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", os.devnull)  # nothing is remembered
     done = selectit("report", run)
     assert done.code == 1
     assert "--data" in done.err

@@ -331,8 +331,12 @@ def test_status_of_a_run_and_of_a_damaged_one(
 
 
 def test_plan_rate_and_finish_are_what_run_does(
-    selectit: Callable[..., Outcome], data: Path, checkpoint: Path
+    selectit: Callable[..., Outcome],
+    data: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", os.devnull)  # nothing is remembered
     flags = ("--model", checkpoint, "--shard-size", 7, "--out")
     assert selectit("run", data, *flags, "straight").code == 0
     done = selectit("plan", data, *flags, "run", "--json")

@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from finished_runs import make_run
 from hub_server import HubServer
+
+from selectit_hf.analysis.finished_run import from_run
+from selectit_hf.hub.card import CardSettings, inherited, make_card
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES = (ROOT / "selectit_hf" / "data" / "sample.jsonl").read_text().splitlines()[:40]
@@ -158,3 +162,30 @@ def test_a_source_that_cannot_be_read_is_not_compared(server: HubServer, tmp_pat
     assert "Not compared with the source" in text
     assert "row number in the source" not in text
     assert "source.select" not in text
+
+
+def test_a_local_model_and_file_are_named_as_local_with_their_hashes(tmp_path: Path) -> None:
+    finished = from_run(make_run(tmp_path / "run", source={"name": "mine.jsonl"}))
+    for facts in (finished.facts["input"], finished.facts["models"][0]):
+        facts["revision"] = "sha256:" + "5" * 64
+    asked = finished.facts["rating"]
+    asked["rating_prompts"] = ["two\nlines", *asked["rating_prompts"][1:]]
+
+    def text() -> str:
+        return make_card(
+            finished.facts,
+            "user/x",
+            licence=inherited({}, CardSettings()),
+            settings=CardSettings(),
+            source_card={},
+            datasets_data={},
+        ).body
+
+    assert "org/small is a model of the publisher's machine" in text()
+    assert f"the hash\nsha256:{'5' * 64}" in text()
+    assert "mine.jsonl is a file of the publisher's machine" in text()
+    assert "org/large is a model of" not in text()
+    assert "Not compared with the source" in text()
+    assert "no file of prompts can hold" in text()
+    asked["rating_prompts"] = [*asked["rating_prompts"][1:], "one line"]
+    assert "--rating-prompts rating_prompts.txt" in text()

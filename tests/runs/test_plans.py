@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -309,8 +310,12 @@ def test_other_versions_or_hardware_are_not_mixed_in(
 
 
 def test_inputs_opens_rows_and_scorers_again(
-    tmp_path: Path, checkpoint: Path, make_checkpoint: Callable[..., Path]
+    tmp_path: Path,
+    checkpoint: Path,
+    make_checkpoint: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", os.devnull)  # nothing is remembered
     data = tmp_path / "rows.jsonl"
     rows_to(11).to_json(data)
     rows, source = sources.load(str(data))
