@@ -4,6 +4,7 @@ from selectit_hf.analysis import choices
 from selectit_hf.analysis.candidates import NAMES, Candidates
 from selectit_hf.analysis.choices import JudgeSettings, Reader
 from selectit_hf.analysis.comparison import compare
+from selectit_hf.analysis.exporting import Exported, export, for_training
 from selectit_hf.analysis.finished import Finished, Rows, is_score
 from selectit_hf.analysis.finished_run import from_run
 from selectit_hf.analysis.finished_selection import from_selection
@@ -20,6 +21,7 @@ __all__ = [
     "DEFECTS",
     "NAMES",
     "Candidates",
+    "Exported",
     "Finished",
     "JudgeSettings",
     "Measures",
@@ -31,6 +33,8 @@ __all__ = [
     "choices",
     "compare",
     "duration",
+    "export",
+    "for_training",
     "from_run",
     "from_selection",
     "is_score",

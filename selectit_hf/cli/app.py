@@ -15,6 +15,7 @@ from selectit_hf import runs
 from selectit_hf.analysis import JudgeSettings, Reader, choices
 from selectit_hf.cli import display, flag_groups
 from selectit_hf.cli.check_command import checking
+from selectit_hf.cli.export_command import exporting
 from selectit_hf.cli.failures import explained
 from selectit_hf.cli.flag_groups import with_flags
 from selectit_hf.cli.flags import (
@@ -60,6 +61,7 @@ app = typer.Typer(
 app.add_typer(checking)
 app.add_typer(commands)
 app.add_typer(launching)
+app.add_typer(exporting)
 
 
 @app.command()
@@ -68,7 +70,9 @@ def score(
     dataset: DatasetName,
     out: Annotated[
         Path,
-        typer.Option(parser=here, metavar="OUT", help="A .parquet or .jsonl file, or a folder."),
+        typer.Option(
+            parser=here, metavar="OUT", help="A .parquet, .jsonl or .json file, or a folder."
+        ),
     ],
     scorers: list[SentenceScore],
     how: Reflection,
@@ -118,7 +122,8 @@ def select_command(
         str,
         typer.Option(
             metavar="OUT",
-            help="For a run, a folder or its URL; else a .parquet or .jsonl file or a folder.",
+            help="For a run, a folder or its URL; else a .parquet, .jsonl or .json file or "
+            "a folder.",
         ),
     ],
     how: Reflection,
@@ -137,7 +142,7 @@ def select_command(
     """
     Stop()
     if runs.is_url(scored) or runs.open_store(scored).exists("plan.json"):
-        if out.endswith((".parquet", ".jsonl")):
+        if out.endswith((".parquet", ".jsonl", ".json")):
             raise SettingError("A run's selection has several files; name a folder with --out.")
         run = runs.open_run(scored)
         how = choices.within(how, per)

@@ -18,16 +18,19 @@ from selectit_hf.formats.rows import (
 )
 from selectit_hf.formats.sources import Source
 from selectit_hf.formats.survey import REMEDIES, check_ranking, check_space, look, of_statuses
+from selectit_hf.formats.training.forms import FORMS, Trainable
 from selectit_hf.formats.writing import check_writable, writer
 
 __all__ = [
     "FOREIGN",
+    "FORMS",
     "READING",
     "REMEDIES",
     "STATUSES",
     "Pair",
     "RowReader",
     "Source",
+    "Trainable",
     "Turns",
     "check_batch",
     "check_media",

@@ -152,6 +152,7 @@ FACTS = (
     "contrast",
     "check",
     "versions",
+    "form",
 )
 
 

@@ -5,6 +5,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,13 @@ from typing import Any
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from selectit_hf.analysis import Finished, check_unchanged, from_run, from_selection
+from selectit_hf.analysis import (
+    Finished,
+    check_unchanged,
+    for_training,
+    from_run,
+    from_selection,
+)
 from selectit_hf.errors import InputError
 from selectit_hf.formats import Source, sources
 from selectit_hf.hub.card import CardSettings, as_dict, inherited, make_card
@@ -44,6 +51,8 @@ def push_run(
     yes: bool = False,
     card: CardSettings | None = None,
     settings: PushSettings | None = None,
+    form: str | None = None,
+    with_scores: bool = False,
     tell: Callable[[str], None] = print,
     api: HfApi | None = None,
 ) -> Pushed | PushPlan:
@@ -55,6 +64,8 @@ def push_run(
         yes: push; otherwise nothing is written.
         card: what a person adds to the card.
         settings: what the push may do.
+        form: publish the kept rows as a trainer reads them; see `selectit_hf.export`.
+        with_scores: with ``form``, keep their score columns.
         tell: called with each message for a person.
         api: the client, with a token; by default the login's.
 
@@ -64,12 +75,17 @@ def push_run(
     check_repo(repo)
     api, settings = api or _client(), settings or PushSettings()
     opened = open_run(run)
-    finished = from_run(opened)
+    verified = finished = from_run(opened)
+    notes: Callable[[], list[str]] = list
+    if form is not None:
+        rows, notes = for_training(verified, form, with_scores=with_scores)
+        facts = verified.facts | {"form": {"name": form, "with_scores": with_scores}}
+        finished = replace(verified, selected=rows, facts=facts)
     with (
         time_limit(settings.timeout),
-        _planned(api, finished, repo, card or CardSettings(), settings) as plan,
+        _planned(api, finished, repo, card or CardSettings(), settings, notes) as plan,
     ):
-        check_unchanged(opened, finished)
+        check_unchanged(opened, verified)
         tell(plan.describe())
         if not yes:
             tell("nothing pushed; add --yes")
@@ -136,7 +152,12 @@ def publish(
 
 @contextmanager
 def _planned(
-    api: HfApi, finished: Finished, repo: str, card: CardSettings, settings: PushSettings
+    api: HfApi,
+    finished: Finished,
+    repo: str,
+    card: CardSettings,
+    settings: PushSettings,
+    more_notes: Callable[[], list[str]] = list,
 ) -> Iterator[PushPlan]:
     """A plan whose files lie in a folder that is gone afterwards."""
     source_card = _source_card(api, finished.facts["input"])
@@ -156,7 +177,8 @@ def _planned(
             examples=finished.examples,
             version=release,
         )
-        yield plan_push(api, repo, staged, made, settings, release, notes)
+        said = (*notes, *more_notes())
+        yield plan_push(api, repo, staged, made, settings, release, said)
 
 
 def _source_card(api: HfApi, source: dict[str, Any]) -> dict[str, Any]:
