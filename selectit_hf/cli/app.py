@@ -30,6 +30,7 @@ from selectit_hf.cli.flags import (
     here,
 )
 from selectit_hf.cli.launch_command import launching
+from selectit_hf.cli.recipes import RecipeCommand
 from selectit_hf.cli.run_commands import commands
 from selectit_hf.cli.run_steps import Settings, refuse_nothing_rated, run_all, tell_survey
 from selectit_hf.cli.stop_signals import Stop
@@ -107,7 +108,7 @@ def score(
     display.say(facts, as_json, f"{len(rows)} rows with score columns are in {out} ({counted}).")
 
 
-@app.command(name="select")
+@app.command(name="select", cls=RecipeCommand)
 @with_flags(
     how=flag_groups.reflection,
     cut=flag_groups.cut,
@@ -183,7 +184,7 @@ def select_command(
     display.say(facts, as_json, f"{len(selection.selected)} of {len(rows)} rows are in {out}.")
 
 
-@app.command()
+@app.command(cls=RecipeCommand)
 @with_flags(card=flag_groups.card, settings=flag_groups.push, as_json=flag_groups.as_json)
 def push(
     run: RunNamed,

@@ -8,7 +8,7 @@ import typer
 from selectit_hf import runs
 from selectit_hf.analysis import NAMES as SELECTORS
 from selectit_hf.analysis import choices
-from selectit_hf.cli import display, flag_groups
+from selectit_hf.cli import display, flag_groups, recipes
 from selectit_hf.cli.flag_groups import with_flags
 from selectit_hf.cli.flags import (
     AllowMixed,
@@ -22,7 +22,9 @@ from selectit_hf.cli.flags import (
     Per,
     RunNamed,
     Split,
+    here,
 )
+from selectit_hf.cli.recipes import RecipeCommand
 from selectit_hf.cli.run_steps import (
     Settings,
     count_workers,
@@ -33,7 +35,7 @@ from selectit_hf.cli.run_steps import (
 )
 from selectit_hf.cli.stop_signals import Stop
 from selectit_hf.formats import check_ranking, check_space
-from selectit_hf.rating import Reflection, SentenceScore
+from selectit_hf.rating import Reflection, SentenceScore, model_name
 from selectit_hf.runs import Rank
 from selectit_hf.selection import Cut
 
@@ -59,7 +61,7 @@ Wait = Annotated[
 ]
 
 
-@commands.command()
+@commands.command(cls=RecipeCommand)
 @with_flags(
     scorers=flag_groups.scorers,
     how=flag_groups.reflection,
@@ -67,6 +69,7 @@ Wait = Annotated[
     as_json=flag_groups.as_json,
 )
 def run(
+    ctx: typer.Context,
     dataset: DatasetName,
     out: Out,
     scorers: list[SentenceScore],
@@ -84,6 +87,14 @@ def run(
     allow_mixed: AllowMixed = False,
     per: Per = None,
     allow_unrated: AllowUnrated = False,
+    save_recipe: Annotated[
+        Path | None,
+        typer.Option(
+            parser=here,
+            metavar="FILE.yaml",
+            help="Write dataset, models and the flags given as a recipe.",
+        ),
+    ] = None,
 ) -> None:
     """Rate a dataset, score it and select the best rows, into a run folder.
 
@@ -92,11 +103,15 @@ def run(
     Under torchrun, 'accelerate launch' and Slurm, each process rates its part, and rank 0 finishes;
     'selectit launch' gives a planned run to a cluster. The raw ratings stay in the folder, so
     'selectit select RUN' with another level, alpha, variant or proportion takes seconds.
+    Instead of DATASET, give a recipe.yaml that holds all this: see docs/runs.md.
     """
     how = choices.within(how, per)
     rank = Rank.from_environment()
     if rank.rank > 0:
         display.hush()
+    elif save_recipe is not None:
+        names = ctx.params["model"] or [model_name(scorers[0].model)]
+        recipes.save(save_recipe, ctx, list(names))
     count = count_workers(rank, workers, scorers)
     rows, source = load_rows(dataset, split, streaming, out)
     tell_survey(rows, source.name, scorers, allow_unrated)
