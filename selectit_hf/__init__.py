@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selectit_hf.analysis import check
+    from selectit_hf.analysis import check, export
     from selectit_hf.errors import SelectItError
     from selectit_hf.hub import publish
     from selectit_hf.rating import (
@@ -31,6 +31,7 @@ __all__ = [
     "SentenceScore",
     "TokenScore",
     "check",
+    "export",
     "model_score",
     "publish",
     "score",
@@ -42,7 +43,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "analysis": ("check",),
+    "analysis": ("check", "export"),
     "errors": ("SelectItError",),
     "hub": ("publish",),
     "rating": (

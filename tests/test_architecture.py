@@ -4,6 +4,7 @@ import ast
 import importlib
 import socket
 import statistics
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -210,3 +211,12 @@ def test_loopback_is_within_reach() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         socket.create_connection(server.getsockname()).close()
     assert not ATTEMPTS
+
+
+def test_every_folder_of_the_package_is_shipped() -> None:
+    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text("utf-8"))
+    folders = {
+        ".".join(("selectit_hf", *path.relative_to(PACKAGE).parts[:-1])) for path in FILES.values()
+    }
+    shipped = {*settings["tool"]["setuptools"]["packages"]} - {"selectit_hf.hub_cards"}
+    assert shipped == folders

@@ -5,6 +5,7 @@ from selectit_hf.analysis.candidates import NAMES, Candidates
 from selectit_hf.analysis.choices import JudgeSettings, Reader
 from selectit_hf.analysis.comparison import compare
 from selectit_hf.analysis.dry_run import dry_run
+from selectit_hf.analysis.exporting import Exported, export, for_training
 from selectit_hf.analysis.finished import Finished, Rows, is_score
 from selectit_hf.analysis.finished_run import from_run
 from selectit_hf.analysis.finished_selection import from_selection
@@ -21,6 +22,7 @@ __all__ = [
     "DEFECTS",
     "NAMES",
     "Candidates",
+    "Exported",
     "Finished",
     "JudgeSettings",
     "Measures",
@@ -33,6 +35,8 @@ __all__ = [
     "compare",
     "dry_run",
     "duration",
+    "export",
+    "for_training",
     "from_run",
     "from_selection",
     "is_score",

@@ -15,6 +15,7 @@ from selectit_hf import __version__, runs
 from selectit_hf.analysis import JudgeSettings, Reader, choices
 from selectit_hf.cli import display, flag_groups
 from selectit_hf.cli.check_command import checking
+from selectit_hf.cli.export_command import exporting
 from selectit_hf.cli.failures import explained
 from selectit_hf.cli.flag_groups import with_flags
 from selectit_hf.cli.flags import (
@@ -29,6 +30,7 @@ from selectit_hf.cli.flags import (
     here,
 )
 from selectit_hf.cli.launch_command import launching
+from selectit_hf.cli.recipes import RecipeCommand
 from selectit_hf.cli.run_commands import commands
 from selectit_hf.cli.run_steps import Settings, refuse_nothing_rated, run_all, tell_survey
 from selectit_hf.cli.stop_signals import Stop
@@ -77,6 +79,7 @@ def _options(
 app.add_typer(checking)
 app.add_typer(commands)
 app.add_typer(launching)
+app.add_typer(exporting)
 
 
 @app.command()
@@ -85,7 +88,9 @@ def score(
     dataset: DatasetName,
     out: Annotated[
         Path,
-        typer.Option(parser=here, metavar="OUT", help="A .parquet or .jsonl file, or a folder."),
+        typer.Option(
+            parser=here, metavar="OUT", help="A .parquet, .jsonl or .json file, or a folder."
+        ),
     ],
     scorers: list[SentenceScore],
     how: Reflection,
@@ -121,7 +126,7 @@ def score(
     display.say(facts, as_json, f"{len(rows)} rows with score columns are in {out} ({counted}).")
 
 
-@app.command(name="select")
+@app.command(name="select", cls=RecipeCommand)
 @with_flags(
     how=flag_groups.reflection,
     cut=flag_groups.cut,
@@ -136,7 +141,8 @@ def select_command(
         str,
         typer.Option(
             metavar="OUT",
-            help="For a run, a folder or its URL; else a .parquet or .jsonl file or a folder.",
+            help="For a run, a folder or its URL; else a .parquet, .jsonl or .json file or "
+            "a folder.",
         ),
     ],
     how: Reflection,
@@ -155,7 +161,7 @@ def select_command(
     """
     Stop()
     if runs.is_url(scored) or runs.open_store(scored).exists("plan.json"):
-        if out.endswith((".parquet", ".jsonl")):
+        if out.endswith((".parquet", ".jsonl", ".json")):
             raise SettingError("A run's selection has several files; name a folder with --out.")
         run = runs.open_run(scored)
         how = choices.within(how, per)
@@ -196,7 +202,7 @@ def select_command(
     display.say(facts, as_json, f"{len(selection.selected)} of {len(rows)} rows are in {out}.")
 
 
-@app.command()
+@app.command(cls=RecipeCommand)
 @with_flags(card=flag_groups.card, settings=flag_groups.push, as_json=flag_groups.as_json)
 def push(
     run: RunNamed,

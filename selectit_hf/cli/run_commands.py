@@ -8,7 +8,7 @@ import typer
 from selectit_hf import runs
 from selectit_hf.analysis import NAMES as SELECTORS
 from selectit_hf.analysis import choices
-from selectit_hf.cli import display, flag_groups
+from selectit_hf.cli import display, flag_groups, recipes
 from selectit_hf.cli.flag_groups import with_flags
 from selectit_hf.cli.flags import (
     AllowMixed,
@@ -23,7 +23,9 @@ from selectit_hf.cli.flags import (
     Per,
     RunNamed,
     Split,
+    here,
 )
+from selectit_hf.cli.recipes import RecipeCommand
 from selectit_hf.cli.run_steps import (
     Settings,
     count_workers,
@@ -35,7 +37,7 @@ from selectit_hf.cli.run_steps import (
 )
 from selectit_hf.cli.stop_signals import Stop
 from selectit_hf.formats import check_ranking, check_space, first_rows
-from selectit_hf.rating import Reflection, SentenceScore
+from selectit_hf.rating import Reflection, SentenceScore, model_name
 from selectit_hf.runs import Rank
 from selectit_hf.selection import Cut
 
@@ -61,7 +63,7 @@ Wait = Annotated[
 ]
 
 
-@commands.command()
+@commands.command(cls=RecipeCommand)
 @with_flags(
     scorers=flag_groups.scorers,
     how=flag_groups.reflection,
@@ -69,6 +71,7 @@ Wait = Annotated[
     as_json=flag_groups.as_json,
 )
 def run(
+    ctx: typer.Context,
     dataset: DatasetName,
     out: Out,
     scorers: list[SentenceScore],
@@ -95,6 +98,14 @@ def run(
             "rows, disk. Nothing is written to RUN.",
         ),
     ] = False,
+    save_recipe: Annotated[
+        Path | None,
+        typer.Option(
+            parser=here,
+            metavar="FILE.yaml",
+            help="Write dataset, models and the flags given as a recipe.",
+        ),
+    ] = None,
 ) -> None:
     """Rate a dataset, score it and select the best rows, into a run folder.
 
@@ -104,11 +115,15 @@ def run(
     'selectit launch' gives a planned run to a cluster. The raw ratings stay in the folder, so
     'selectit select RUN' with another level, alpha, variant or proportion takes seconds.
     To try first: --dry-run says what it will take, and --limit 100 rates the first 100 rows.
+    Instead of DATASET, give a recipe.yaml that holds all this: see docs/runs.md.
     """
     how = choices.within(how, per)
     rank = Rank.from_environment()
     if rank.rank > 0:
         display.hush()
+    elif save_recipe is not None:
+        names = ctx.params["model"] or [model_name(scorers[0].model)]
+        recipes.save(save_recipe, ctx, list(names))
     count = count_workers(rank, workers, scorers)
     rows, source = load_rows(dataset, first_rows(split, limit), streaming, out, dry_run)
     survey = tell_survey(rows, source.name, scorers, allow_unrated)

@@ -27,10 +27,12 @@ from selectit_hf.formats.survey import (
     of_statuses,
     space_needed,
 )
+from selectit_hf.formats.training.forms import FORMS, Trainable
 from selectit_hf.formats.writing import check_writable, writer
 
 __all__ = [
     "FOREIGN",
+    "FORMS",
     "READING",
     "REMEDIES",
     "STATUSES",
@@ -38,6 +40,7 @@ __all__ = [
     "RowReader",
     "Source",
     "Survey",
+    "Trainable",
     "Turns",
     "check_batch",
     "check_media",

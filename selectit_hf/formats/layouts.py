@@ -17,7 +17,7 @@ from selectit_hf.formats.turns import (
     turns_of,
 )
 
-__all__ = ["LAYOUTS", "NAMED_COLUMNS", "Layout", "RowSettings", "refusal"]
+__all__ = ["LAYOUTS", "NAMED_COLUMNS", "TOOLS", "Layout", "RowSettings", "refusal"]
 
 
 class RowSettings(Protocol):
@@ -46,16 +46,20 @@ class Layout:
     Attributes:
         name: what people call it.
         columns: alternative sets of columns that must be there, in lower case.
-        read: turns a row with these columns into instruction and response.
+        turns: the turns of a row with these columns; two of them where it is no conversation.
         optional: further columns that are part of the sample, read if they are there.
         has_turns: whether a row can hold several turns without any ``history``.
     """
 
     name: str
     columns: tuple[tuple[str, ...], ...]
-    read: Callable[[Row, RowSettings], tuple[str, str]]
+    turns: Callable[[Row, RowSettings], list[Turn]]
     optional: tuple[str, ...] = ()
     has_turns: bool = False
+
+    def read(self, row: Row, settings: RowSettings) -> tuple[str, str]:
+        """Instruction and response of a row with these columns."""
+        return pair_of_turns(self.turns(row, settings), settings.turns)
 
 
 # Columns other than the question and the answer
@@ -109,12 +113,16 @@ def _history(value: Any, settings: RowSettings) -> list[Turn]:
 # Readers of one layout each
 
 
-def _read_named(row: Row, settings: RowSettings) -> tuple[str, str]:
+def _read_named(row: Row, settings: RowSettings) -> list[Turn]:
     texts = list(row.values())  # one, where instruction and response are the same column
-    return required_text(texts[0]), required_text(texts[-1])
+    return _exchange(required_text(texts[0]), required_text(texts[-1]))
 
 
-def _read_exchange(row: Row, settings: RowSettings) -> tuple[str, str]:
+def _exchange(asked: str, answered: str) -> list[Turn]:
+    return [Turn("user", asked), Turn("assistant", answered)]
+
+
+def _read_exchange(row: Row, settings: RowSettings) -> list[Turn]:
     """A question and its answer in two columns; either may be a list of turns."""
     asked, answered = list(row.values())[:2]
     if asked is None or answered is None:
@@ -127,7 +135,7 @@ def _read_exchange(row: Row, settings: RowSettings) -> tuple[str, str]:
     answer = _as_turns(answered, "assistant", settings)
     if not _holds(answer, question):
         answer = question + answer
-    return pair_of_turns(before + answer, settings.turns)
+    return before + answer
 
 
 def _holds(answer: list[Turn], question: list[Turn]) -> bool:
@@ -141,32 +149,31 @@ def _as_turns(value: Any, role: str, settings: RowSettings) -> list[Turn]:
     return turns_of(value, settings.kinds)
 
 
-def _read_conversation(row: Row, settings: RowSettings) -> tuple[str, str]:
+def _read_conversation(row: Row, settings: RowSettings) -> list[Turn]:
     turns = turns_of(next(iter(row.values())), settings.kinds)
     before = _before(row, settings)
     before = [turn for turn in before if turn.role != "system" or turn not in turns]
     chosen = row.get("chosen")
     if chosen is not None and turns and turns[-1].role != "assistant":
         turns += _as_turns(chosen, "assistant", settings)
-    return pair_of_turns(before + turns, settings.turns)
+    return before + turns
 
 
-def _read_chosen(row: Row, settings: RowSettings) -> tuple[str, str]:
-    return pair_of_turns(turns_of(row["chosen"], settings.kinds), settings.turns)
+def _read_chosen(row: Row, settings: RowSettings) -> list[Turn]:
+    return turns_of(row["chosen"], settings.kinds)
 
 
-def _read_alternating(row: Row, settings: RowSettings) -> tuple[str, str]:
+def _read_alternating(row: Row, settings: RowSettings) -> list[Turn]:
     texts = plain(row["data"])
     if texts is None:
         raise Unratable("empty")
     if not isinstance(texts, Sequence) or isinstance(texts, str):
         raise Unratable("type")
     kinds = ("user", "assistant")
-    turns = [Turn(kinds[i % 2], required_text(text)) for i, text in enumerate(texts)]
-    return pair_of_turns(turns, settings.turns)
+    return [Turn(kinds[i % 2], required_text(text)) for i, text in enumerate(texts)]
 
 
-def _read_translation(row: Row, settings: RowSettings) -> tuple[str, str]:
+def _read_translation(row: Row, settings: RowSettings) -> list[Turn]:
     source, target = languages(settings.translation or "")
     texts = row["translation"]
     if texts is None:
@@ -176,7 +183,7 @@ def _read_translation(row: Row, settings: RowSettings) -> tuple[str, str]:
     original = required_text(texts.get(source))
     if not original.strip():
         raise Unratable("empty")
-    return instruction(source, target, original), required_text(texts.get(target))
+    return _exchange(instruction(source, target, original), required_text(texts.get(target)))
 
 
 def _either(asked: str, *answered: str) -> tuple[tuple[str, str], ...]:

@@ -166,12 +166,12 @@ class RowReader:
         Raises:
             InputError: the columns do not fit, or ``translation`` is needed and not set.
         """
-        layout, rows = self._rows(batch)
+        layout, rows = self.layout_rows(batch)
         return [self._pair(layout, row) for row in rows]
 
     def unknown_roles(self, batch: Mapping[str, Sequence[Any]]) -> Counter[str]:
         """The number of rows in which each unmapped role occurs."""
-        layout, rows = self._rows(batch)
+        layout, rows = self.layout_rows(batch)
         counts: Counter[str] = Counter()
         for row in rows:
             try:
@@ -194,7 +194,15 @@ class RowReader:
         """What the layout is called, for people."""
         return self.layout(available).name
 
-    def _rows(self, batch: Mapping[str, Sequence[Any]]) -> tuple[Layout, list[dict[str, Any]]]:
+    def layout_rows(
+        self, batch: Mapping[str, Sequence[Any]]
+    ) -> tuple[Layout, list[dict[str, Any]]]:
+        """The layout of a dict of lists, and its rows: the columns that are read, by their names
+        in the layout, in the order of `columns`.
+
+        Raises:
+            InputError: see `pairs`.
+        """
         check_batch(batch)
         layout, columns = self._layout(list(batch))
         values = zip(*(batch[c] for c in columns.values()), strict=True)

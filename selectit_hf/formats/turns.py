@@ -20,11 +20,13 @@ __all__ = [
     "UnknownRole",
     "Unratable",
     "as_json",
+    "calls_tool",
     "joined",
     "normalised",
     "pair_of_turns",
     "parsed",
     "plain",
+    "raw_turns",
     "required_text",
     "turns_of",
 ]
@@ -53,6 +55,7 @@ ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
 CONTENT_KEYS = ("content", "value", "text", "message", "utterance", "parts", "refusal")
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 CALL_KEYS = ("tool_calls", "function_call")
+CALL_ROLES = ("functioncall", "functioncalls", "toolcall", "toolcalls")
 TURN_KEYS = (*ROLE_KEYS, *CONTENT_KEYS, *THOUGHT_KEYS, *CALL_KEYS)
 """The keys of a turn that are read."""
 
@@ -152,6 +155,19 @@ def turns_of(value: object, roles: Mapping[str, str]) -> list[Turn]:
     Raises:
         Unratable: it is not a conversation; `UnknownRole` if only roles are unknown.
     """
+    read = [_turn(turn, roles) for turn in raw_turns(value)]
+    unknown = [role for role, _ in read if role not in KINDS]
+    if unknown:
+        raise UnknownRole(unknown)
+    return [Turn(role, text) for role, text in read]
+
+
+def raw_turns(value: object) -> Sequence[Any]:
+    """What `turns_of` reads, one element for each turn, as it stands in the row.
+
+    Raises:
+        Unratable: it is not a list of turns.
+    """
     value = plain(parsed(value))
     if value is None:
         raise Unratable("empty")
@@ -159,11 +175,21 @@ def turns_of(value: object, roles: Mapping[str, str]) -> list[Turn]:
         value = _rows_of_columns(value)
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise Unratable("type")
-    read = [_turn(turn, roles) for turn in value]
-    unknown = [role for role, _ in read if role not in KINDS]
-    if unknown:
-        raise UnknownRole(unknown)
-    return [Turn(role, text) for role, text in read]
+    return value
+
+
+def calls_tool(turn: object) -> bool:
+    """Whether a turn, as it stands in the row, is or holds a call of a tool."""
+    if not isinstance(turn, Mapping):
+        return False
+    keys = {key.strip().lower(): plain(value) for key, value in turn.items()}
+    role, content = _first(keys, ROLE_KEYS), _first(keys, CONTENT_KEYS)
+    if any(keys.get(key) for key in CALL_KEYS):
+        return True
+    parts = content if isinstance(content, list) else [content]
+    if any(isinstance(part, Mapping) and part.get("type") in TOOL_PARTS for part in parts):
+        return True
+    return isinstance(role, str) and normalised(role) in CALL_ROLES
 
 
 def parsed(value: Any) -> Any:

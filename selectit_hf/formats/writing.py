@@ -20,6 +20,8 @@ from selectit_hf.formats.rows import SURROGATE
 __all__ = ["check_writable", "writer"]
 
 ROWS = 1000
+JSON = {".jsonl": ("", "", ""), ".json": ("[\n", ",", "\n]\n")}
+"""What stands before, between and after the lines of rows."""
 
 
 def writer(out: Path, inputs: Iterable[Path] = ()) -> Callable[[Dataset], Any]:
@@ -39,10 +41,12 @@ def writer(out: Path, inputs: Iterable[Path] = ()) -> Callable[[Dataset], Any]:
         raise SettingError(f"--out {out.name} is a folder; name a file, or a folder without a dot.")
     if out.suffix == ".parquet":
         return lambda rows: _whole(out, embedded(rows).to_parquet)
-    if out.suffix == ".jsonl":
-        return lambda rows: _whole(out, partial(_to_jsonl, rows))
+    if out.suffix in JSON:
+        return lambda rows: _whole(out, partial(_to_json, rows, *JSON[out.suffix]))
     if out.suffix:
-        raise SettingError(f"--out {out.name} must end in .parquet or .jsonl, or be a folder.")
+        raise SettingError(
+            f"--out {out.name} must end in .json, .parquet or .jsonl, or be a folder."
+        )
     if is_there:
         raise SettingError(f"The folder {out.name!r} already exists; name another with --out.")
     return lambda rows: _whole(out, embedded(rows).save_to_disk)
@@ -57,10 +61,10 @@ def check_writable(out: Path, rows: Dataset) -> None:
     """Refuse, before anything is rated, columns that the file cannot hold.
 
     Raises:
-        InputError: bytes for a jsonl file, or media that are only paths.
+        InputError: bytes for a file of JSON, or media that are only paths.
     """
     check_media(rows)
-    for field in rows.features.arrow_schema if out.suffix == ".jsonl" else ():
+    for field in rows.features.arrow_schema if out.suffix in JSON else ():
         if _has_bytes(field.type):
             raise InputError(
                 f"The column {field.name!r} holds bytes, which JSON cannot hold; write a .parquet "
@@ -76,15 +80,18 @@ def _has_bytes(type_: pa.DataType) -> bool:
     return any(_has_bytes(type_.field(i).type) for i in range(type_.num_fields))
 
 
-def _to_jsonl(rows: Dataset, out: Path) -> None:
+def _to_json(rows: Dataset, before: str, between: str, after: str, out: Path) -> None:
     """One object per line: dates in ISO form, numbers and nulls as they are."""
     plain = rows.with_format(None)
     with out.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(before)
         for start in range(0, len(plain), ROWS):
             batch = plain[start : start + ROWS]
-            for values in zip(*batch.values(), strict=True):
+            for number, values in enumerate(zip(*batch.values(), strict=True), start):
                 row = dict(zip(batch, values, strict=True))
-                file.write(_restored(json.dumps(row, ensure_ascii=False, default=_as_text)) + "\n")
+                line = _restored(json.dumps(row, ensure_ascii=False, default=_as_text))
+                file.write((f"{between}\n" if number else "") + line)
+        file.write(after if before else "\n" if len(plain) else "")
 
 
 def _restored(line: str) -> str:

@@ -166,6 +166,7 @@ FACTS = (
     "contrast",
     "check",
     "versions",
+    "form",
 )
 
 

@@ -5,6 +5,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,13 @@ from datasets import Dataset
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from selectit_hf.analysis import Finished, check_unchanged, from_run, from_selection
+from selectit_hf.analysis import (
+    Finished,
+    check_unchanged,
+    for_training,
+    from_run,
+    from_selection,
+)
 from selectit_hf.errors import InputError
 from selectit_hf.formats import Source, sources
 from selectit_hf.hub.card import CardSettings, as_dict, inherited, make_card
@@ -47,6 +54,8 @@ def push_run(
     yes: bool = False,
     card: CardSettings | None = None,
     settings: PushSettings | None = None,
+    form: str | None = None,
+    with_scores: bool = False,
     tell: Callable[[str], None] = print,
     api: HfApi | None = None,
 ) -> Pushed | PushPlan:
@@ -58,6 +67,8 @@ def push_run(
         yes: push; otherwise nothing is written.
         card: what a person adds to the card.
         settings: what the push may do.
+        form: publish the kept rows as a trainer reads them; see `selectit_hf.export`.
+        with_scores: with ``form``, keep their score columns.
         tell: called with each message for a person.
         api: the client, with a token; by default the login's.
 
@@ -67,12 +78,18 @@ def push_run(
     check_repo(repo)
     api, settings = api or _client(), settings or PushSettings()
     opened = open_run(run)
-    finished, load = from_run(opened), partial(rows_of_run, opened, api)
+    verified = finished = from_run(opened)
+    load = partial(rows_of_run, opened, api)
+    notes: Callable[[], list[str]] = list
+    if form is not None:
+        rows, notes = for_training(verified, form, with_scores=with_scores)
+        facts = verified.facts | {"form": {"name": form, "with_scores": with_scores}}
+        finished = replace(verified, selected=rows, facts=facts)
     with (
         time_limit(settings.timeout),
-        _planned(api, finished, repo, card or CardSettings(), settings, load) as plan,
+        _planned(api, finished, repo, card or CardSettings(), settings, load, notes) as plan,
     ):
-        check_unchanged(opened, finished)
+        check_unchanged(opened, verified)
         tell(plan.describe(with_card=not yes))
         if not yes:
             tell("nothing pushed; add --yes")
@@ -148,6 +165,7 @@ def _planned(
     card: CardSettings,
     settings: PushSettings,
     load: Callable[[], Dataset],
+    more_notes: Callable[[], list[str]] = list,
 ) -> Iterator[PushPlan]:
     """A plan whose files lie in a folder that is gone afterwards."""
     finished, notes = compared(finished, load, card.derived)
@@ -168,7 +186,8 @@ def _planned(
             examples=finished.examples,
             version=release,
         )
-        yield plan_push(api, repo, staged, made, settings, release, notes)
+        said = (*notes, *more_notes())
+        yield plan_push(api, repo, staged, made, settings, release, said)
 
 
 def _source_card(api: HfApi, source: dict[str, Any]) -> dict[str, Any]:

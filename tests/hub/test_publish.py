@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from datasets import Audio, Dataset, Image
-from finished_runs import make_run
+from finished_runs import make_rows, make_run
 from hub_server import TOKEN, HubServer, status
 from huggingface_hub import DatasetCard, HfApi, close_session, constants
 from media_rows import NESTED, png, typed
@@ -236,6 +236,33 @@ def test_a_source_that_cannot_be_asked_stops_the_push(
     with pytest.raises(HubError, match="licence of org/source cannot be read"):
         push_run(make_run(tmp_path / "RUN"), NAME, yes=True, api=api)
     assert server.repos == {}
+
+
+def test_an_export_is_published_in_its_form(server: HubServer, api: HfApi, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "RUN", rows=make_rows(30, source=["someone"] * 30))
+    told: list[str] = []
+    plan = push_run(folder, NAME, form="messages", api=api, tell=told.append)
+    assert (type(plan), server.repos) == (PushPlan, {})
+    assert "note: columns that are left out: source" in told[0]
+    push_run(folder, NAME, yes=True, form="messages", api=api)
+    repo = server.repo("dataset", NAME)
+    assert (repo.private, len(repo.history())) == (True, 2)  # one made it, one filled it
+    found = loaded(server, tmp_path / "elsewhere")
+    selected = Dataset.from_parquet(str(folder / "selected.parquet"), cache_dir=str(tmp_path))
+    assert found["default"]["rows"] == [
+        {
+            "messages": [
+                {"role": "user", "content": row["instruction"]},
+                {"role": "assistant", "content": row["output"]},
+            ]
+        }
+        for row in selected
+    ]
+    assert len(found["scores"]["rows"]) == 30
+    card = repo.files()["README.md"].decode()
+    assert "in the form <code>messages</code> for training:" in card
+    assert "original columns" not in card
+    assert json.loads(repo.files()["selectit.json"])["form"]["name"] == "messages"
 
 
 # From Python
