@@ -28,6 +28,7 @@ from selectit_hf.cli.flags import (
 from selectit_hf.cli.recipes import RecipeCommand
 from selectit_hf.cli.run_steps import (
     Settings,
+    check_trackers,
     count_workers,
     dry_run_all,
     load_rows,
@@ -89,6 +90,14 @@ def run(
     wait: Wait = Settings.wait,
     allow_mixed: AllowMixed = False,
     per: Per = None,
+    report_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TRACKER",
+            help="Log rows per second, rating mass and results to tensorboard, trackio or wandb, "
+            "which must be installed. Repeatable.",
+        ),
+    ] = None,
     allow_unrated: AllowUnrated = False,
     dry_run: Annotated[
         bool,
@@ -124,6 +133,7 @@ def run(
     elif save_recipe is not None:
         names = ctx.params["model"] or [model_name(scorers[0].model)]
         recipes.save(save_recipe, ctx, list(names))
+    check_trackers(report_to or (), rank)
     count = count_workers(rank, workers, scorers)
     rows, source = load_rows(dataset, first_rows(split, limit), streaming, out, dry_run)
     survey = tell_survey(rows, source.name, scorers, allow_unrated)
@@ -131,7 +141,7 @@ def run(
     check_ranking(rows, how.by, cut.threshold, [*SELECTORS, *ours])
     if not runs.is_url(out):
         check_space(Path(out), rows, len(scorers), scorers[0].k, cut.proportion or 1.0)
-    settings = Settings(how, cut, rank, count, wait, allow_mixed)
+    settings = Settings(how, cut, rank, count, wait, allow_mixed, tuple(report_to or ()))
     if dry_run:
         found = dry_run_all(rows, source, scorers, out, settings, survey, shard_size)
         display.show_dry_run(found, as_json)

@@ -20,6 +20,7 @@ from selectit_hf.selection import Cut
 
 __all__ = [
     "Settings",
+    "check_trackers",
     "count_workers",
     "dry_run_all",
     "load_rows",
@@ -40,6 +41,7 @@ class Settings:
         count: the number of worker processes; 1 for this process alone.
         wait: see `runs.wait_and_take_over`.
         allow_mixed: see `runs.rate_shard`.
+        report_to: see `runs.tracking`.
     """
 
     how: Reflection = Reflection()  # noqa: RUF009  (frozen)
@@ -48,6 +50,7 @@ class Settings:
     count: int = 1
     wait: float = 600.0
     allow_mixed: bool = False
+    report_to: tuple[str, ...] = ()
 
 
 def run_all(
@@ -71,9 +74,12 @@ def run_all(
         runs.ranking_column(started.plan, how, rows.column_names)
         stop = Stop()
         try:
-            _rate(started, rows, scorers, settings, stop, as_json)
-            stop.heed()
-            summary = _finished(started, rows, scorers, settings)
+            with runs.tracking(settings.report_to, started) as trackers:
+                _rate(started, rows, scorers, settings, stop, as_json, trackers)
+                stop.heed()
+                summary = _finished(started, rows, scorers, settings)
+                if summary is not None:
+                    trackers.tell_results(summary)
         except KeyboardInterrupt:
             where = started.where
             display.tell(f"Stopped. The same command resumes after the last full shard in {where}.")
@@ -106,11 +112,12 @@ def _rate(
     settings: Settings,
     stop: Stop,
     as_json: bool,
+    trackers: runs.Trackers,
 ) -> None:
     rank, given = settings.rank, (started, rows, scorers)
     with display.progress(started, quiet=as_json) as shown:
         how: dict[str, Any] = {
-            "progress": stop.heeding(shown),
+            "progress": stop.heeding(trackers.following(shown)),
             "allow_mixed": settings.allow_mixed,
         }
         if settings.count > 1:
@@ -146,6 +153,15 @@ def _finished(
     here = settings.rank.local_rank
     runs.rate(started, rows, scorers, local_rank=here, allow_mixed=mixed)
     return finish()
+
+
+def check_trackers(names: Sequence[str], rank: Rank) -> None:
+    """Refuse a tracker under a launcher, where each process would wait for the others."""
+    if names and rank.world > 1:
+        raise SettingError(
+            f"--report-to {names[0]} follows a run of one process group; omit it under a launcher, "
+            "and see 'selectit status'."
+        )
 
 
 def count_workers(rank: Rank, workers: int | None, scorers: Sequence[SentenceScore]) -> int:

@@ -36,6 +36,7 @@ from selectit_hf.runs.run_status import status
 from selectit_hf.runs.shards import Shards
 from selectit_hf.runs.store import Store, is_url, open_store
 from selectit_hf.runs.streamed_rows import spool
+from selectit_hf.runs.trackers import Trackers, tracking
 
 __all__ = [
     "CHECK",
@@ -46,6 +47,7 @@ __all__ = [
     "Run",
     "Shards",
     "Store",
+    "Trackers",
     "check_folder",
     "datatrove_steps",
     "finish",
@@ -67,5 +69,6 @@ __all__ = [
     "rows_of",
     "spool",
     "status",
+    "tracking",
     "wait_and_take_over",
 ]
