@@ -412,6 +412,7 @@ class Room:
         self.server = HubServer().__enter__()
         self.server.add_repo("dataset", "org/source", {"README.md": b"---\nlicense: mit\n---\n"})
         os.environ.update(HOME=str(self.home), TMPDIR=str(self.temp))
+        os.environ["XDG_STATE_HOME"] = str(self.home / "state")
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self.temp)
         tempfile.tempdir = str(self.temp)
         os.chdir(self.here)

@@ -419,7 +419,7 @@ def test_the_command_stores_what_report_and_card_show(
     assert base64.b64encode(check_plot(facts)).decode() in page
     assert Path("run/report/images/check.png").read_bytes() == check_plot(facts)
     card = stage_card(from_run("run"))
-    assert "copies of 6 rows of the source (seed 0)" in card
+    assert "copies of 6 of the rows (seed 0)" in card
     assert "| swapped | 6 |" in card
     assert "images/check.png" in card
 
