@@ -15,10 +15,10 @@ KNOWN = re.compile(
 )
 """Tokens that can be recognised by their prefix."""
 HEADER = re.compile(r"\b(Bearer|Basic)(\s+|%20|\+)(?=\S{16})[^\s\"',;)\]}>]+", re.IGNORECASE)
-USER = re.compile(r"([a-z][a-z0-9+.-]*://)[^\s/?#@\"'<>]+@", re.IGNORECASE)
+USER = re.compile(r"([a-z][a-z0-9+.-]{0,30}://)[^\s/?#@\"'<>]+@", re.IGNORECASE)
 """Name and password in a URL."""
 NAMED = re.compile(
-    r"(?:(?<![A-Za-z0-9])|(?<=%3F)|(?<=%26))((?:[a-z0-9]+[-_])*(?:token|api[-_]?key|signature|secret|password|credential)"
+    r"(?:(?<![A-Za-z0-9])|(?<=%3F)|(?<=%26))((?:[a-z0-9]+[-_]){0,8}(?:token|api[-_]?key|signature|secret|password|credential)"
     r"[\"']?(?:=|%3D|:\s*)[\"']?)(?!\*)[^\s&\"'<>,;)\]}#]{4,}",
     re.IGNORECASE,
 )

@@ -55,3 +55,10 @@ def test_other_words_stay(words: str) -> None:
 @pytest.mark.parametrize("token", KNOWN)
 def test_what_is_beyond_doubt_a_token(token: str) -> None:
     assert holds_token(f"({token})")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("unit", ["a", "a_", "a-", "https:/", "Bearer", "token"])
+def test_a_long_text_is_no_hindrance(unit: str) -> None:
+    text = unit * (300_000 // len(unit))
+    assert redacted(f"{text} https://me:pass@host") == f"{text} https://***@host"
