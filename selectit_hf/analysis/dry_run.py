@@ -12,7 +12,7 @@ from selectit_hf.analysis.choices import is_selector
 from selectit_hf.analysis.speed import Speed, measure
 from selectit_hf.errors import ModelError
 from selectit_hf.formats import Pair, Survey, space_needed
-from selectit_hf.rating import Batch, Reflection, SentenceScore
+from selectit_hf.rating import Batch, Reflection, SentenceScore, rating_mass
 from selectit_hf.runs import Run, pending, prepare, ranking_column
 from selectit_hf.selection import Cut
 
@@ -136,5 +136,5 @@ def _timed(
         said = " ".join(str(error).split()) or type(error).__name__
         return {"unknown": f"the model cannot be measured here: {said[:400]}"}
     logprobs = speed.ratings.logprobs[speed.ratings.rated]
-    mass = float(np.exp(logprobs).sum(axis=-1).mean()) if len(logprobs) else None
+    mass = float(rating_mass(logprobs).mean()) if len(logprobs) else None
     return {"seconds": round(speed.seconds(tokens, shards), 1), "rating_mass": mass}

@@ -12,7 +12,7 @@ from datasets import Dataset, Features
 from selectit_hf.analysis.finished import Finished, Rows, is_score
 from selectit_hf.analysis.finished_run import from_run
 from selectit_hf.analysis.verified_results import check_unchanged
-from selectit_hf.formats import RowReader, Trainable, writer
+from selectit_hf.formats import RowReader, Trainable, write_arrow, writer
 from selectit_hf.runs import RESULTS, Run, is_url, open_run
 
 __all__ = ["Exported", "export", "for_training"]
@@ -65,10 +65,7 @@ def export(
     rows, notes = for_training(finished, form, with_scores=with_scores)
     with tempfile.TemporaryDirectory(prefix="selectit-export-") as folder:
         path = Path(folder) / "rows.arrow"
-        schema = rows.features.arrow_schema
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
-            for table in rows.tables(None):
-                stream.write_table(table)
+        write_arrow(path, rows.features.arrow_schema, rows.tables(None))
         check_unchanged(run, finished)
         made = Dataset.from_file(str(path))
         write(made)

@@ -5,6 +5,7 @@ from selectit_hf.formats.fingerprints import fingerprint, survey
 from selectit_hf.formats.media import check_media, with_contents
 from selectit_hf.formats.readers.arrow_types import not_floats
 from selectit_hf.formats.readers.failures import FOREIGN
+from selectit_hf.formats.readers.files import write_arrow
 from selectit_hf.formats.readers.streams import write_stream
 from selectit_hf.formats.rows import (
     READING,
@@ -58,6 +59,7 @@ __all__ = [
     "survey",
     "with_contents",
     "worst",
+    "write_arrow",
     "write_stream",
     "writer",
 ]
