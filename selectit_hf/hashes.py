@@ -9,7 +9,15 @@ from pathlib import Path
 
 from selectit_hf.errors import ModelError
 
-__all__ = ["LOADED", "TEMPLATES", "content_hash", "file_sha256", "leading_out", "sha256"]
+__all__ = [
+    "LOADED",
+    "TEMPLATES",
+    "content_hash",
+    "file_sha256",
+    "is_content_hash",
+    "leading_out",
+    "sha256",
+]
 
 LOADED = (
     ".bpe",
@@ -51,6 +59,11 @@ def content_hash(folder: Path, gguf_file: str | None = None, *, links: bool = Fa
         digest = _file_hash(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         total.update(f"{name}\0{digest}\n".encode())
     return f"sha256:{total.hexdigest()}"
+
+
+def is_content_hash(revision: str) -> bool:
+    """Whether a revision is a hash of local files, and no commit of the Hub."""
+    return revision.startswith("sha256:")
 
 
 def _refuse_outside(folder: Path, names: Iterable[str], links: bool) -> None:

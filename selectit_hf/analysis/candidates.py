@@ -29,7 +29,7 @@ from selectit_hf.analysis.comparison import Candidate
 from selectit_hf.analysis.measures import Cost, Measures
 from selectit_hf.errors import InputError, SettingError, did_you_mean
 from selectit_hf.formats import READING, Pair, RowReader, sources, worst
-from selectit_hf.rating import OF_THE_WEIGHTS, Ratings, Variant, reflection
+from selectit_hf.rating import OF_THE_WEIGHTS, Ratings, Variant, reflection, was_folder
 from selectit_hf.runs import model_folder, ratings_of
 from selectit_hf.selection import Cut, decide, kept_rows
 from selectit_hf.selectors import (
@@ -231,7 +231,7 @@ class Candidates:
         if self.model is not None:
             return self.model, self.revision
         first = self.measures.run.plan["models"][0]
-        if first["revision"].startswith("sha256:") and first["model"] != "tiny-rater":
+        if was_folder(first["model"], first["revision"]):
             found = model_folder(self.measures.run, first["revision"])
             if found is not None:
                 return found, first["revision"]

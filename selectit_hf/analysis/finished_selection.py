@@ -26,12 +26,12 @@ from selectit_hf.analysis.finished import (
 from selectit_hf.errors import InputError, RatingsError, SettingError
 from selectit_hf.formats import RowReader, Source, fingerprint
 from selectit_hf.rating import (
-    TINY_RATER,
     ModelScore,
     Ratings,
     RatingScorer,
     SentenceScore,
     reflection,
+    was_folder,
 )
 from selectit_hf.selection import Selection, summarise
 
@@ -163,7 +163,7 @@ def _scorer(
 
 def _defaults(name: str, rated: Ratings) -> Iterator[RatingScorer]:
     rater = rated.rater
-    if rater["revision"].startswith("sha256:") and rater["model"] != TINY_RATER:
+    if was_folder(rater["model"], rater["revision"]):
         return  # a folder of this machine, which cannot be found by its name
     for dtype in DTYPES:
         yield SentenceScore(

@@ -28,12 +28,11 @@ from selectit_hf.formats.survey import (
     of_statuses,
     space_needed,
 )
-from selectit_hf.formats.training.forms import FORMS, Trainable
+from selectit_hf.formats.training.forms import Trainable
 from selectit_hf.formats.writing import check_writable, writer
 
 __all__ = [
     "FOREIGN",
-    "FORMS",
     "READING",
     "REMEDIES",
     "STATUSES",

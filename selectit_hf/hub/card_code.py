@@ -5,7 +5,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from selectit_hf.rating import RELEASED_TEMPLATE, TINY_RATER, load_rating_prompts
+from selectit_hf.hashes import is_content_hash
+from selectit_hf.rating import RELEASED_TEMPLATE, load_rating_prompts, was_folder
 
 __all__ = ["is_local_source", "load_source", "local_models", "run_command", "text_files"]
 
@@ -16,12 +17,12 @@ OPTIONAL = ("instruction_column", "response_column", "turns", "translation", "ma
 
 def is_local_source(source: Mapping[str, Any]) -> bool:
     """Whether the rows, or a model's weights, were on the publisher's machine."""
-    return str(source["revision"]).startswith("sha256:")
+    return is_content_hash(str(source["revision"]))
 
 
 def local_models(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The models that were folders or files of the publisher's machine."""
-    return [m for m in facts["models"] if is_local_source(m) and m["model"] != TINY_RATER]
+    return [m for m in facts["models"] if was_folder(m["model"], m["revision"])]
 
 
 def text_files(rating: Mapping[str, Any]) -> dict[str, bytes] | None:

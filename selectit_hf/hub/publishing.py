@@ -25,6 +25,7 @@ from selectit_hf.analysis import (
 from selectit_hf.errors import InputError
 from selectit_hf.formats import Source, sources
 from selectit_hf.hub.card import CardSettings, as_dict, inherited, make_card
+from selectit_hf.hub.card_code import is_local_source
 from selectit_hf.hub.push_commit import Pushed, push
 from selectit_hf.hub.push_plan import PushPlan, PushSettings, check_repo, plan_push
 from selectit_hf.hub.remote import failure
@@ -192,7 +193,7 @@ def _planned(
 
 def _source_card(api: HfApi, source: dict[str, Any]) -> dict[str, Any]:
     """The front matter of the source's card, at the revision that was rated."""
-    if source["revision"].startswith("sha256:"):
+    if is_local_source(source):
         return {}
     try:
         info = patiently(lambda: api.dataset_info(source["name"], revision=source["revision"]))

@@ -14,6 +14,7 @@ from selectit_hf.rating.models.model_names import (
     model_name,
     resolve,
     slug,
+    was_folder,
 )
 from selectit_hf.rating.prompts.prompt_encoder import context_length, text_ids
 from selectit_hf.rating.prompts.rating_prompts import (
@@ -97,6 +98,7 @@ __all__ = [
     "text_ids",
     "thread_count",
     "token_score",
+    "was_folder",
 ]
 
 _WITH_TORCH = {

@@ -14,7 +14,8 @@ from datasets import Dataset
 
 from selectit_hf.errors import ModelError, RunError
 from selectit_hf.formats import Source, sources
-from selectit_hf.rating import OF_THE_WEIGHTS, TINY_RATER, SentenceScore, is_local, resolve
+from selectit_hf.hashes import is_content_hash
+from selectit_hf.rating import OF_THE_WEIGHTS, SentenceScore, is_local, resolve, was_folder
 from selectit_hf.runs.remembered import places_of, remember
 from selectit_hf.runs.run import Run
 from selectit_hf.runs.streamed_rows import streamed
@@ -44,7 +45,7 @@ def inputs(
     folders = {resolve(path).revision: path for path in models}
     scorers = []
     for model in run.plan["models"]:
-        is_folder = model["revision"].startswith("sha256:") and model["model"] != TINY_RATER
+        is_folder = was_folder(model["model"], model["revision"])
         found = model_folder(run, model["revision"]) if is_folder and not models else None
         if found is not None:
             folders.setdefault(model["revision"], found)
@@ -77,9 +78,9 @@ def remember_inputs(run: Run, data: str, scorers: Sequence[SentenceScore]) -> No
     models = {
         str(model["revision"]): str(one.model)
         for model, one in planned
-        if model["revision"].startswith("sha256:") and model["model"] != TINY_RATER
+        if was_folder(model["model"], model["revision"])
     }
-    is_here = _source(run).revision.startswith("sha256:")
+    is_here = is_content_hash(_source(run).revision)
     remember(run.plan, data if is_here and sources.local_files(data) else None, models)
 
 
@@ -107,10 +108,10 @@ def rows_of(run: Run, data: str | None = None, split: str | None = None) -> Data
     there = streamed(run.store, said)
     if there is not None:
         return there
-    given = data
-    if data is None and said.revision.startswith("sha256:"):
+    given, is_local_file = data, is_content_hash(said.revision)
+    if data is None and is_local_file:
         data = places_of(run.plan)["data"]
-    if said.revision.startswith("sha256:") and not (given or (data and sources.local_files(data))):
+    if is_local_file and not (given or (data and sources.local_files(data))):
         raise RunError(
             f"The run rated the local file {said.name!r}; give it again with --data, so that "
             "its rows can be read with all their columns."
@@ -126,6 +127,6 @@ def rows_of(run: Run, data: str | None = None, split: str | None = None) -> Data
             f"{found.name!r} has changed since it was rated: {found.revision}, not "
             f"{said.revision}. Give the file the run was made from, with --data."
         )
-    if given is not None and said.revision.startswith("sha256:"):
+    if given is not None and is_local_file:
         remember(run.plan, given)
     return rows

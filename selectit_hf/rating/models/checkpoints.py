@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub.errors import GatedRepoError
 
 from selectit_hf.errors import ModelError, how_to_install, in_short
+from selectit_hf.hashes import is_content_hash
 from selectit_hf.rating.models import hub_models
 from selectit_hf.rating.models.completeness import check_config
 
@@ -65,7 +66,7 @@ class Checkpoint:
     @property
     def is_local(self) -> bool:
         """Whether the checkpoint is a folder of this machine."""
-        return self.revision.startswith("sha256:")
+        return is_content_hash(self.revision)
 
     @property
     def weights(self) -> "Checkpoint":

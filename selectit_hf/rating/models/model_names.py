@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from selectit_hf.errors import ModelError
-from selectit_hf.hashes import content_hash
+from selectit_hf.hashes import content_hash, is_content_hash
 from selectit_hf.rating.models import adapters, hub_models
 from selectit_hf.rating.models.checkpoints import OF_BASE, Checkpoint
 
-__all__ = ["DEFAULT_MODEL", "TINY_RATER", "is_local", "model_name", "resolve", "slug"]
+__all__ = ["DEFAULT_MODEL", "TINY_RATER", "is_local", "model_name", "resolve", "slug", "was_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,11 @@ def _announce_default() -> None:
 def is_local(model: str) -> bool:
     """Whether ``model`` names a folder or a file of this machine, and not a model of the Hub."""
     return _place(model).folder is not None
+
+
+def was_folder(model: str, revision: str) -> bool:
+    """Whether a recorded model was a folder or file of somebody's machine."""
+    return is_content_hash(revision) and model != TINY_RATER
 
 
 def resolve(model: str, revision: str | None = None, base_model: str | None = None) -> Checkpoint:
