@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
@@ -27,7 +28,6 @@ from selectit_hf.report.figures import Form
 from selectit_hf.report.plots import card_plots
 from selectit_hf.report.words import (
     cautions,
-    cut_flag,
     cut_words,
     level_of,
     points_words,
@@ -36,6 +36,7 @@ from selectit_hf.report.words import (
     weights_of,
 )
 from selectit_hf.runs import Run, open_run, open_store
+from selectit_hf.selection import cut_flags
 from selectit_hf.templates import templates
 
 __all__ = ["render", "write_report"]
@@ -112,7 +113,7 @@ def render(
         version=version("selectit-hf"),
         reason=reason(finished),
         command=select_command(finished),
-        cut_flag=cut_flag(finished),
+        cut_flag=shlex.join(cut_flags(finished.facts["selection"]["cut"])),
         level=level_of(finished),
         cut=cut_words(finished),
         weights=", ".join(f"{weight:.3f}" for weight in weights_of(finished)),

@@ -5,13 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from selectit_hf.analysis import Finished
-from selectit_hf.rating import Reflection, model_weights
+from selectit_hf.rating import model_weights
 from selectit_hf.report.data import PageData
-from selectit_hf.selection import LOW_RATING_MASS
+from selectit_hf.selection import LOW_RATING_MASS, ranking_flags
 
 __all__ = [
     "cautions",
-    "cut_flag",
     "cut_words",
     "level_of",
     "points_words",
@@ -73,23 +72,9 @@ def cut_words(finished: Finished) -> str:
     return f"all rows that score {cut['threshold']:g} or more"
 
 
-def cut_flag(finished: Finished) -> str:
-    """The flag that asks for the run's own cut."""
-    cut = finished.facts["selection"]["cut"]
-    name = next(name for name in ("proportion", "n", "threshold") if cut[name] is not None)
-    return f"--{name} {cut[name]}"
-
-
 def select_command(finished: Finished) -> str:
     """The command that selects again from the run, but for the flag of the cut."""
-    how = finished.facts["selection"]["reflection"]
-    flags = ["--by", finished.by.removeprefix("score__")]
-    if how["alpha"] != Reflection().alpha:
-        flags += ["--alpha", f"{how['alpha']:g}"]
-    if how["variant"] != Reflection().variant:
-        flags += ["--variant", how["variant"]]
-    if how["weights"]:
-        flags += ["--weights", ",".join(f"{weight:g}" for weight in how["weights"])]
+    flags = ranking_flags(finished.facts["selection"])
     return shlex.join(["selectit", "select", "RUN", "--out", "OTHER", *flags])
 
 

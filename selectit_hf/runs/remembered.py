@@ -15,6 +15,7 @@ from typing import Any
 
 from selectit_hf import whole_files
 from selectit_hf.json_files import as_json, facts_hash, json_object, misfit
+from selectit_hf.runs.store import is_url
 
 __all__ = ["places_of", "remember", "remember_selection", "run_of_selection"]
 
@@ -49,7 +50,7 @@ def remember(
 
 def remember_selection(manifest: str, run: str) -> None:
     """Remember from which run the selection with this ``manifest_sha256`` was made."""
-    _write("selections", manifest, {"run": run})
+    _write("selections", manifest, {"run": run if is_url(run) else os.path.abspath(run)})
 
 
 def run_of_selection(manifest: str) -> str | None:

@@ -11,6 +11,7 @@
 Ratings cost hours and are never thrown away; everything else is computed from them again.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,6 +30,7 @@ from selectit_hf.runs.plans import PLAN
 from selectit_hf.runs.remembered import run_of_selection
 from selectit_hf.runs.shards import HASH, RATINGS, Part, Shards
 from selectit_hf.runs.store import Store, open_store
+from selectit_hf.selection import cut_flags, ranking_flags
 
 __all__ = ["CHECK", "LOCK", "PROGRESS", "RESULTS", "Run", "check_folder", "open_run", "plan"]
 
@@ -38,6 +40,13 @@ PROGRESS = "progress"
 """The folder of notes about shards that are being rated, which only `status` reads."""
 CHECK = "check.json"
 """The trust check; it may exist before the plan."""
+CHOSEN = {
+    "by": str,
+    "cut": {str: (float, None, str)},
+    "reflection": {"alpha": float, "variant": str, "weights": ([float], None)},
+    "manifest_sha256": str,
+}
+"""What ``selection.json`` must hold to be made again; see `selectit_hf.json_files.misfit`."""
 LOCK = ".lock"
 """The file that keeps a second ``run`` out of a local folder."""
 
@@ -243,16 +252,15 @@ def _refuse_selection(folder: Store) -> None:
         RunError: the message names the run.
     """
     facts = json_object(folder.read_many([RESULTS[-1]]).get(RESULTS[-1], b"")) or {}
-    if misfit(facts, {"by": str, "cut": {str: (float, None, str)}, "manifest_sha256": str}):
+    if misfit(facts, CHOSEN):
         return
     run = run_of_selection(facts["manifest_sha256"])
     shown = run or "RUN"
-    cut = {k: v for k, v in facts["cut"].items() if k != "variant" and v is not None}
-    flags = " ".join(f"--{name} {value}" for name, value in {"by": facts["by"], **cut}.items())
+    flags = shlex.join([*ranking_flags(facts), *cut_flags(facts["cut"])])
     raise RunError(
         f"{folder.name!r} holds a selection from {'a run' if run is None else run}, which has the "
         f"ratings and the plan; give the run. To use this selection, first make it the run's own: "
-        f"selectit select {shown} --out {shown} {flags} (and the other flags it was made with)."
+        f"selectit select {shown} --out {shown} {flags}"
     )
 
 

@@ -1,5 +1,6 @@
 """From scores to kept rows, and how kept rows differ from the others."""
 
+from selectit_hf.selection.select_flags import cut_flags, ranking_flags
 from selectit_hf.selection.selected_file import write_selected
 from selectit_hf.selection.selection import (
     Cut,
@@ -20,9 +21,11 @@ __all__ = [
     "Cut",
     "ModelFacts",
     "Selection",
+    "cut_flags",
     "decide",
     "divide",
     "kept_rows",
+    "ranking_flags",
     "score_column",
     "select",
     "status_column",
