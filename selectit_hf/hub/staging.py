@@ -99,10 +99,10 @@ def stage(finished: Finished, folder: Path, shard_bytes: int = SHARD_BYTES) -> S
         files |= written
         configs[config] = {"data_files": [{"split": "train", "path": paths}]}
         infos[config] = _info(rows, list(written.values()), loaded_bytes)
-    for name, png in card_plots(finished):
+    for name, draw in card_plots(finished):
         path = folder / "images" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(png)
+        path.write_bytes(draw("png"))
         files[f"images/{name}.png"] = describe_file(path)
     for name, text in (text_files(finished.facts["rating"]) or {}).items():
         (folder / name).write_bytes(text)

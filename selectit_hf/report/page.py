@@ -78,7 +78,7 @@ def write_report(
     finished = from_run(run)
     page = render(finished, dataset, embeddings=embeddings, ablation=ablation)
     forms: tuple[Form, ...] = ("png", "svg")
-    plots = [(name, form, data) for form in forms for name, data in card_plots(finished, form)]
+    plots = [(name, form, draw(form)) for name, draw in card_plots(finished) for form in forms]
     check_unchanged(run, finished)
     store, inside = (run.store, "report/") if out is None else (open_store(out), "")
     for name, form, image in plots:

@@ -1,6 +1,7 @@
 """The plots of a card: PNG or SVG files, the same bytes for the same numbers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,22 +24,22 @@ SCORE_BINS = 60
 NAME_LENGTH = 22
 
 
-def card_plots(finished: Finished, form: Form = "png") -> Iterator[tuple[str, bytes]]:
-    """The plots of a finished selection's card: the name and the file of each."""
+def card_plots(finished: Finished) -> Iterator[tuple[str, Callable[..., bytes]]]:
+    """The plots of a finished selection's card: the name of each, and what draws it in a form."""
     facts = finished.facts
     scores = finished.scores.scores(finished.by)
     kept = finished.scores.column("selected").to_numpy()
-    yield "scores", scores_plot(scores, kept, facts["selection"]["threshold"], form)
+    yield "scores", partial(scores_plot, scores, kept, facts["selection"]["threshold"])
     contrast = facts["contrast"]
     if contrast and contrast["selected"]["rows"] and contrast["rejected"]["rows"]:
-        yield "lengths", lengths_plot(contrast["response_characters"], form)
+        yield "lengths", partial(lengths_plot, contrast["response_characters"])
     names = [model["name"] for model in facts["models"]]
     columns = [f"sentence_score__{name}" for name in names]
     if len(names) > 1 and set(columns) <= set(finished.scores.features):
         found = rank_correlations([finished.scores.scores(column) for column in columns])
-        yield "agreement", agreement_plot(names, found, form)
+        yield "agreement", partial(agreement_plot, names, found)
     if facts.get("check"):
-        yield "check", check_plot(facts["check"], form)
+        yield "check", partial(check_plot, facts["check"])
 
 
 def scores_plot(
