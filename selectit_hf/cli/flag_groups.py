@@ -173,10 +173,11 @@ def reflection(
 
 def _share(proportion: float | None) -> float | None:
     """Refuse what is no share before anything is read."""
-    if proportion is None or 0 < proportion <= 1:
-        return proportion
-    meant = f" Did you mean {proportion / 100:g}?" if 1 < proportion <= 100 else ""
-    raise typer.BadParameter(f"{proportion:g} is not a share above 0 and at most 1.{meant}")
+    try:
+        Cut(proportion)
+    except SettingError as error:
+        raise typer.BadParameter(str(error)) from error
+    return proportion
 
 
 def cut(

@@ -65,7 +65,12 @@ class Cut:
         if not given:
             object.__setattr__(self, "proportion", 0.2)
         if self.proportion is not None and not 0 < self.proportion <= 1:
-            raise SettingError(f"proportion={self.proportion} must be above 0 and at most 1.")
+            meant = (
+                f" Did you mean {self.proportion / 100:g}?" if 1 < self.proportion <= 100 else ""
+            )
+            raise SettingError(
+                f"proportion={self.proportion:g} is not a share above 0 and at most 1.{meant}"
+            )
         if self.n is not None and (self.n != int(self.n) or self.n < 1):
             raise SettingError(f"n={self.n} must be a whole number of at least 1.")
         if self.threshold is not None and not math.isfinite(self.threshold):
