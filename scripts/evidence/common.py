@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from selectit_hf import runs
 from selectit_hf.analysis.candidates import Candidates
 from selectit_hf.analysis.measures import Measures
+from selectit_hf.formats.rows import Pair, RowReader
 from selectit_hf.formats.sources import Source
 from selectit_hf.rating.prompts.rating_prompts import RELEASED_TEMPLATE
 from selectit_hf.rating.ratings import Ratings
@@ -60,6 +61,15 @@ def read(path: str) -> list[dict[str, Any]]:
     if path.endswith(".jsonl"):
         return [json.loads(line) for line in text.splitlines()]
     return list(json.loads(text))
+
+
+def pairs(path: str, seed: int) -> list[tuple[int, Pair]]:
+    """The rows that can be read, in random order: number, and instruction and response."""
+    rows = read(path)
+    numbers = np.random.default_rng(seed).permutation(len(rows)).tolist()
+    names = ("instruction", "input", "output")
+    found = RowReader().pairs({key: [rows[i].get(key, "") for i in numbers] for key in names})
+    return [(i, one) for i, one in zip(numbers, found, strict=True) if isinstance(one, Pair)]
 
 
 def rated(rows: Dataset, name: str, given: argparse.Namespace, **settings: Any) -> Run:

@@ -7,23 +7,16 @@ last line is JSON.
     python scripts/evidence/planted.py --rows rows.json --model A --model B --n 200
 """
 
-import numpy as np
-from common import last_line, parser, rated, read, said, selectors, table
+from common import last_line, pairs, parser, rated, said, selectors, table
 from datasets import Dataset
 
 from selectit_hf.analysis.trust.auc import separation
 from selectit_hf.analysis.trust.defects import DEFECTS, plant
-from selectit_hf.formats.rows import Pair, RowReader
 
 
 def main() -> None:
     given = parser(__doc__ or "", 200).parse_args()
-    rows = read(given.rows)
-    numbers = np.random.default_rng(given.seed).permutation(len(rows)).tolist()
-    batch = {key: [rows[i][key] for i in numbers] for key in ("instruction", "input", "output")}
-    read_pairs = RowReader().pairs(batch)
-    both = zip(numbers, read_pairs, strict=True)
-    chosen = [(i, pair) for i, pair in both if isinstance(pair, Pair)][: given.n]
+    chosen = pairs(given.rows, given.seed)[: given.n]
     planted = plant([pair for _, pair in chosen], [i for i, _ in chosen], DEFECTS, {}, given.seed)
     texts = Dataset.from_list(
         [{"instruction": pair.instruction, "output": pair.response} for pair in planted.pairs]

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import kept, last_line, models_of, parser, rated, read, selectors, table
+from common import kept, last_line, models_of, pairs, parser, rated, selectors, table
 from datasets import Dataset
 
 from selectit_hf.analysis.trust.defects import DEFECTS, plant
-from selectit_hf.formats.rows import Pair, RowReader
+from selectit_hf.formats.rows import Pair
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 ITEMS = Path(__file__).resolve().parent / "items"
@@ -52,25 +52,19 @@ TASKS = {
 
 def drawn(given: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """The pool, whose rows tell which defect they have, and the held-out rows."""
-    rows = read(given.rows)
-    numbers = np.random.default_rng(given.seed).permutation(len(rows)).tolist()
-    batch = {
-        key: [rows[i].get(key, "") for i in numbers] for key in ("instruction", "input", "output")
-    }
-    read_pairs = RowReader().pairs(batch)
-    pairs = [pair for pair in read_pairs if isinstance(pair, Pair)][: given.n + given.held_out]
-    if len(pairs) < given.n + given.held_out:
-        sys.exit(f"Error: {given.rows} has {len(pairs)} rows that can be read; lower --n.")
+    found = [pair for _, pair in pairs(given.rows, given.seed)][: given.n + given.held_out]
+    if len(found) < given.n + given.held_out:
+        sys.exit(f"Error: {given.rows} has {len(found)} rows that can be read; lower --n.")
     half = given.n // 2
-    planted = plant(pairs[:half], list(range(half)), DEFECTS, {}, given.seed)
+    planted = plant(found[:half], list(range(half)), DEFECTS, {}, given.seed)
     choose = np.random.default_rng([given.seed, 1])
-    pool = [as_row(pair, "none") for pair in pairs[half : given.n]]
+    pool = [as_row(pair, "none") for pair in found[half : given.n]]
     for i in range(half):
         copies = np.flatnonzero((planted.source == i) & (planted.defect >= 0))
         copy = int(choose.choice(copies))
         pool.append(as_row(planted.pairs[copy], planted.names[planted.defect[copy]]))
     order = choose.permutation(len(pool)).tolist()
-    return [pool[i] for i in order], [as_row(pair) for pair in pairs[given.n :]]
+    return [pool[i] for i in order], [as_row(pair) for pair in found[given.n :]]
 
 
 def as_row(pair: Pair, defect: str | None = None) -> dict[str, str]:
