@@ -180,17 +180,21 @@ def show_summary(summary: dict[str, Any], out: Path | str, as_json: bool) -> Non
             console.print(Text(f"  {row['score']:.4f}  row {row['row']}: {row['instruction']}"))
             console.print(Text(f"          → {row['response']}", style="dim"))
     for slug, facts in summary["models"].items():
-        if facts["rating_mass"] is not None and facts["rating_mass"] < LOW_RATING_MASS:
-            words = (
-                f"Warning: {slug} gives all ratings together a probability of "
-                f"{facts['rating_mass']:.4f} on average (under {LOW_RATING_MASS}): it hardly "
-                "understood the question, and its scores mean little. Try a stronger base model, "
-                "--chat for an instruct model, a template with another ending (--template), or "
-                "other rating prompts (--rating-prompts)."
-            )
-            tell(Text(words, style="yellow"))
-    tell(f"\n{summary['selected']} selected rows are in")
+        _warn_of_low_mass(slug, facts["rating_mass"])
+    count = summary["selected"]
+    tell(f"\n{count} selected {'row is' if count == 1 else 'rows are'} in")
     _words.print(Text(f"{out}/selected.parquet"), soft_wrap=True)  # to be copied in one piece
+
+
+def _warn_of_low_mass(slug: str, mass: float | None) -> None:
+    if mass is not None and mass < LOW_RATING_MASS:
+        words = (
+            f"Warning: {slug} gives all ratings together a probability of {mass:.4f} on average "
+            f"(under {LOW_RATING_MASS}): it hardly understood the question, and its scores mean "
+            "little. Try a stronger base model, --chat for an instruct model, a template with "
+            "another ending (--template), or other rating prompts (--rating-prompts)."
+        )
+        tell(Text(words, style="yellow"))
 
 
 def show_dry_run(facts: dict[str, Any], as_json: bool) -> None:
@@ -199,7 +203,9 @@ def show_dry_run(facts: dict[str, Any], as_json: bool) -> None:
         _print_json(facts)
         return
     SafeConsole(quiet=_words.quiet).print(_table(_dry_run_lines(facts)))
-    tell("\nNothing was written. The same command without --dry-run starts, or goes on.")
+    for model in facts["models"]:
+        _warn_of_low_mass(model["name"], model["rating_mass"])
+    tell("\nNothing was written. The same command without --dry-run starts or resumes the run.")
 
 
 def _dry_run_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:

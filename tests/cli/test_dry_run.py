@@ -89,3 +89,12 @@ def test_a_stream_has_no_place_in_a_dry_run(selectit: Callable[..., Outcome], da
 )
 def test_durations(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_a_model_that_hardly_understands_is_named_before_the_hours(
+    selectit: Callable[..., Outcome], data: Path, checkpoint: Path
+) -> None:
+    done = selectit("run", data, "--model", checkpoint, "--out", "run", "--dry-run")
+    assert done.code == 0, done.err
+    assert "it hardly understood the question" in done.err
+    assert "hardly" not in selectit("run", data, *MODEL, "--out", "run", "--dry-run").err
