@@ -424,6 +424,7 @@ def attack_runs(
     ended = found.run(f"user/{kind}", out)
     found.stale = False
     asked = [str(r) for r in server.requests[before:]]
+    assert ended[0] == 0, ended[2]
     if wrong := check_run(found, kind, out, ended):
         yield f"{kind} without a fault: {wrong}: {ended[2][-500:]}"
         return
