@@ -13,7 +13,7 @@ from selectit_hf.analysis.finished import Finished, Rows, is_score
 from selectit_hf.analysis.finished_run import from_run
 from selectit_hf.analysis.verified_results import check_unchanged
 from selectit_hf.formats import RowReader, Trainable, write_arrow, writer
-from selectit_hf.runs import RESULTS, Run, is_url, open_run
+from selectit_hf.runs import RESULTS, Run, is_url, open_results
 
 __all__ = ["Exported", "export", "for_training"]
 
@@ -58,8 +58,8 @@ def export(
         >>> export("RUN", "messages", "kept.jsonl")  # doctest: +SKIP
         Exported(rows=120, columns=('messages',), notes=())
     """
-    run = run if isinstance(run, Run) else open_run(run)
-    own = [] if is_url(run.where) else [run.store.path(name) for name in RESULTS]
+    run = run if isinstance(run, Run) else open_results(run)
+    own = [] if is_url(str(run.results)) else [run.results.path(name) for name in RESULTS]
     write = writer(Path(out), [path for path in own if path.exists()])
     finished = from_run(run)
     rows, notes = for_training(finished, form, with_scores=with_scores)

@@ -23,7 +23,7 @@ from selectit_hf.analysis.verified_results import (
 )
 from selectit_hf.errors import RunError
 from selectit_hf.rating import score_schema
-from selectit_hf.runs import Run, open_run
+from selectit_hf.runs import Run, open_results
 
 __all__ = ["from_run"]
 
@@ -34,8 +34,8 @@ def from_run(run: Run | str | Path) -> Finished:
     Raises:
         RunError: it is not finished, or its files do not belong together.
     """
-    run = run if isinstance(run, Run) else open_run(run)
-    plan, store = run.plan, run.store
+    run = run if isinstance(run, Run) else open_results(run)
+    plan, store = run.plan, run.results
     chosen = check_written(run)
     summary = read_summary(run)
     facts = {

@@ -74,7 +74,7 @@ def read_summary(run: Run) -> dict[str, Any]:
     Raises:
         RunError: it is invalid, or names other models than the plan.
     """
-    summary = _facts(run.store, "summary.json", SUMMARY)
+    summary = _facts(run.results, "summary.json", SUMMARY)
     if summary["models"].keys() != {*run.slugs}:
         raise _unfinished("summary.json names other models than the plan")
     _check_contrast(summary.get("contrast"))
@@ -91,14 +91,14 @@ def check_written(run: Run) -> dict[str, Any]:
         RunError: a file is not the one that was written; the message names it. Runs of 0.1.0 hold
             fewer hashes; those they hold are compared.
     """
-    chosen = _facts(run.store, "selection.json", CHOSEN | HASHES)
+    chosen = _facts(run.results, "selection.json", CHOSEN | HASHES)
     written = chosen.pop("manifest_sha256", None)
     without_hash = written is None and run.plan["format"] == FIRST
     if written != facts_hash(chosen) and not without_hash:
         raise _unfinished("selection.json was changed after it was written; its hash differs")
     for name in RESULTS[:-1]:
         said = chosen["sha256"].get(name)
-        if said is not None and _hash(run.store, name) != said:
+        if said is not None and _hash(run.results, name) != said:
             raise _unfinished(f"{name} was changed after it was written; its hash differs")
     for slug in chosen["tables"]:
         try:
@@ -138,7 +138,7 @@ def _known(value: Any, schema: Any) -> Any:
 def _unfinished(problem: str) -> RunError:
     return RunError(
         f"The run is not finished, or its files do not belong together: {problem}. "
-        "'selectit select RUN --out RUN' writes them again from the stored ratings."
+        "'selectit select RUN --out FOLDER' writes them again from the stored ratings."
     )
 
 

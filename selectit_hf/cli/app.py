@@ -281,7 +281,7 @@ def compare(
     selectit compare RUN --by sentence --by ifd --by length --by random
     """
     Stop()
-    opened = runs.open_run(run)
+    opened = runs.open_results(run)
     rows = runs.rows_of(opened, data, split)
     found = choices.compare_run(
         opened, rows, by, cut, how, reader, seed, judge, embeddings, display.tell
@@ -305,7 +305,7 @@ def report(
     ] = None,
 ) -> None:
     """Write a page that shows what was kept and why: report.html, which needs no network."""
-    opened = runs.open_run(run)
+    opened = runs.open_results(run)
     page = write_report(
         opened,
         runs.rows_of(opened, data, split),

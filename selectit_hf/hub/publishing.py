@@ -34,7 +34,7 @@ from selectit_hf.hub.staging import stage
 from selectit_hf.hub_files import commit_of
 from selectit_hf.patience import FAILURES, patiently, time_limit
 from selectit_hf.rating import ModelScore, RatingScorer
-from selectit_hf.runs import open_run
+from selectit_hf.runs import open_results
 from selectit_hf.selection import Selection
 
 __all__ = ["publish", "push_run"]
@@ -78,7 +78,7 @@ def push_run(
     """
     check_repo(repo)
     api, settings = api or _client(), settings or PushSettings()
-    opened = open_run(run)
+    opened = open_results(run)
     verified = finished = from_run(opened)
     load = partial(rows_of_run, opened, api)
     notes: Callable[[], list[str]] = list

@@ -35,7 +35,7 @@ from selectit_hf.report.words import (
     select_command,
     weights_of,
 )
-from selectit_hf.runs import Run, open_run, open_store
+from selectit_hf.runs import Run, open_results, open_store
 from selectit_hf.selection import cut_flags
 from selectit_hf.templates import templates
 
@@ -74,13 +74,13 @@ def write_report(
             embeddings.
         SettingError: bokeh, scikit-learn or matplotlib is not installed.
     """
-    run = run if isinstance(run, Run) else open_run(run)
+    run = run if isinstance(run, Run) else open_results(run)
     finished = from_run(run)
     page = render(finished, dataset, embeddings=embeddings, ablation=ablation)
     forms: tuple[Form, ...] = ("png", "svg")
     plots = [(name, form, draw(form)) for name, draw in card_plots(finished) for form in forms]
     check_unchanged(run, finished)
-    store, inside = (run.store, "report/") if out is None else (open_store(out), "")
+    store, inside = (run.results, "report/") if out is None else (open_store(out), "")
     for name, form, image in plots:
         store.write(f"{inside}images/{name}.{form}", image)
     store.write(f"{inside}{PAGE}", page.encode())

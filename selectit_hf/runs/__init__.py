@@ -24,7 +24,15 @@ from selectit_hf.runs.rate_shards import (
     wait_and_take_over,
 )
 from selectit_hf.runs.results import finish, ranking_column, ratings_of
-from selectit_hf.runs.run import CHECK, RESULTS, Run, check_folder, open_run, plan
+from selectit_hf.runs.run import (
+    CHECK,
+    RESULTS,
+    Run,
+    check_folder,
+    open_results,
+    open_run,
+    plan,
+)
 from selectit_hf.runs.run_inputs import (
     inputs,
     is_streamed,
@@ -56,6 +64,7 @@ __all__ = [
     "is_url",
     "local",
     "model_folder",
+    "open_results",
     "open_run",
     "open_store",
     "pending",

@@ -13,7 +13,7 @@ Ratings cost hours and are never thrown away; everything else is computed from t
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,17 @@ from selectit_hf.runs.shards import HASH, RATINGS, Part, Shards
 from selectit_hf.runs.store import Store, open_store
 from selectit_hf.selection import cut_flags, ranking_flags
 
-__all__ = ["CHECK", "LOCK", "PROGRESS", "RESULTS", "Run", "check_folder", "open_run", "plan"]
+__all__ = [
+    "CHECK",
+    "LOCK",
+    "PROGRESS",
+    "RESULTS",
+    "Run",
+    "check_folder",
+    "open_results",
+    "open_run",
+    "plan",
+]
 
 RESULTS = ("scores.parquet", "selected.parquet", "summary.json", "selection.json")
 """In the order they are written; the last holds the hashes of the others and of their ratings."""
@@ -58,6 +68,7 @@ class Run:
     Attributes:
         where: the folder's path or URL.
         plan: see `plans`.
+        selection: the folder or URL of the results, if ``select RUN --out`` wrote them elsewhere.
 
     Example:
         >>> run = runs.plan(dataset, source, scorers, "s3://bucket/run")  # doctest: +SKIP
@@ -67,6 +78,7 @@ class Run:
 
     where: str
     plan: dict[str, Any]
+    selection: str | None = None
     _shards: dict[str, Shards] = field(default_factory=dict, init=False, repr=False, compare=False)
     _masses: dict[str, list[float]] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -77,6 +89,11 @@ class Run:
     def store(self) -> Store:
         """The folder's files."""
         return open_store(self.where)
+
+    @cached_property
+    def results(self) -> Store:
+        """The folder of the files in `RESULTS`."""
+        return self.store if self.selection is None else open_store(self.selection)
 
     @property
     def name(self) -> str:
@@ -125,7 +142,7 @@ class Run:
     @cached_property
     def _pinned(self) -> dict[str, list[str]]:
         """The tables that the results are made from; later commits do not change the results."""
-        said = self.store.read_many([RESULTS[-1]]).get(RESULTS[-1], b"")
+        said = self.results.read_many([RESULTS[-1]]).get(RESULTS[-1], b"")
         tables: Any = (json_object(said) or {}).get("tables")
         return tables if misfit(tables, {str: [HASH]}) is None else {}
 
@@ -237,31 +254,47 @@ def open_run(where: str | Path | Store) -> Run:
         RunError: there is none, or its plan is damaged.
     """
     folder = open_store(where)
-    if not folder.exists(PLAN):
-        _refuse_selection(folder)
+    if folder.exists(PLAN):
+        return Run(str(folder), plans.read_plan(folder))
+    if chosen := _selection_in(folder):
+        run = run_of_selection(chosen["manifest_sha256"])
         raise RunError(
-            f"{folder.name!r} is not a run folder: it has no plan.json. 'selectit run' makes one."
+            f"{folder.name!r} holds a selection from a run; give the run itself"
+            + (f", {run}." if run else ".")
         )
-    return Run(str(folder), plans.read_plan(folder))
+    raise RunError(
+        f"{folder.name!r} is not a run folder: it has no plan.json. 'selectit run' makes one."
+    )
 
 
-def _refuse_selection(folder: Store) -> None:
-    """Raise an error if this is what ``select RUN --out`` wrote, which has no ratings of its own.
+def open_results(where: str | Path | Store) -> Run:
+    """An existing run with its results; or with those that ``select RUN --out`` wrote to a folder.
+
+    Such a folder has no ratings of its own. It belongs to the run that is remembered on this
+    machine for exactly its files.
 
     Raises:
-        RunError: the message names the run.
+        RunError: there is no run, its plan is damaged, or the folder's run is not known or gone.
     """
-    facts = json_object(folder.read_many([RESULTS[-1]]).get(RESULTS[-1], b"")) or {}
-    if misfit(facts, CHOSEN):
-        return
-    run = run_of_selection(facts["manifest_sha256"])
-    shown = run or "RUN"
-    flags = shlex.join([*ranking_flags(facts), *cut_flags(facts["cut"])])
-    raise RunError(
-        f"{folder.name!r} holds a selection from {'a run' if run is None else run}, which has the "
-        f"ratings and the plan; give the run. To use this selection, first make it the run's own: "
-        f"selectit select {shown} --out {shown} {flags}"
-    )
+    folder = open_store(where)
+    chosen = None if folder.exists(PLAN) else _selection_in(folder)
+    if chosen is None:
+        return open_run(folder)
+    run = run_of_selection(chosen["manifest_sha256"])
+    if run is None or not open_store(run).exists(PLAN):
+        flags = shlex.join([*ranking_flags(chosen), *cut_flags(chosen["cut"])])
+        lost = "that is not known on this machine" if run is None else f"that is no longer at {run}"
+        raise RunError(
+            f"{folder.name!r} holds a selection from a run {lost}. Give the run itself, after: "
+            f"selectit select RUN --out RUN {flags}"
+        )
+    return replace(open_run(run), selection=str(folder))
+
+
+def _selection_in(folder: Store) -> dict[str, Any] | None:
+    """What ``selection.json`` says, if there is one."""
+    facts = json_object(folder.read_many([RESULTS[-1]]).get(RESULTS[-1], b""))
+    return facts if misfit(facts, CHOSEN) is None else None
 
 
 def check_folder(folder: Store) -> None:

@@ -6,7 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import HfApi
+from hub_server import TOKEN, HubServer
 
 Command = Callable[..., Any]
 
@@ -85,14 +89,82 @@ def test_a_state_folder_that_cannot_be_written_is_no_error(
     assert "give it again with --data" in selectit("select", "run", "--out", "again").err
 
 
-@pytest.mark.parametrize("command", ["push", "report", "compare"])
-def test_a_selection_apart_names_its_run(
-    selectit: Command, rated: Path, command: str, tmp_path: Path
-) -> None:
-    done = selectit("select", rated, "--proportion", 0.1, "--out", "other")
+@pytest.fixture
+def apart(selectit: Command, rated: Path, tmp_path: Path) -> Path:
+    """A selection of half the rows, beside a run whose own keeps fewer."""
+    done = selectit("select", rated, "--proportion", 0.5, "--out", "other")
     assert done.code == 0, done.err
-    arguments = {"push": ["user/x"], "report": [], "compare": ["--by", "sentence"]}[command]
-    refused = selectit(command, "other", *arguments)
-    assert refused.code == 1
-    assert f"selectit select {rated} --out {rated} --by" in refused.err
-    assert "--proportion 0.1" in refused.err
+    return tmp_path / "other"
+
+
+def test_a_selection_apart_is_exported_reported_and_compared(
+    selectit: Command, rated: Path, apart: Path, tmp_path: Path
+) -> None:
+    kept = pq.read_table(apart / "selected.parquet")
+    assert len(kept) > len(pq.read_table(rated / "selected.parquet"))
+    done = selectit("export", apart, "--format", "alpaca", "--out", "kept.jsonl")
+    assert done.code == 0, done.err
+    lines = (tmp_path / "kept.jsonl").read_text().splitlines()
+    assert [json.loads(line)["output"] for line in lines] == kept["output"].to_pylist()
+    done = selectit("report", apart)
+    assert done.code == 0, done.err
+    assert "--proportion 0.5" in (apart / "report" / "report.html").read_text()
+    assert not (rated / "report").exists()
+    done = selectit("compare", apart, "--by", "sentence")
+    assert done.code == 0, done.err
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_a_selection_apart_is_pushed_with_its_own_rows(
+    selectit: Command, apart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with HubServer() as server:
+        client = HfApi(endpoint=server.url, token=TOKEN)
+        monkeypatch.setattr("selectit_hf.hub.publishing._client", lambda: client)
+        done = selectit("push", apart, "user/x", "--yes")
+        assert done.code == 0, done.err
+        files = server.repo("dataset", "user/x").files()
+    pushed = pq.read_table(pa.BufferReader(files["data/train-00000-of-00001.parquet"]))
+    assert pushed["output"] == pq.read_table(apart / "selected.parquet")["output"]
+    assert "--proportion 0.5" in files["README.md"].decode()
+
+
+@pytest.mark.parametrize("name", ["selected.parquet", "scores.parquet", "summary.json"])
+def test_a_changed_file_of_a_selection_apart_is_refused(
+    selectit: Command, apart: Path, name: str
+) -> None:
+    (apart / name).write_bytes((apart / name).read_bytes() + b" ")
+    refused = selectit("export", apart, "--format", "alpaca", "--out", "kept.jsonl")
+    assert (refused.code, f"{name} was changed" in refused.err) == (1, True)
+
+
+def test_a_selection_of_other_ratings_is_refused(
+    selectit: Command, rated: Path, apart: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(rated)
+    gone = selectit("push", apart, "user/x")
+    assert gone.code == 1
+    assert f"no longer at {rated}" in gone.err
+    assert "selectit select RUN --out RUN --by sentence_score__model --proportion 0.5" in gone.err
+    again = ["--model", "./model", "--k", 3, "--out", "run"]
+    assert selectit("run", "rows.json", *again).code == 0
+    other = selectit("push", apart, "user/x")
+    assert (other.code, "do not belong together" in other.err) == (1, True)
+
+
+def test_a_selection_that_is_not_remembered_names_the_command(
+    selectit: Command, apart: Path, state: Path
+) -> None:
+    shutil.rmtree(state)
+    for command in (["push", apart, "user/x"], ["report", apart], ["compare", apart, "--by", "ifd"]):
+        refused = selectit(*command)
+        assert refused.code == 1
+        assert "not known on this machine" in refused.err
+        assert "--proportion 0.5" in refused.err
+
+
+def test_ratings_are_not_finished_through_a_selection(
+    selectit: Command, rated: Path, apart: Path
+) -> None:
+    refused = selectit("finish", apart)
+    assert (refused.code, f"give the run itself, {rated}" in refused.err) == (1, True)
