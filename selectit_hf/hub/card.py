@@ -13,7 +13,14 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from selectit_hf.errors import HubError, SettingError
-from selectit_hf.hub.card_code import is_local_source, load_source, local_models, run_command
+from selectit_hf.hub.card_code import (
+    RECIPE,
+    is_local_source,
+    load_source,
+    local_models,
+    run_command,
+    text_files,
+)
 from selectit_hf.hub.markdown import HUB_NAME, environment, one_line
 from selectit_hf.rating import model_weights
 from selectit_hf.selection import LOW_RATING_MASS
@@ -136,6 +143,7 @@ def make_card(
     """
     name = one_line(settings.pretty_name or _pretty(repo))
     shown = examples if settings.examples else None
+    files = text_files(facts) or {}
     relation = facts["input"].get("relation", NOT_COMPARED)
     body = environment().get_template("card.md.jinja").render(
         repo=repo,
@@ -148,7 +156,8 @@ def make_card(
         relation=relation,
         is_local_source=is_local_source(facts["input"]),
         local_models=local_models(facts),
-        run_command=run_command(facts, repo),
+        recipe=files.get(RECIPE, b"").decode().strip(),
+        run_command=run_command(files, repo),
         load_source=load_source(facts["input"]) if relation == SAME else "",
         weights=_weights(facts),
         level=facts["selection"]["by"].partition("_")[0],

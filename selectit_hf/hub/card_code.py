@@ -2,15 +2,24 @@
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import yaml  # type: ignore[import-untyped]
 
 from selectit_hf.hashes import is_content_hash
 from selectit_hf.rating import RELEASED_TEMPLATE, load_rating_prompts, was_folder
 
-__all__ = ["is_local_source", "load_source", "local_models", "run_command", "text_files"]
+__all__ = [
+    "RECIPE",
+    "is_local_source",
+    "load_source",
+    "local_models",
+    "run_command",
+    "text_files",
+]
 
-PROMPTS, TEMPLATE = "rating_prompts.txt", "template.txt"
+RECIPE, PROMPTS, TEMPLATE = "recipe.yaml", "rating_prompts.txt", "template.txt"
 DERIVED_FILE = "derived.parquet"
 OPTIONAL = ("instruction_column", "response_column", "turns", "translation", "max_length")
 
@@ -25,11 +34,13 @@ def local_models(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [m for m in facts["models"] if was_folder(m["model"], m["revision"])]
 
 
-def text_files(rating: Mapping[str, Any]) -> dict[str, bytes] | None:
-    """The files that ``--rating-prompts`` and ``--template`` read, by name; none for the defaults.
+def text_files(facts: Mapping[str, Any]) -> dict[str, bytes] | None:
+    """The recipe that makes the selection again, and the files of prompts that it names, by name.
 
-    ``None`` if no file can hold them: a rating prompt of several lines, a lone carriage return.
+    There are none of these for default prompts. ``None`` if no file can hold the prompts: a rating
+    prompt of several lines, a lone carriage return.
     """
+    rating = facts["rating"]
     k, prompts, template = rating["k"], rating["rating_prompts"], rating["template"]
     files: dict[str, bytes] = {}
     if tuple(prompts) != load_rating_prompts(None, k):
@@ -41,54 +52,58 @@ def text_files(rating: Mapping[str, Any]) -> dict[str, bytes] | None:
         if "\r" in template:
             return None
         files[TEMPLATE] = template.encode()
-    return files
-
-
-def run_command(facts: Mapping[str, Any], repo: str) -> str:
-    """The shell commands that make the selection again; empty if no command line can say it."""
-    files = text_files(facts["rating"])
-    if files is None:
-        return ""
-    words = ["hf", "download", repo, *files, "--repo-type", "dataset", "--local-dir", "."]
-    before = f"{shlex.join(words)}\n" if files else ""
-    return before + _selectit_run(facts, files)
-
-
-def _selectit_run(facts: Mapping[str, Any], files: Mapping[str, bytes]) -> str:
-    rating, selection = facts["rating"], facts["selection"]
-    source = facts["input"]
-    name = source["name"] + (f":{source['config']}" if source["config"] else "")
-    parts = [["selectit", "run", f"{name}@{source['revision']}"], ["--split", source["split"]]]
-    if source.get("relation") == "derived":
-        parts = [["selectit", "run", DERIVED_FILE]]
-    elif is_local_source(source):
-        parts = [["selectit", "run", name], *([parts[1]] if "[" in source["split"] else [])]
-    for model in facts["models"]:
-        pinned = "" if is_local_source(model) else f"@{model['revision']}"
-        parts.append(["--model", f"{model['model']}{pinned}"])
-    bases = {model.get("base") for model in facts["models"]}
-    flags = {
-        "--base-model": bases.pop() if len(bases) == 1 else None,  # else as each adapter says
-        "--dtype": facts["models"][0]["dtype"],
-        "--quantization": facts["models"][0].get("quantization"),
-        "--attn-implementation": facts["models"][0].get("attn_implementation"),
-        "--k": rating["k"],
-        "--rating-prompts": PROMPTS if PROMPTS in files else None,
-        "--template": TEMPLATE if TEMPLATE in files else None,
-        **{f"--{key.replace('_', '-')}": rating[key] for key in OPTIONAL},
-        "--alpha": selection["reflection"]["alpha"],
-        "--variant": selection["reflection"]["variant"],
-        "--weights": ",".join(map(str, selection["reflection"]["weights"] or ())) or None,
-        "--by": selection["by"],
-        **{f"--{key}": selection["cut"][key] for key in ("proportion", "n", "threshold")},
+    recipe = {"run": _flags(facts, files)}
+    return {
+        RECIPE: yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=10**6).encode(),
+        **files,
     }
-    parts += [["--chat"]] if rating["chat"] else []
-    for name, value in json.loads(rating.get("chat_template_kwargs") or "{}").items():
-        parts.append(["--chat-kwarg", f"{name}={json.dumps(value)}"])
-    parts += [["--role", mapping] for mapping in rating.get("roles") or ()]
-    parts += [[flag, str(value)] for flag, value in flags.items() if value is not None]
-    parts.append(["--out", "RUN"])
-    return " \\\n  ".join(shlex.join(part) for part in parts)
+
+
+def run_command(names: Iterable[str], repo: str) -> str:
+    """The shell commands that make the selection again, from the named files of ``repo``."""
+    fetch = ["hf", "download", repo, *names, "--repo-type", "dataset", "--local-dir", "."]
+    return f"{shlex.join(fetch)}\nselectit run {RECIPE}"
+
+
+def _flags(facts: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
+    """The dataset and flags of ``selectit run``, by their names."""
+    rating, selection, source = facts["rating"], facts["selection"], facts["input"]
+    models = facts["models"]
+    bases = {model.get("base") for model in models}
+    kwargs = json.loads(rating.get("chat_template_kwargs") or "{}")
+    flags = {
+        **_rows(source),
+        "model": [
+            m["model"] if is_local_source(m) else f"{m['model']}@{m['revision']}" for m in models
+        ],
+        "base-model": bases.pop() if len(bases) == 1 else None,  # else as each adapter says
+        "dtype": models[0]["dtype"],
+        "quantization": models[0].get("quantization"),
+        "attn-implementation": models[0].get("attn_implementation"),
+        "k": rating["k"],
+        "rating-prompts": PROMPTS if PROMPTS in files else None,
+        "template": TEMPLATE if TEMPLATE in files else None,
+        "chat": rating["chat"] or None,
+        "chat-kwarg": [f"{name}={json.dumps(value)}" for name, value in kwargs.items()] or None,
+        "role": list(rating.get("roles") or ()) or None,
+        **{key.replace("_", "-"): rating[key] for key in OPTIONAL},
+        "alpha": selection["reflection"]["alpha"],
+        "variant": selection["reflection"]["variant"],
+        "weights": ",".join(map(str, selection["reflection"]["weights"] or ())) or None,
+        "by": selection["by"],
+        **{key: selection["cut"][key] for key in ("proportion", "n", "threshold")},
+        "out": "RUN",
+    }
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _rows(source: Mapping[str, Any]) -> dict[str, str]:
+    if source.get("relation") == "derived":
+        return {"dataset": DERIVED_FILE}
+    name = source["name"] + (f":{source['config']}" if source["config"] else "")
+    if is_local_source(source):
+        return {"dataset": name} | ({"split": source["split"]} if "[" in source["split"] else {})
+    return {"dataset": f"{name}@{source['revision']}", "split": source["split"]}
 
 
 def load_source(source: Mapping[str, Any]) -> str:

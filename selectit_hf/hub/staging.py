@@ -3,7 +3,8 @@
 data/train-00000-of-00001.parquet    the kept rows (configuration "default")
 scores/train-00000-of-00001.parquet  every row's ratings and scores (configuration "scores")
 images/*.png                         the plots of the card
-rating_prompts.txt, template.txt     what the card's command reads, where not the defaults
+recipe.yaml                          what makes the selection again, with 'selectit run'
+rating_prompts.txt, template.txt     what the recipe names, where not the defaults
 README.md                            the card
 selectit.json                        the manifest: every fact, and the SHA-256 of every file
 """
@@ -104,7 +105,7 @@ def stage(finished: Finished, folder: Path, shard_bytes: int = SHARD_BYTES) -> S
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(draw("png"))
         files[f"images/{name}.png"] = describe_file(path)
-    for name, text in (text_files(finished.facts["rating"]) or {}).items():
+    for name, text in (text_files(finished.facts) or {}).items():
         (folder / name).write_bytes(text)
         files[name] = describe_file(folder / name)
     data = DatasetCardData()

@@ -175,8 +175,8 @@ def test_a_released_card_says_so(tmp_path: Path) -> None:
     assert "its second softmax" in body
     assert "weight at model level: 0.7778" in body  # 70/90
     assert "(the best 4)" in body
-    assert "--variant released" in body
-    assert "--n 4" in body
+    assert "variant: released" in body
+    assert "\n  n: 4\n" in body
 
 
 def test_what_the_rows_were_read_as_is_told(tmp_path: Path) -> None:
@@ -187,10 +187,10 @@ def test_what_the_rows_were_read_as_is_told(tmp_path: Path) -> None:
     body = card_of(tmp_path, rating=rating, how=how, cut=Cut(threshold=0.5)).body
     for said in (
         "**Columns rated:** output and output",
-        "--instruction-column output",
-        "--rating-prompts rating_prompts.txt",
-        "--template template.txt",
-        "--chat",
+        "instruction-column: output",
+        "rating-prompts: rating_prompts.txt",
+        "template: template.txt",
+        "chat: true",
         "2,048 tokens",
         "of which the token level uses the first",
         "all rows at or above the threshold",
@@ -215,12 +215,12 @@ def test_what_the_weights_were_is_told(prepared: tuple[Finished, Staged]) -> Non
         "an adapter for: org/base",
         "quantized on loading: 4bit (bitsandbytes)",
         "attention: eager",
-        f"--model 'org/lora@{own}~{of_base}'",
-        "--base-model org/base",
-        "--quantization 4bit",
-        "--attn-implementation eager",
-        "--chat-kwarg 'date=\"26 Jul\"'",
-        "--chat-kwarg enable_thinking=false",
+        f"- org/lora@{own}~{of_base}",
+        "base-model: org/base",
+        "quantization: 4bit",
+        "attn-implementation: eager",
+        '- date="26 Jul"',
+        "- enable_thinking=false",
     ):
         assert said in body, said
 
@@ -305,7 +305,7 @@ def test_a_part_of_a_split_is_never_called_the_whole(tmp_path: Path, revision: s
     shown = re.sub("<[^>]*>", "", MARKDOWN.render(text.split("\n---\n", 1)[1]))
     assert "of 30 rows of the part train[:30] of rows.json" in " ".join(shown.split())
     assert "Every row of that part" in shown
-    assert "--split 'train[:30]'" in text
+    assert "  split: train[:30]\n" in text
 
 
 # Payloads
@@ -339,7 +339,8 @@ def test_no_value_breaks_out_of_the_card(tmp_path: Path, payload: str) -> None:
     assert tags(text) <= KNOWN_TAGS
     html = MARKDOWN.render(made.body)
     links = re.findall(r'href="([^"]*)"', html)
-    assert all(link.startswith(("https://arxiv.org/", "https://huggingface.co/")) for link in links)
+    known = ("https://arxiv.org/", "https://huggingface.co/", "recipe.yaml")
+    assert all(link.startswith(known) for link in links)
     assert re.findall(r'src="([^"]*)"', html) == ["images/scores.png", "images/lengths.png"]
     assert len(re.findall("<h1>", html)) == 1
     assert "49" not in html.split("How to load it")[0]
@@ -483,7 +484,7 @@ def test_the_same_selection_makes_the_same_bytes(tmp_path: Path) -> None:
     assert contents(first.folder) == contents(second.folder)
     assert first.with_card("card", "1") == second.with_card("card", "1")
     assert contents(first.folder) == contents(second.folder)
-    assert len(contents(first.folder)) == 7
+    assert len(contents(first.folder)) == 8
 
 
 def test_large_data_is_cut_into_shards(tmp_path: Path) -> None:

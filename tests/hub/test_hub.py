@@ -43,6 +43,7 @@ OURS = [
     "images/agreement.png",
     "images/lengths.png",
     "images/scores.png",
+    "recipe.yaml",
     "scores/train-00000-of-00001.parquet",
     "selectit.json",
 ]

@@ -119,6 +119,8 @@ def test_rows_of_the_source_are_said_to_be_and_made_again(
 
     (command,) = blocks(text, "Reproduce it", "bash")
     run(server, tmp_path / "empty", "sh", "-ec", command)
+    (shown,) = blocks(text, "Reproduce it", "yaml")
+    assert (tmp_path / "empty" / "recipe.yaml").read_text() == f"{shown}\n"
     made = Dataset.from_parquet(str(tmp_path / "empty" / "RUN" / "selected.parquet"))
     assert [row["output"] for row in made] == [row["output"] for row in kept]
     key = "rating_logprobs__tiny_rater"
@@ -143,7 +145,7 @@ def test_other_rows_are_refused_or_said_to_be_derived(
     assert "rows derived from" in text
     assert "row number in the source" not in text
     assert "source.select" not in text
-    assert "selectit run org/source" not in text
+    assert "dataset: org/source" not in text
     manifest = json.loads(server.repo("dataset", "user/picked").files()["selectit.json"])
     assert manifest["input"]["relation"] == "derived"
     assert manifest["input"]["fingerprint"] in text
@@ -188,4 +190,4 @@ def test_a_local_model_and_file_are_named_as_local_with_their_hashes(tmp_path: P
     assert "Not compared with the source" in text()
     assert "no file of prompts can hold" in text()
     asked["rating_prompts"] = [*asked["rating_prompts"][1:], "one line"]
-    assert "--rating-prompts rating_prompts.txt" in text()
+    assert "rating-prompts: rating_prompts.txt" in text()

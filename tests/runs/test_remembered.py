@@ -156,7 +156,11 @@ def test_a_selection_that_is_not_remembered_names_the_command(
     selectit: Command, apart: Path, state: Path
 ) -> None:
     shutil.rmtree(state)
-    for command in (["push", apart, "user/x"], ["report", apart], ["compare", apart, "--by", "ifd"]):
+    for command in (
+        ["push", apart, "user/x"],
+        ["report", apart],
+        ["compare", apart, "--by", "ifd"],
+    ):
         refused = selectit(*command)
         assert refused.code == 1
         assert "not known on this machine" in refused.err
