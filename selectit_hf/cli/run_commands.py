@@ -37,6 +37,7 @@ from selectit_hf.cli.run_steps import (
     tell_survey,
 )
 from selectit_hf.cli.stop_signals import Stop
+from selectit_hf.errors import InputError, SettingError
 from selectit_hf.formats import check_ranking, check_space, first_rows
 from selectit_hf.rating import Reflection, SentenceScore, model_name
 from selectit_hf.runs import Rank
@@ -138,7 +139,10 @@ def run(
     rows, source = load_rows(dataset, first_rows(split, limit), streaming, out, dry_run)
     survey = tell_survey(rows, source.name, scorers, allow_unrated)
     ours = [c for one in scorers for c in one.columns if "_score__" in c] + ["model_score"]
-    check_ranking(rows, how.by, cut.threshold, [*SELECTORS, *ours])
+    try:
+        check_ranking(rows, how.by, cut.threshold, [*SELECTORS, *ours])
+    except (InputError, SettingError) as error:
+        raise typer.BadParameter(str(error)) from error
     if not runs.is_url(out):
         check_space(Path(out), rows, len(scorers), scorers[0].k, cut.proportion or 1.0)
     settings = Settings(how, cut, rank, count, wait, allow_mixed, tuple(report_to or ()))
