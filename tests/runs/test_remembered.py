@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from huggingface_hub import HfApi
 from hub_server import TOKEN, HubServer
+from huggingface_hub import HfApi
 
 Command = Callable[..., Any]
 
