@@ -19,7 +19,8 @@ __all__ = [
     "text_files",
 ]
 
-RECIPE, PROMPTS, TEMPLATE = "recipe.yaml", "rating_prompts.txt", "template.txt"
+RECIPE = "recipe.yaml"
+PROMPTS, TEMPLATE = "rating_prompts.txt", "template.txt"
 DERIVED_FILE = "derived.parquet"
 OPTIONAL = ("instruction_column", "response_column", "turns", "translation", "max_length")
 

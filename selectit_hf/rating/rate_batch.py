@@ -49,18 +49,19 @@ def rate_batch(
     rater = scorer.rater(rank)
     next_pairs = scorer.reader.pairs(then) if then is not None else ()
     coming = [pair for pair in next_pairs if isinstance(pair, Pair)]
-    splits, readings = 0, []
+    splits, tokens, readings = 0, 0, []
     for first, rows in sorted(todo.items()):
         asked = [cast(Pair, pairs[i]) for i in rows]
         answer = rater.ask(asked, range(first, count), progress, coming)
         logprobs[rows, first:] = answer.logprobs
         splits += answer.splits
+        tokens += answer.tokens
         readings += [answer.reading] if answer.reading is not None else []
         for i, status in zip(rows, answer.statuses, strict=True):
             statuses[i] = status
     logprobs[[status not in RATED for status in statuses]] = np.nan
     facts = stored.rater or {**rater.facts(), "rating_key": scorer.rating_key()}
-    return Ratings(statuses, logprobs, facts, splits, together(readings), tuple(texts))
+    return Ratings(statuses, logprobs, facts, splits, together(readings), tuple(texts), tokens)
 
 
 def _stored(batch: Batch, scorer: Any) -> Ratings:

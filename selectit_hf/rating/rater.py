@@ -99,7 +99,7 @@ class Rater:
         places = {pair: i for i, pair in enumerate(different)}
         rows = [places[pair] for pair in pairs]
         statuses = [answers.statuses[i] for i in rows]
-        return Ratings(statuses, answers.logprobs[rows], {}, answers.splits, answers.reading)
+        return answers._replace(statuses=statuses, logprobs=answers.logprobs[rows])
 
     def _ask(
         self,
@@ -126,7 +126,8 @@ class Rater:
         for i in asked:
             if not np.isfinite(logprobs[i]).all():
                 statuses[i] = "oom" if oom[i].any() else "nonfinite"
-        return Ratings(statuses, logprobs, {}, read.splits, read.reading)
+        tokens = sum(map(len, ids))
+        return Ratings(statuses, logprobs, {}, read.splits, read.reading, tokens=tokens)
 
     def facts(self) -> dict[str, Any]:
         """Who rates: name, revision and number of parameters. Loads the model to count them."""

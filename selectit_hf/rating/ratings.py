@@ -45,6 +45,7 @@ class Ratings(NamedTuple):
         reading: how the log-probabilities were computed; ``None`` where none were.
         pairs: (n) `rows.pair_hash` of the text that was rated, ``None`` for a row that is not a
             pair; empty if unknown.
+        tokens: how many tokens the model was given to make them, before padding.
     """
 
     statuses: list[str]
@@ -53,6 +54,7 @@ class Ratings(NamedTuple):
     splits: int = 0
     reading: Verification | None = None
     pairs: Sequence[str | None] | pa.ChunkedArray = ()
+    tokens: int = 0
 
     def texts(self) -> Sequence[str | None] | pa.ChunkedArray:
         """(n) the ``pairs``, all ``None`` if unknown."""

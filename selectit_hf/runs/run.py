@@ -61,6 +61,23 @@ LOCK = ".lock"
 """The file that keeps a second ``run`` out of a local folder."""
 
 
+@dataclass
+class _Seen:
+    """Totals over ratings: rows, tokens, the rating mass of ``count`` prompts."""
+
+    rows: int = 0
+    tokens: int = 0
+    mass: float = 0.0
+    count: int = 0
+
+    def add(self, ratings: Ratings) -> None:
+        made = np.exp(ratings.logprobs[ratings.rated]).sum(axis=-1)
+        self.rows += len(ratings.statuses)
+        self.tokens += ratings.tokens
+        self.mass += float(made.sum())
+        self.count += made.size
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder and its plan, as it was when it was opened.
@@ -80,9 +97,7 @@ class Run:
     plan: dict[str, Any]
     selection: str | None = None
     _shards: dict[str, Shards] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _masses: dict[str, list[float]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _seen: dict[str, _Seen] = field(default_factory=dict, init=False, repr=False, compare=False)
     _views: list[Dataset] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @cached_property
@@ -157,16 +172,18 @@ class Run:
         return dict(self._views[1][rows.start : rows.stop])
 
     def saw(self, slug: str, ratings: Ratings) -> None:
-        """Take note of ratings that this process made, for `rating_mass`."""
-        made = np.exp(ratings.logprobs[ratings.rated]).sum(axis=-1)
-        total = self._masses.setdefault(slug, [0.0, 0.0])
-        total[0] += float(made.sum())
-        total[1] += made.size
+        """Take note of ratings that this process made, for the two methods below."""
+        self._seen.setdefault(slug, _Seen()).add(ratings)
 
     def rating_mass(self, slug: str) -> float | None:
         """The mean rating mass of the shards that this process has rated; ``None`` before."""
-        total, count = self._masses.get(slug, (0.0, 0.0))
-        return total / count if count else None
+        seen = self._seen.get(slug, _Seen())
+        return seen.mass / seen.count if seen.count else None
+
+    def tokens_per_row(self, slug: str) -> float | None:
+        """The mean number of prompt tokens of a row in those shards; ``None`` before."""
+        seen = self._seen.get(slug, _Seen())
+        return seen.tokens / seen.rows if seen.rows else None
 
     def measures(self, folder: str, key: str, schema: Any) -> Shards:
         """The shards of another selector's measurements, cut like the ratings; see `Shards`."""

@@ -1,5 +1,6 @@
 """A run followed by an experiment tracker: tensorboard, trackio or wandb, through accelerate."""
 
+import importlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 from selectit_hf.errors import SettingError, did_you_mean
 from selectit_hf.runs.rate_shards import Progress
-from selectit_hf.runs.run import Run
+from selectit_hf.runs.run import RESULTS, Run
 from selectit_hf.runs.store import is_url
 
 __all__ = ["TRACKERS", "Trackers", "tracking"]
@@ -30,7 +31,7 @@ def tracking(names: Sequence[str], run: Run) -> Iterator["Trackers"]:
     Raises:
         SettingError: an unknown tracker, or one that is not installed.
     """
-    found = Trackers(run, [_started(name, run) for name in names])
+    found = Trackers(run, {name: _started(name, run) for name in names})
     try:
         yield found
     finally:
@@ -38,9 +39,9 @@ def tracking(names: Sequence[str], run: Run) -> Iterator["Trackers"]:
 
 
 class Trackers:
-    """What is logged, for each model: rows, rows per second and rating mass; then the results."""
+    """What is logged, for each model: rows, speed and rating mass; then the results."""
 
-    def __init__(self, run: Run, trackers: Sequence[Any]) -> None:
+    def __init__(self, run: Run, trackers: Mapping[str, Any]) -> None:
         self._run, self._trackers = run, trackers
         self._done: Counter[str] = Counter()
         self._before: Counter[str] = Counter()
@@ -75,6 +76,24 @@ class Trackers:
             facts[f"{slug}/rating_mass"] = model["rating_mass"]
             facts |= {f"{slug}/status/{name}": n for name, n in model["statuses"].items()}
         self._log(facts)
+        self._tell_scores(summary["by"])
+
+    def _tell_scores(self, by: str) -> None:
+        """Log the histogram of the scores, if the rows were ranked by one."""
+        with self._run.results.parquet(RESULTS[0]) as file:
+            if by not in file.schema_arrow.names:
+                return
+            column = file.read(columns=[by])[by].drop_null().to_numpy()
+        for name, tracker in self._trackers.items():
+            if name == "tensorboard":
+                tracker.tracker.add_histogram("scores", column, self._step)
+            else:
+                made = importlib.import_module(name).Histogram(column)
+                tracker.log({"scores": made}, step=self._step)
+
+    @property
+    def _step(self) -> int:
+        return sum(self._done.values())
 
     def _tell(self) -> None:
         now, k = time.monotonic(), self._run.plan["rating"]["k"]
@@ -82,19 +101,22 @@ class Trackers:
         for slug, prompts in self._done.items():
             facts[f"{slug}/rows"] = prompts / k
             made = (prompts - self._before[slug]) / k
-            facts[f"{slug}/rows_per_second"] = made / max(now - self._last, 1e-9)
+            speed = made / max(now - self._last, 1e-9)
+            facts[f"{slug}/rows_per_second"] = speed
+            tokens = self._run.tokens_per_row(slug)
+            facts[f"{slug}/tokens_per_second"] = None if tokens is None else tokens * speed
             facts[f"{slug}/rating_mass"] = self._run.rating_mass(slug)
         self._before, self._last = self._done.copy(), now
         self._log(facts)
 
     def _log(self, facts: Mapping[str, Any]) -> None:
         known = {name: float(value) for name, value in facts.items() if value is not None}
-        for tracker in self._trackers:
-            tracker.log(known, step=sum(self._done.values()))
+        for tracker in self._trackers.values():
+            tracker.log(known, step=self._step)
 
     def close(self) -> None:
         """Finish all of them."""
-        for tracker in self._trackers:
+        for tracker in self._trackers.values():
             tracker.finish()
 
 
@@ -102,10 +124,12 @@ def _started(name: str, run: Run) -> Any:
     if name not in TRACKERS:
         meant = did_you_mean(name, TRACKERS)
         raise SettingError(f"There is no tracker {name!r}; known are {', '.join(TRACKERS)}.{meant}")
+    from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     if name not in map(str, get_available_trackers()):
         raise SettingError(f"--report-to {name} needs a package: pip install {name}.")
+    PartialState()  # some trackers log only if it exists
     kind = LOGGER_TYPE_TO_CLASS[name]
     folder = Path(run.name if is_url(run.where) else run.where)
     logs = {"logging_dir": folder.with_name(f"{folder.name}.logs")}

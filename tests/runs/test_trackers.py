@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoTokenizer
 
 from selectit_hf.runs import trackers
 
@@ -19,7 +21,15 @@ def logged(folder: Path) -> dict[str, list[float]]:
         events.Reload()
         for name in events.Tags()["scalars"]:
             found[name] = [one.value for one in events.Scalars(name)]
+        for name in events.Tags()["histograms"]:
+            found[name] = [value for one in events.Histograms(name) for value in counted(one)]
     return found
+
+
+def counted(event: Any) -> list[float]:
+    """Number, sum, minimum and maximum of what a histogram holds."""
+    held = event.histogram_value
+    return [held.num, held.sum, held.min, held.max]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own
@@ -46,6 +56,31 @@ def test_tensorboard_gets_what_the_run_did(
     mass = summary["models"][slug]["rating_mass"]
     assert found[f"{slug}/rating_mass"][-1] == pytest.approx(mass, rel=1e-5)
     assert found["score/median"] == pytest.approx([summary["score_quantiles"][2]], rel=1e-5)
+    scores = pq.read_table(tmp_path / "run" / "scores.parquet")[summary["by"]].to_pylist()
+    expected = [len(scores), sum(scores), min(scores), max(scores)]
+    assert found["scores"] == pytest.approx(expected)
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    lengths = prompt_lengths(plan, data, checkpoint)[: 20 * plan["rating"]["k"]]
+    speeds = zip(
+        found[f"{slug}/tokens_per_second"][::-1], found[f"{slug}/rows_per_second"][::-1],
+        strict=False,
+    )  # fmt: skip
+    # as the last shard of 10 rows is rated, the others are known
+    tokens, rows = next((tokens, rows) for tokens, rows in speeds if rows)
+    assert tokens / rows == pytest.approx(sum(lengths) / 20, rel=1e-5)
+
+
+def prompt_lengths(plan: dict[str, Any], data: Path, model: Path) -> list[int]:
+    """The number of tokens of every prompt."""
+    asked, tokenizer = plan["rating"], AutoTokenizer.from_pretrained(model)
+    prompts = [
+        asked["template"].format(
+            rating_prompt=prompt, instruction=row["instruction"], response=row["output"]
+        )
+        for row in json.loads(data.read_text())
+        for prompt in asked["rating_prompts"]
+    ]
+    return [len(ids) for ids in tokenizer(prompts)["input_ids"]]
 
 
 def test_a_tracker_that_is_unknown_missing_or_under_a_launcher_is_refused(
