@@ -55,6 +55,8 @@ BY = {
     "measured": ["token", "length", "length"],
 }
 """What rows are ranked by."""
+AT_ONCE = 1000
+"""Folders of one process; after thousands, what libraries keep of each reaches the memory limit."""
 WHOLE = 8
 """The plots of one folder in this many are drawn to the end."""
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -336,8 +338,11 @@ class Job:
             if code is None:
                 return True
             if code == 0:
+                self.left = self.left[AT_ONCE:]
+            else:
+                self._died()
+            if not self.left:
                 return False
-            self._died()
         self.process = self._start()
         return True
 
@@ -345,7 +350,7 @@ class Job:
         work = {
             "place": str(self.place),
             "bases": {name: [str(one) for one in paths] for name, paths in self.bases.items()},
-            "left": self.left,
+            "left": self.left[:AT_ONCE],
             "seed": self.seed,
             "mutant": self.mutant,
         }
