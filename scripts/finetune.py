@@ -23,10 +23,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
-from trl import SFTConfig, SFTTrainer
+
+try:
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+except ImportError as error:
+    sys.exit(f"Error: {error}. In a clone: bash scripts/install.sh '[train]'")
 
 from selectit_hf.errors import SelectItError, SettingError
 from selectit_hf.formats import Pair, RowReader, fingerprint
@@ -40,6 +44,7 @@ PROMPT = "Instruction:\n{instruction}\n\nResponse:\n"
 LAYERS = "all-linear"
 """Where LoRA adds its matrices."""
 ROWS = 1000
+FEW_STEPS = 30
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -122,11 +127,13 @@ def settings(given: argparse.Namespace, rows: Dataset, count: int, name: str) ->
     }
 
 
-def config(given: argparse.Namespace) -> SFTConfig:
+def config(given: argparse.Namespace, rows: int) -> SFTConfig:
     at_once = min(given.device_batch, given.batch)
     if given.batch % at_once:
         raise SettingError(f"--batch {given.batch} is not a multiple of --device-batch {at_once}.")
     on_gpu = torch.cuda.is_available()
+    # A share of few steps is rounded up to one, whose learning rate is zero.
+    long = (given.steps or given.epochs * rows / given.batch) > FEW_STEPS
     return SFTConfig(
         output_dir=str(given.out / "checkpoints"),
         max_length=given.max_length,
@@ -138,7 +145,7 @@ def config(given: argparse.Namespace) -> SFTConfig:
         gradient_accumulation_steps=given.batch // at_once,
         learning_rate=given.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=0.03,
+        warmup_steps=0.03 if long else 0,
         gradient_checkpointing=on_gpu,
         dataloader_pin_memory=on_gpu,
         bf16=on_gpu,
@@ -158,7 +165,7 @@ def trainer(given: argparse.Namespace, train: Dataset, held_out: Dataset | None)
     lora = given.lora and LoraConfig(r=given.lora, lora_alpha=2 * given.lora, target_modules=LAYERS)
     return SFTTrainer(
         model,
-        config(given),
+        config(given, len(train)),
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=AutoTokenizer.from_pretrained(given.model, **where),

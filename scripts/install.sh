@@ -1,8 +1,16 @@
 #!/usr/bin/env bash
 # Make a virtual environment in .venv with this package and the versions that are tested.
 # Usage: bash scripts/install.sh [EXTRAS] && source .venv/bin/activate
-#        bash scripts/install.sh '[report,peft]'     # with optional dependencies; see pyproject.toml
+#        bash scripts/install.sh '[report,train]'    # with optional dependencies; others: peft, gguf,
+#                                                    # quantization, datatrove, test
 set -euo pipefail
+case ${1:-} in
+  "" | "["*"]") ;;
+  *)
+    sed -n '2,/^set/s/^# //p' "${BASH_SOURCE[0]}"
+    exit $([[ $1 == -h || $1 == --help ]] && echo 0 || echo 2)
+    ;;
+esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 stamp=$(cat pyproject.toml constraints.txt scripts/install.sh | sha256sum | cut -c1-16)${1:-}

@@ -18,7 +18,8 @@ from rich.text import Text
 from selectit_hf.analysis import duration
 from selectit_hf.quiet_libraries import quiet_libraries
 from selectit_hf.redaction import redacted
-from selectit_hf.runs import Progress, Run
+from selectit_hf.report import PAGE
+from selectit_hf.runs import Progress, Run, open_store
 from selectit_hf.selection import LOW_RATING_MASS
 from selectit_hf.terminal import SafeConsole, as_line
 
@@ -184,6 +185,10 @@ def show_summary(summary: dict[str, Any], out: Path | str, as_json: bool) -> Non
     count = summary["selected"]
     tell(f"\n{count} selected {'row is' if count == 1 else 'rows are'} in")
     _words.print(Text(f"{out}/selected.parquet"), soft_wrap=True)  # to be copied in one piece
+    if not count:
+        tell("Nothing was kept: raise --proportion or --n, lower --threshold, or add rows.")
+    if open_store(out).exists(PAGE):
+        tell(f"{out}/{PAGE} still shows an earlier selection; 'selectit report' writes it again.")
 
 
 def _warn_of_low_mass(slug: str, mass: float | None) -> None:
@@ -191,8 +196,8 @@ def _warn_of_low_mass(slug: str, mass: float | None) -> None:
         words = (
             f"Warning: {slug} gives all ratings together a probability of {mass:.4f} on average "
             f"(under {LOW_RATING_MASS}): it hardly understood the question, and its scores mean "
-            "little. Try a stronger base model, --chat for an instruct model, a template with "
-            "another ending (--template), or other rating prompts (--rating-prompts)."
+            "little. Try --chat if the model has a chat template, a stronger base model, another "
+            "ending of the template (--template), or other rating prompts (--rating-prompts)."
         )
         tell(Text(words, style="yellow"))
 

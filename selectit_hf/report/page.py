@@ -8,6 +8,7 @@ HTML.
 import base64
 import hashlib
 import json
+import posixpath
 import re
 import shlex
 from collections.abc import Mapping
@@ -39,9 +40,10 @@ from selectit_hf.runs import Run, open_results, open_store
 from selectit_hf.selection import cut_flags
 from selectit_hf.templates import templates
 
-__all__ = ["render", "write_report"]
+__all__ = ["PAGE", "render", "write_report"]
 
-PAGE = "report.html"
+PAGE = "report/report.html"
+"""Where the page lies in a run folder."""
 POLICY = "default-src 'none'; script-src {}; style-src 'unsafe-inline'; img-src data:; \
 base-uri 'none'; form-action 'none'"
 
@@ -80,11 +82,12 @@ def write_report(
     forms: tuple[Form, ...] = ("png", "svg")
     plots = [(name, form, draw(form)) for name, draw in card_plots(finished) for form in forms]
     check_unchanged(run, finished)
-    store, inside = (run.results, "report/") if out is None else (open_store(out), "")
+    folder, name = posixpath.split(PAGE)
+    store, inside = (run.results, f"{folder}/") if out is None else (open_store(out), "")
     for name, form, image in plots:
         store.write(f"{inside}images/{name}.{form}", image)
-    store.write(f"{inside}{PAGE}", page.encode())
-    return f"{store}/{inside}{PAGE}"
+    store.write(f"{inside}{name}", page.encode())
+    return f"{store}/{inside}{name}"
 
 
 def render(

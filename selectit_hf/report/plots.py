@@ -16,6 +16,7 @@ __all__ = [
     "card_plots",
     "lengths_plot",
     "rank_correlations",
+    "score_edges",
     "scores_plot",
 ]
 
@@ -49,7 +50,9 @@ def scores_plot(
     form: Form = "png",
 ) -> bytes:
     """A histogram of the scores, with the threshold; rows without a score are left out."""
-    counts, edges = np.histogram(scores[np.isfinite(scores)], SCORE_BINS)
+    found = scores[np.isfinite(scores)]
+    edges = score_edges(found, threshold)
+    counts, _ = np.histogram(found, edges)
     figure, axes = figure_of(5.6, 3.0)
     axes.stairs(counts, edges, fill=True, color=OTHER, label="not kept")
     if threshold is not None:
@@ -68,6 +71,17 @@ def scores_plot(
         )
     _finish(axes, "score", "rows")
     return image_of(figure, form)
+
+
+def score_edges(scores: NDArray[np.float64], threshold: float | None) -> NDArray[np.float64]:
+    """The edges of bins for ``scores``, with one at the threshold: no bin holds both kinds."""
+    edges = np.histogram_bin_edges(scores, SCORE_BINS)
+    if threshold is None or not edges[0] < threshold <= edges[-1]:
+        return edges
+    width = edges[1] - edges[0]
+    below = np.arange(np.ceil((threshold - edges[0]) / width), 0, -1)
+    above = np.arange(1, np.floor((edges[-1] - threshold) / width) + 2)
+    return np.concatenate([threshold - width * below, [threshold], threshold + width * above])
 
 
 def lengths_plot(histogram: Mapping[str, Sequence[float]], form: Form = "png") -> bytes:
@@ -124,6 +138,6 @@ def _finish(axes: Any, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.yaxis.set_major_formatter(
-        lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:g}"
+        lambda value, _: f"{value:,.0f}" if value == round(value) else f"{value:g}"
     )
     axes.legend(frameon=False, fontsize=9)

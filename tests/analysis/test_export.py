@@ -71,8 +71,8 @@ def expected(form: str, row: dict[str, Any]) -> dict[str, Any]:
             ]
         },
         "alpaca": {"instruction": asked, "input": "", "output": answered},
-        "prompt-completion": {"prompt": f"{asked}\n\n", "completion": answered},
-        "text": {"text": f"{asked}\n\n{answered}"},
+        "prompt-completion": {"prompt": f"{asked}\n", "completion": answered},
+        "text": {"text": f"{asked}\n{answered}"},
     }[form]
 
 
@@ -142,6 +142,15 @@ def test_trl_takes_a_step(form: str, plain: Path, tmp_path: Path) -> None:
     assert row["instruction"] in first
     assert row["output"] in first
     assert trainer.train().global_step == 1
+
+
+def test_the_prompt_is_tokenized_alike_alone_and_before_its_completion(
+    bpe_merge: Any, plain: Path, tmp_path: Path
+) -> None:
+    """As TRL needs it; the tokenizer cuts words as GPT-2 does."""
+    for row in exported(plain, "prompt-completion", tmp_path / "a.jsonl"):
+        alone = bpe_merge(row["prompt"])["input_ids"]
+        assert bpe_merge(row["prompt"] + row["completion"])["input_ids"][: len(alone)] == alone
 
 
 # Conversations

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import io
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -30,7 +31,13 @@ from selectit_hf.hub.markdown import escaped
 from selectit_hf.hub.staging import Staged, stage
 from selectit_hf.json_files import facts_hash
 from selectit_hf.rating.reflection import Reflection
-from selectit_hf.report.plots import agreement_plot, lengths_plot, rank_correlations, scores_plot
+from selectit_hf.report.plots import (
+    agreement_plot,
+    lengths_plot,
+    rank_correlations,
+    score_edges,
+    scores_plot,
+)
 from selectit_hf.runs.plans import encoded
 from selectit_hf.selection.selection import Cut
 
@@ -238,7 +245,7 @@ def test_a_low_rating_mass_is_a_warning(tmp_path: Path) -> None:
     (run / "selection.json").write_text(json.dumps(selection))
     finished = from_run(run)
     made = plain_card(finished)
-    assert made.body.count("hardly understood") == 1
+    assert made.body.count("these scores mean little") == 1
 
 
 def test_an_unknown_name_in_a_template_is_an_error() -> None:
@@ -517,6 +524,20 @@ def test_how_the_rows_were_chunked_leaves_no_trace(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         stage(one, tmp_path / name)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+@pytest.mark.parametrize("kept", [1, 7, 299, 300])
+def test_no_bin_of_the_histogram_holds_kept_and_other_rows(kept: int) -> None:
+    scores = np.sort(np.random.default_rng(kept).normal(2, 0.3, 300).astype(np.float32))[::-1]
+    threshold = float(scores[kept - 1])
+    edges = score_edges(scores.astype(np.float64), threshold)
+    assert 55 <= len(edges) <= 65
+    counts = [
+        (sum(low <= s < high for s in scores[:kept]), sum(low <= s < high for s in scores[kept:]))
+        for low, high in itertools.pairwise(edges)
+    ]
+    assert sum(map(sum, counts)) == 300 - (edges[-1] == scores[0])
+    assert not any(best and others for best, others in counts)
 
 
 def test_the_plots_are_pictures_without_a_date_or_a_program() -> None:

@@ -3,7 +3,7 @@
 ``messages``           {"messages": [{"role", "content"}, ...]}
 ``sharegpt``           {"conversations": [{"from", "value"}, ...]}
 ``alpaca``             {"instruction", "input", "output"}; the input is empty
-``prompt-completion``  {"prompt", "completion"}; the prompt ends with an empty line
+``prompt-completion``  {"prompt", "completion"}; the prompt ends with a line break
 ``text``               {"text"}: prompt and completion in one
 
 The first two keep whole conversations, and tools in a column ``tools``, as JSON. The others hold
@@ -26,8 +26,11 @@ __all__ = ["FORMS", "Form", "Trainable"]
 
 Form = Literal["messages", "prompt-completion", "alpaca", "sharegpt", "text"]
 FORMS: tuple[str, ...] = get_args(Form)
-BETWEEN = "\n\n"
-"""What separates prompt and completion for trainers that put one right after the other."""
+BETWEEN = "\n"
+"""What separates prompt and completion for trainers that put one right after the other.
+
+Tokenizers keep one line break apart from the word after it; of two, some cut the second off.
+"""
 ELSEWHERE = "selected.parquet in the run folder holds it as it was"
 
 PAIRS: dict[str, Callable[[Pair], dict[str, str]]] = {
