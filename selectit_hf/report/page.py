@@ -82,12 +82,12 @@ def write_report(
     forms: tuple[Form, ...] = ("png", "svg")
     plots = [(name, form, draw(form)) for name, draw in card_plots(finished) for form in forms]
     check_unchanged(run, finished)
-    folder, name = posixpath.split(PAGE)
+    folder, file = posixpath.split(PAGE)
     store, inside = (run.results, f"{folder}/") if out is None else (open_store(out), "")
     for name, form, image in plots:
         store.write(f"{inside}images/{name}.{form}", image)
-    store.write(f"{inside}{name}", page.encode())
-    return f"{store}/{inside}{name}"
+    store.write(f"{inside}{file}", page.encode())
+    return f"{store}/{inside}{file}"
 
 
 def render(
