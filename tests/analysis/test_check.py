@@ -390,6 +390,17 @@ def check_pairs(rows: Dataset, count: int) -> list[Any]:
     return [SentenceScore("tiny-rater").reader.pairs(rows[i : i + 1])[0] for i in numbers]
 
 
+def test_what_takes_how_long_is_told_for_selectors_that_read_too(
+    good: Dataset, checkpoint: Path
+) -> None:
+    said: list[str] = []
+    models = [SentenceScore("tiny-rater", k=2), SentenceScore(str(checkpoint), k=2)]
+    selectit_hf.check(good, models, rows=3, by=["perplexity", "ifd", "length"], tell=said.append)
+    first, second = said
+    assert "broken copies, then reads them for perplexity and ifd, in about" in first
+    assert "broken copies, in about" in second
+
+
 # Stored, drawn and shown
 
 

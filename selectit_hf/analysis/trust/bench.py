@@ -21,6 +21,8 @@ __all__ = ["Bench", "Progress", "Tell"]
 
 BESIDE = 100
 """Characters that a rating prompt adds to a pair, roughly, for estimates of time."""
+READS = {"perplexity": ("given",), "ifd": ("given", "alone")}
+"""The passes over each response that a selector needs, which are shared."""
 COLUMNS: dict[str, Any] = {
     **dict.fromkeys(READING),
     "instruction_column": "instruction",
@@ -47,14 +49,21 @@ class Bench:
         self.scores: dict[str, Floats] = {}
         self.models: list[dict[str, Any]] = []
 
-    def rate(self, scorer: SentenceScore, alone: bool) -> None:
-        """Let a model rate all pairs, as `Dataset.map` and runs do."""
+    def rate(self, scorer: SentenceScore, alone: bool, by: Sequence[str | Selector] = ()) -> None:
+        """Let a model rate all pairs, as `Dataset.map` and runs do.
+
+        ``by`` are the selectors that it will compute afterwards; how long they take is told, too.
+        """
         slug, named = scorer.slug, replace(scorer, **COLUMNS)
         named.prepare()
         took = measure(named, self.batch, self._sizes).seconds(float(self._sizes.sum()))
         copies, probed = len(self._sizes) - self.planted.clean, min(PROBE, len(self._sizes))
+        reading = [one for one in READS if one in by]
+        passes = {which for one in reading for which in READS[one]}
+        then = f", then reads them for {' and '.join(reading)}" if reading else ""
+        took *= 1 + len(passes) / scorer.k
         self._tell(
-            f"{slug} rates {self.planted.clean} rows and {copies} broken copies in about "
+            f"{slug} rates {self.planted.clean} rows and {copies} broken copies{then}, in about "
             f"{duration(took)}, estimated from {probed} of them."
         )
         started = time.perf_counter()

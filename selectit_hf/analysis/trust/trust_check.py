@@ -120,8 +120,8 @@ def check(
         sample.pairs, sample.rows, DEFECTS if defects is None else defects, sample.bad, seed
     )
     bench = Bench(planted, len(dataset), tell or _silent, progress)
-    for scorer in scorers:
-        bench.rate(scorer, len(scorers) == 1)
+    for i, scorer in enumerate(scorers):
+        bench.rate(scorer, len(scorers) == 1, () if i else by)
     if len(scorers) > 1:
         bench.combine(scorers[0], weights)
     for one in by:
