@@ -124,6 +124,17 @@ def test_a_killed_training_resumes_and_ends_alike(
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft reads it
+def test_a_single_step_changes_the_model(
+    trained: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    pool = trained[0].parent / "pool.jsonl"
+    flags = ("--model", TINY, "--out", tmp_path / "one", "--steps", 1, "--batch", 4)
+    assert said("finetune", pool, *flags)["steps_done"] == 1
+    before = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).state_dict()
+    after = load_file(tmp_path / "one" / "model.safetensors")
+    assert sum(not torch.equal(before[name], after[name]) for name in after) > len(after) / 2
+
+
 def test_an_adapter_is_evaluated_as_a_plain_loop_would(tmp_path: Path) -> None:
     data = rows(tmp_path / "pool.jsonl", slice(24))
     out = tmp_path / "adapted-3"
