@@ -135,6 +135,7 @@ def test_a_single_step_changes_the_model(
     assert sum(not torch.equal(before[name], after[name]) for name in after) > len(after) / 2
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's
 def test_an_adapter_is_evaluated_as_a_plain_loop_would(tmp_path: Path) -> None:
     data = rows(tmp_path / "pool.jsonl", slice(24))
     out = tmp_path / "adapted-3"
