@@ -325,9 +325,10 @@ def check_folder(folder: Store) -> None:
     before_a_plan = ("rows", LOCK, CHECK)
     others = [name for name in folder.sizes() if not name.endswith((".partial", *before_a_plan))]
     if others and not folder.exists(PLAN):
+        what = "holds a selection by 'selectit select'" if _selection_in(folder) else "is not empty"
         raise RunError(
-            f"The folder {folder.name!r} is not empty and has no plan.json, so it is not a run; "
-            "name another with --out."
+            f"The folder {folder.name!r} {what} and has no plan.json, so it is not a run; name "
+            "another with --out."
         )
 
 

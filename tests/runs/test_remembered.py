@@ -172,3 +172,5 @@ def test_ratings_are_not_finished_through_a_selection(
 ) -> None:
     refused = selectit("finish", apart)
     assert (refused.code, f"give the run itself, {rated}" in refused.err) == (1, True)
+    refused = selectit("run", "rows.json", "--model", "./model", "--out", apart)
+    assert (refused.code, "holds a selection" in refused.err) == (1, True)
