@@ -5,7 +5,6 @@ whose first argument is a recipe takes its section as the defaults of its flags,
 command line take precedence.
 """
 
-import difflib
 import inspect
 import os
 import types
@@ -19,7 +18,7 @@ from typer.core import TyperCommand
 
 from selectit_hf import whole_files
 from selectit_hf.cli import display
-from selectit_hf.errors import SettingError
+from selectit_hf.errors import SettingError, did_you_mean
 from selectit_hf.redaction import holds_token
 
 __all__ = ["SECTIONS", "RecipeCommand", "save"]
@@ -122,9 +121,8 @@ def _check_names(path: Path, found: Iterable[str], known: Iterable[str], what: s
     known = list(known)
     for name in found:
         if name not in known:
-            like = difflib.get_close_matches(name, known, 1)
-            remedy = f"did you mean {like[0]!r}?" if like else f"known: {', '.join(sorted(known))}."
-            raise SettingError(f"{path}: {name!r} is not a {what}; {remedy}")
+            remedy = did_you_mean(name, known) or f" Known: {', '.join(sorted(known))}."
+            raise SettingError(f"{path}: {name!r} is not a {what}.{remedy}")
 
 
 def _checked(path: Path, key: str, value: Any, annotation: Any) -> Any:

@@ -189,7 +189,7 @@ def test_a_dry_run_leaves_secrets_out(
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (["partion=gpu"], "Did you mean partition"),
+        (["partion=gpu"], "Did you mean 'partition'"),
         (["partition=gpu"], "--set time="),
         ([*SLURM, "workers=many"], "whole number"),
         ([*SLURM, "requeue=perhaps"], "true or false"),

@@ -1,6 +1,5 @@
 """Options of datatrove's executors as text, with the types that their signatures declare."""
 
-import difflib
 import importlib.util
 import inspect
 import json
@@ -9,7 +8,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from selectit_hf.errors import SettingError, how_to_install
+from selectit_hf.errors import SettingError, did_you_mean, how_to_install
 
 __all__ = ["Options", "check_required", "need", "parse"]
 
@@ -66,11 +65,9 @@ def parse(executor: type, on: str, settings: Sequence[str]) -> Options:
         if not equals:
             raise SettingError(f"--set {text} must be KEY=VALUE, as in --set workers=4.")
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-            meant = f" Did you mean {' or '.join(close)}?" if close else ""
             raise SettingError(
                 f"--set {name}: the executor of --on {on} has no such option, or 'selectit launch' "
-                f"sets it itself; omit it.{meant} It has: {', '.join(known)}."
+                f"sets it itself; omit it.{did_you_mean(name, known)} It has: {', '.join(known)}."
             )
         into[name] = _value(name, value, _kinds(hints[name]), into.get(name))
     return found
