@@ -94,7 +94,7 @@ def test_a_recipe_holds_no_token_and_paths_of_this_machine_are_named(
             "run: {dataset: d, propotion: 0.1}",
             "'propotion' is not a key of 'run'. Did you mean 'pr",
         ),
-        ("run: {dataset: d, zzz: 1}", "'zzz' is not a key of 'run'; known: allow-mixed"),
+        ("run: {dataset: d, zzz: 1}", "'zzz' is not a key of 'run'. Known: allow-mixed"),
         ("runs: {dataset: d}", "'runs' is not a section. Did you mean 'run'?"),
         ("push: {run: d}", "there is no section 'run'"),
         ("run: {out: d}", "the section 'run' needs the key 'dataset'"),
