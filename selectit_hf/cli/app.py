@@ -45,6 +45,9 @@ from selectit_hf.terminal import forgiving_streams, visible, write_out
 
 __all__ = ["app", "main"]
 
+OF_A_RUN = ("plan.json", runs.RESULTS[-1])
+"""A run folder has the first, and what ``select RUN --out OTHER`` wrote only the second."""
+
 app = typer.Typer(
     name="selectit",
     no_args_is_help=True,
@@ -160,10 +163,10 @@ def select_command(
     For a run, --by also accepts the selectors of 'selectit compare', some of which load a model.
     """
     Stop()
-    if runs.is_url(scored) or runs.open_store(scored).exists("plan.json"):
+    if runs.is_url(scored) or any(map(runs.open_store(scored).exists, OF_A_RUN)):
         if out.endswith((".parquet", ".jsonl", ".json")):
             raise SettingError("A run's selection has several files; name a folder with --out.")
-        run = runs.open_run(scored)
+        run = runs.open_results(scored)
         how = choices.within(how, per)
         rows = runs.rows_of(run, data, split)
         if reader != Reader() and not choices.is_selector(rows, how.by):

@@ -112,6 +112,9 @@ def test_a_selection_apart_is_exported_reported_and_compared(
     assert not (rated / "report").exists()
     done = selectit("compare", apart, "--by", "sentence")
     assert done.code == 0, done.err
+    done = selectit("select", apart, "--n", 2, "--out", "two")
+    assert done.code == 0, done.err
+    assert len(pq.read_table(tmp_path / "two" / "selected.parquet")) == 2
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
