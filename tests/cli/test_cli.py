@@ -216,7 +216,6 @@ ERRORS: dict[str, tuple[list[Any], str]] = {
         ["run", "DATA", "--model", MODEL, "--weights", "1,2", "--out", "r"],
         "this run has only one",
     ),
-    "by": (["run", "DATA", "--model", MODEL, "--by", "nosuch", "--out", "r"], "'nosuch'"),
     "turns of score": (["score", "talk.jsonl", "--model", MODEL, "--out", "r"], "--turns first"),
     "out is a file": (["run", "DATA", "--model", MODEL, "--out", "two.txt"], "is a file"),
     "out in a file": (["run", "DATA", "--model", MODEL, "--out", "two.txt/r"], "Check the path"),

@@ -129,7 +129,7 @@ def test_a_selection_apart_is_pushed_with_its_own_rows(
         files = server.repo("dataset", "user/x").files()
     pushed = pq.read_table(pa.BufferReader(files["data/train-00000-of-00001.parquet"]))
     assert pushed["output"] == pq.read_table(apart / "selected.parquet")["output"]
-    assert "--proportion 0.5" in files["README.md"].decode()
+    assert "proportion: 0.5" in files["recipe.yaml"].decode()
 
 
 @pytest.mark.parametrize("name", ["selected.parquet", "scores.parquet", "summary.json"])
