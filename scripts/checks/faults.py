@@ -17,7 +17,8 @@ server holds:
     always                no token in anything printed
 
     python scripts/checks/faults.py                # every third request, about half a minute
-    python scripts/checks/faults.py --long         # every request, about ten minutes
+    python scripts/checks/faults.py --long         # every request, over an hour
+    python scripts/checks/faults.py --long --only "run parquet"   # a part of it
     python scripts/checks/faults.py --mutant  # trusts the libraries' fallback; must find violations
 
 The last line of stdout is JSON. Exit: 0 without violations, else 1.
@@ -599,11 +600,13 @@ def main() -> int:
                 for wrong in attack_runs(found, kind, warm, step, counts, given.fault):
                     print(wrong, file=sys.stderr)
                     violations.append(wrong)
+                print(f"after {part}: {dict(counts)}", file=sys.stderr, flush=True)
         for update in (False, True):
             if given.only in ("update" if update else "push"):
                 for wrong in attack_pushes(found, update, step, counts, given.fault):
                     print(wrong, file=sys.stderr)
                     violations.append(wrong)
+                print(f"after {'update' if update else 'push'}: {dict(counts)}", file=sys.stderr)
     print(json.dumps({**counts, "violations": len(violations), "first": violations[:3]}))
     return int(bool(violations))
 
