@@ -16,7 +16,7 @@ server holds:
                           part, and the words fit it
     always                no token in anything printed
 
-    python scripts/checks/faults.py                # every third request, about half a minute
+    python scripts/checks/faults.py                # every 41st case, about two minutes
     python scripts/checks/faults.py --long         # every request, over an hour
     python scripts/checks/faults.py --long --only "run parquet"   # a part of it
     python scripts/checks/faults.py --mutant  # trusts the libraries' fallback; must find violations
