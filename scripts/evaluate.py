@@ -6,7 +6,7 @@ resumes with the same command. The table is made from all results under --out. A
 a model was trained on), a column is a task; a cell is the mean over seeds and the standard
 deviation.
 
-    pip install -e '.[train]'
+    bash scripts/install.sh '[train]'
     python scripts/evaluate.py BASE models/* --out results --tasks mmlu bbh gsm8k
     python scripts/evaluate.py --out results              # the table alone
 

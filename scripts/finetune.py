@@ -5,7 +5,7 @@ Each row becomes a prompt (its instruction) and a completion (its response); the
 completion. --out gets the model, or with --lora the adapter, and training.json: the data with its
 hash, the settings and the losses. A killed training resumes with the same command.
 
-    pip install -e '.[train]'
+    bash scripts/install.sh '[train]'
     python scripts/finetune.py RUN --model Qwen/Qwen3-0.6B-Base --out models/sentence-0 --seed 0
     python scripts/finetune.py rows.json --arm all --model BASE --out models/all-0 --lora 16
 
@@ -65,7 +65,11 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=2e-5, help="Default: 2e-5.")
     parser.add_argument("--max-length", type=int, default=2048, help="Tokens a row. Default: 2048.")
     parser.add_argument("--lora", type=int, metavar="RANK", help="Train an adapter of this rank.")
-    parser.add_argument("--chat", action="store_true", help="Use the model's chat template.")
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="Use the chat template, not plain prompts.",
+    )
     parser.add_argument("--held-out", help="Rows whose mean loss is measured before and after.")
     parser.add_argument("--save-every", type=int, default=100, help="Steps. Default: 100.")
     return parser.parse_args(given)

@@ -91,6 +91,11 @@ def check_written(run: Run) -> dict[str, Any]:
         RunError: a file is not the one that was written; the message names it. Runs of 0.1.0 hold
             fewer hashes; those they hold are compared.
     """
+    if not run.results.exists(RESULTS[-1]):
+        raise RunError(
+            f"{run.name!r} has no results yet. 'selectit status' shows how far it is; the same "
+            "'selectit run' command resumes it; 'selectit finish' ends a run that is rated."
+        )
     chosen = _facts(run.results, "selection.json", CHOSEN | HASHES)
     written = chosen.pop("manifest_sha256", None)
     without_hash = written is None and run.plan["format"] == FIRST

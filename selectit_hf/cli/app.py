@@ -32,7 +32,13 @@ from selectit_hf.cli.flags import (
 from selectit_hf.cli.launch_command import launching
 from selectit_hf.cli.recipes import RecipeCommand
 from selectit_hf.cli.run_commands import commands
-from selectit_hf.cli.run_steps import Settings, refuse_nothing_rated, run_all, tell_survey
+from selectit_hf.cli.run_steps import (
+    Settings,
+    refuse_nothing_rated,
+    run_all,
+    tell_demo,
+    tell_survey,
+)
 from selectit_hf.cli.stop_signals import Stop
 from selectit_hf.errors import SettingError
 from selectit_hf.formats import check_writable, sources, writer
@@ -245,7 +251,7 @@ def demo(
     scorers = [SentenceScore(TINY_RATER)]
     run_all(rows, source, scorers, out, Settings(), as_json, data=str(sample))
     with runs.open_store(out).parquet("selected.parquet") as file:
-        display.show_demo(rows, file.read(columns=["defect"]))
+        tell_demo(rows, file.read(columns=["defect"]))
 
 
 @app.command()

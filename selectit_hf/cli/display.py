@@ -1,13 +1,12 @@
 """Output of the command: progress and messages on stderr, results on stdout."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-from datasets import Dataset
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -32,7 +31,6 @@ __all__ = [
     "quieten",
     "say",
     "show_comparison",
-    "show_demo",
     "show_dry_run",
     "show_status",
     "show_summary",
@@ -107,6 +105,9 @@ def counts(statuses: dict[str, int]) -> str:
 
 # Progress
 
+EVERY = 60.0
+"""Seconds between two lines of progress where there is no terminal."""
+
 
 @contextmanager
 def progress(run: Run, quiet: bool, world: int = 1) -> Iterator[Progress]:
@@ -138,6 +139,8 @@ def bars(
         tasks = {
             slug: bar.add_task(escape(slug), total=rows * k // world, rows="") for slug in slugs
         }
+        hidden = bar.disable or _words.is_terminal
+        last = time.monotonic()
 
         def advance(slug: str, prompts: int) -> None:
             bar.advance(tasks[slug], prompts)
@@ -145,7 +148,12 @@ def bars(
             speed = "" if task.speed is None else f", {task.speed / k:.1f} rows/s"
             found = mass(slug)
             heavy = "" if found is None else f", rating mass {found:.2g}"
-            bar.update(task.id, rows=f"{task.completed / k:.0f}/{rows} rows{speed}{heavy}")
+            said = f"{task.completed / k:.0f}/{rows} rows{speed}{heavy}"
+            bar.update(task.id, rows=said)
+            nonlocal last
+            if not hidden and time.monotonic() - last >= EVERY:  # a log file shows no bar
+                last, left = time.monotonic(), task.time_remaining
+                tell(f"{slug} {said}" + (f", {duration(left)} left" if left else ""))
 
         yield advance
 
@@ -299,20 +307,6 @@ def _summary_lines(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
         mixed = len(facts.get("made_with", ()))
         said += f"; rated with {mixed} different versions or kinds of hardware" * (mixed > 1)
         yield f"model {slug}", f"{facts['parameters']:,} parameters; {statuses}{said}"
-
-
-def show_demo(rows: Dataset, selected: pa.Table) -> None:
-    """How many of the sample's broken rows were kept."""
-    kept = sum(defect != "none" for defect in selected["defect"].to_pylist())
-    broken = sum(defect != "none" for defect in rows["defect"])
-    tell(
-        f"{kept} of the {len(selected)} selected rows are broken on purpose "
-        f"({kept / len(selected):.1%}), against {broken} of all {len(rows)} "
-        f"({broken / len(rows):.1%}).\n\n"
-        "The tiny model was trained to tell this sample's rows apart and knows nothing else. For "
-        "your own data, use a real base model on a GPU:\n\n"
-        "  selectit run vicgalle/alpaca-gpt4 --model Qwen/Qwen3-0.6B-Base --out RUN\n"
-    )
 
 
 def show_status(facts: dict[str, Any], as_json: bool) -> None:

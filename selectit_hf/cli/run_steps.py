@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset
 
 from selectit_hf import runs
@@ -26,6 +27,7 @@ __all__ = [
     "load_rows",
     "refuse_nothing_rated",
     "run_all",
+    "tell_demo",
     "tell_of_check",
     "tell_survey",
 ]
@@ -237,3 +239,17 @@ def refuse_nothing_rated(statuses: Mapping[str, Mapping[str, int]]) -> None:
                 f"{slug} rated none of the rows: {display.counts(dict(counts))}. Rows with the "
                 "status 'oom' need a smaller --token-budget, and 'nonfinite' another --dtype."
             )
+
+
+def tell_demo(rows: Dataset, selected: pa.Table) -> None:
+    """How many of the sample's broken rows were kept."""
+    kept = sum(defect != "none" for defect in selected["defect"].to_pylist())
+    broken = sum(defect != "none" for defect in rows["defect"])
+    display.tell(
+        f"{kept} of the {len(selected)} selected rows are broken on purpose "
+        f"({kept / len(selected):.1%}), against {broken} of all {len(rows)} "
+        f"({broken / len(rows):.1%}).\n\n"
+        "The tiny model was trained to tell this sample's rows apart and knows nothing else. For "
+        "your own data, use a real base model on a GPU:\n\n"
+        "  selectit run vicgalle/alpaca-gpt4 --model Qwen/Qwen3-0.6B-Base --out RUN\n"
+    )

@@ -17,7 +17,7 @@ from command import ROWS, Outcome
 from datasets import Dataset, DatasetDict
 
 from selectit_hf import runs
-from selectit_hf.cli import app
+from selectit_hf.cli import app, display
 from selectit_hf.formats import sources
 from selectit_hf.rating.engine.engine import Engine
 from selectit_hf.runs.engines import local
@@ -602,3 +602,21 @@ def test_ctrl_c_leaves_whole_shards_and_the_same_command_goes_on(
     ]
     assert len(files[0]) == 32
     assert files[0] == files[1]
+
+
+def test_without_a_terminal_progress_is_told_line_by_line(
+    selectit: Callable[..., Outcome],
+    data: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flags = ("--model", checkpoint, "--shard-size", 10)
+    monkeypatch.setattr(display, "EVERY", 0.0)
+    done = selectit("run", data, *flags, "--out", "run")
+    assert done.code == 0, done.err
+    lines = [line for line in done.err.splitlines() if line.startswith("random_llama ")]
+    assert len(lines) > 3
+    assert any("10/30 rows" in line and "rows/s" in line for line in lines)
+    (Path("run") / "selection.json").unlink()
+    early = selectit("report", "run")
+    assert (early.code, "has no results yet" in early.err) == (1, True)
