@@ -140,7 +140,7 @@ def bars(
             slug: bar.add_task(escape(slug), total=rows * k // world, rows="") for slug in slugs
         }
         hidden = bar.disable or _words.is_terminal
-        last = time.monotonic()
+        last, judged = time.monotonic(), set[str]()
 
         def advance(slug: str, prompts: int) -> None:
             bar.advance(tasks[slug], prompts)
@@ -148,6 +148,9 @@ def bars(
             speed = "" if task.speed is None else f", {task.speed / k:.1f} rows/s"
             found = mass(slug)
             heavy = "" if found is None else f", rating mass {found:.2g}"
+            if found is not None and slug not in judged:  # early enough to stop
+                judged.add(slug)
+                _warn_of_low_mass(slug, found)
             said = f"{task.completed / k:.0f}/{rows} rows{speed}{heavy}"
             bar.update(task.id, rows=said)
             nonlocal last
