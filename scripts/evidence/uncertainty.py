@@ -60,8 +60,8 @@ def main() -> None:
             cells.append([name, said(one["auc"], one["interval"]), more])
             before = scores
         table(
-            f"{slug}: {len(rows)} rows, {int(labels.sum())} labelled, seed {given.seed}; rating mass "
-            f"{reflection.rating_mass(rating.logprobs).mean():.2g}",
+            f"{slug}: {len(rows)} rows, {int(labels.sum())} labelled, seed {given.seed}; "
+            f"rating mass {reflection.rating_mass(rating.logprobs).mean():.2g}",
             ["score", "AUC", "added to the line above"],
             cells,
         )

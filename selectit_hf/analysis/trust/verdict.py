@@ -143,7 +143,8 @@ def _about_model(model: Mapping[str, Any], kind: str) -> list[str]:
     if ends and ends[best] >= BETTER_END * mass:
         words.append(
             f"With a template that ends in {best!r}, {name} gives all ratings together a "
-            f"probability of {ends[best]:.2g} instead of {mass:.2g}; check again with --template FILE."
+            f"probability of {ends[best]:.2g} instead of {mass:.2g}; check again with it "
+            "(--template FILE)."
         )
     top = max(model["ratings"])
     if kind != "well" and top >= ONE_ANSWER:
