@@ -32,8 +32,8 @@ def test_the_version_is_that_of_the_project(selectit: Callable[..., Outcome]) ->
 TYPOS = {
     "run rwos.json --model tiny-rater --out r": (1, "Did you mean 'rows.json'?"),
     "run rows.json --modle tiny-rater --out r": (2, "--model"),
-    "run rows.json --model tiny-rater --out r --per instrution": (1, "mean 'instruction'?"),
-    "run rows.json --model tiny-rater --out r --by sentense": (1, "mean 'sentence'?"),
+    "run rows.json --model tiny-rater --out r --per instrution": (2, "mean 'instruction'?"),
+    "run rows.json --model tiny-rater --out r --by sentense": (2, "mean 'sentence'?"),
     "run rows.json --model tiny-rater --out r --proportion 20": (2, "Did you mean 0.2?"),
     "run rows.json --model tiny-rater --out r --split tran": (1, "no split 'tran'"),
     "select rows.json --proportion 15 --out r.jsonl": (2, "Did you mean 0.15?"),

@@ -183,10 +183,10 @@ def test_a_local_model_and_file_are_named_as_local_with_their_hashes(tmp_path: P
             datasets_data={},
         ).body
 
-    assert "org/small is a model of the publisher's machine" in text()
-    assert f"the hash\nsha256:{'5' * 64}" in text()
+    assert "The model org/small lay in a folder of the publisher's machine" in text()
+    assert f"the hash of its contents,\nsha256:{'5' * 64}" in text()
     assert "mine.jsonl is a file of the publisher's machine" in text()
-    assert "org/large is a model of" not in text()
+    assert "The model org/large lay" not in text()
     assert "Not compared with the source" in text()
     assert "no file of prompts can hold" in text()
     asked["rating_prompts"] = [*asked["rating_prompts"][1:], "one line"]
