@@ -77,7 +77,7 @@ class Bench:
             "last MLP": lambda ids: self._with_prefixes(self.full, ids),
         }
         needed = sum(map(len, ids)) - (self._saved(ids) if name in STEPS[4:] else 0)
-        return self._timed(name, ids, needed, lambda: steps[name](ids))
+        return self.timed(name, ids, needed, lambda: steps[name](ids))
 
     def compiled(self, repeats: int) -> list[Timed]:
         """Sorted batches with every decoder layer compiled for any shape; must be the last step."""
@@ -87,7 +87,7 @@ class Bench:
         read = self.plain.next_token_logprobs
         needed = sum(map(len, self.ids))
         return [
-            self._timed("compile", self.ids, needed, lambda: read(self.ids, self.chosen).values)
+            self.timed("compile", self.ids, needed, lambda: read(self.ids, self.chosen).values)
             for _ in range(repeats)
         ]
 
@@ -127,9 +127,10 @@ class Bench:
 
     # Clock and counters
 
-    def _timed(
+    def timed(
         self, name: str, ids: Sequence[list[int]], needed: int, work: Callable[[], Any]
     ) -> Timed:
+        """Run ``work`` by the clock of the bench, and count the tokens that the model is given."""
         self._forget_peak()
         with self._counted() as seen:
             self._wait()

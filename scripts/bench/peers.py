@@ -16,20 +16,19 @@ import argparse
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
-import released_loop
 import torch
 import transformers
 from bench import K, chosen_rows, machine, paired
+from bench_steps import Bench, Timed
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from selectit_hf.rating import Engine, reflection
+from selectit_hf.rating import reflection
 from selectit_hf.rating.models.loading import default_budget
 from selectit_hf.rating.prompts.prompt_encoder import PromptEncoder
 from selectit_hf.rating.prompts.rating_prompts import Template, load_rating_prompts
@@ -46,31 +45,26 @@ def main() -> int:
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).eval()
     encoder = PromptEncoder(tokenizer, Template(), load_rating_prompts(None, K), K, None)
     ids = [one for row in encoder.encode(chosen_rows(given, encoder)) for one in row.ids]
-    engine = Engine(model, default_budget("cpu"))
-    sides: dict[str, Callable[[Sequence[list[int]]], Any]] = {
-        LOOP: partial(by_loop, model, encoder.rating_token_ids),
-        "lm-eval, batch 1": partial(by_lm_eval, peer(model, tokenizer, 1), encoder),
-        "lm-eval, batch 8": partial(by_lm_eval, peer(model, tokenizer, 8), encoder),
-        OURS: partial(by_engine, engine, encoder),
+    bench = Bench(model, ids, encoder, default_budget("cpu"), given.threads == 1)
+    sides: dict[str, Callable[[], Timed]] = {
+        LOOP: partial(bench.run, "released", len(ids)),
+        "lm-eval, batch 1": partial(by_lm_eval, bench, peer(model, tokenizer, 1)),
+        "lm-eval, batch 8": partial(by_lm_eval, bench, peer(model, tokenizer, 8)),
+        OURS: partial(bench.run, "last MLP", len(ids)),
     }
-    clock = time.process_time if given.threads == 1 else time.perf_counter
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    speeds: dict[str, list[float]] = {name: [] for name in sides}
     shares = {}
-    for side in sides.values():
-        side(ids[: 2 * K])  # warm
     for repeat in range(given.repeats):
         for name, side in sides.items():
-            started = clock()
-            logprobs = side(ids)
-            seconds[name].append(clock() - started)
-            shares[name] = reflection.normalised(np.asarray(logprobs).reshape(-1, K))
-            print(f"{repeat + 1} {name}: {seconds[name][-1]:.1f} s", file=sys.stderr, flush=True)
-    speeds = {name: [len(ids) / one for one in spent] for name, spent in seconds.items()}
+            found = side()
+            speeds[name].append(found.prompts / found.seconds)
+            shares[name] = reflection.normalised(found.values.reshape(-1, K))
+            print(f"{repeat + 1} {name}: {found.seconds:.1f} s", file=sys.stderr, flush=True)
     gaps = {name: float(np.abs(one - shares[LOOP]).max()) for name, one in shares.items()}
     facts = {
         "machine": machine("cpu"),
         "threads": given.threads,
-        "clock": clock.__name__,
+        "clock": "process" if given.threads == 1 else "wall",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "model": type(model).__name__,
@@ -80,12 +74,12 @@ def main() -> int:
         "repeats": given.repeats,
         "sides": {
             name: {
-                "prompts_per_second": round(statistics.median(found), 2),
-                "spread": [round(min(found), 2), round(max(found), 2)],
-                "engine_is_faster_by": paired(speeds[OURS], found),
+                "prompts_per_second": round(statistics.median(speed), 2),
+                "spread": [round(min(speed), 2), round(max(speed), 2)],
+                "engine_is_faster_by": paired(speeds[OURS], speed),
                 "max_share_difference": gaps[name],
             }
-            for name, found in speeds.items()
+            for name, speed in speeds.items()
         },
     }
     print(json.dumps(facts))
@@ -105,24 +99,18 @@ def parse() -> argparse.Namespace:
     return flags.parse_args()
 
 
-def by_loop(model: Any, chosen: Sequence[int], ids: Sequence[list[int]]) -> Any:
-    return np.log([released_loop.rating_probabilities(model, one, chosen) for one in ids])
-
-
-def by_engine(engine: Engine, encoder: PromptEncoder, ids: Sequence[list[int]]) -> Any:
-    chosen, prefixes = encoder.rating_token_ids, encoder.prefixes
-    return engine.next_token_logprobs(ids, chosen, prefixes=prefixes).values
-
-
 def peer(model: Any, tokenizer: Any, batch: int) -> HFLM:
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, backend="causal")
 
 
-def by_lm_eval(harness: HFLM, encoder: PromptEncoder, ids: Sequence[list[int]]) -> Any:
-    chosen = encoder.rating_token_ids
-    requests = [(("", ""), one, [token]) for one in ids for token in chosen]
-    found = harness._loglikelihood_tokens(requests, disable_tqdm=True)
-    return [value for value, _ in found]
+def by_lm_eval(bench: Bench, harness: HFLM) -> Timed:
+    requests = [(("", ""), one, [token]) for one in bench.ids for token in bench.chosen]
+    needed = sum(map(len, bench.ids))
+
+    def ask() -> list[float]:
+        return [one for one, _ in harness._loglikelihood_tokens(requests, disable_tqdm=True)]
+
+    return bench.timed("lm-eval", bench.ids, needed, ask)
 
 
 if __name__ == "__main__":
