@@ -485,7 +485,12 @@ def whole(repo: Any, revision: str) -> dict[str, str]:
     return {path: hashlib.sha256(data).hexdigest() for path, data in files.items()}
 
 
-def check_push(found: Stage, before: str | None, wanted: dict[str, str], ended: Any) -> str | None:
+Contents = dict[str, dict[str, str]]
+"""What a push without a fault commits, by the words that must then be said."""
+UNREAD = "the rows were not compared with"
+
+
+def check_push(found: Stage, before: str | None, wanted: Contents, ended: Any) -> str | None:
     code, said, err = ended
     words = " ".join((said + err).split())
     if SECRET in words:
@@ -501,8 +506,11 @@ def check_push(found: Stage, before: str | None, wanted: dict[str, str], ended: 
     made = [c for c in made if c.parent and (before is None or c.sha not in found.before)]
     if len(made) > 1:
         return f"{len(made)} commits"
-    if made and whole(repo, made[0].sha) != wanted:
+    files = whole(repo, made[0].sha) if made else {}
+    if made and files not in wanted.values():
         return "a part of the push"
+    if made and not code and (UNREAD in words) != (files == wanted[UNREAD]):
+        return "the card and the words do not agree on whether the source was read"
     if not code:
         return None if made else "success without a commit"
     if made and NOT_THERE.search(words):
@@ -541,13 +549,19 @@ def attack_pushes(
         ended = push("parquet")
         assert ended[0] == 0, ended[2]
         earlier = server.repos[key].files()
+    source = server.repos.pop(("dataset", "user/jsonl"))
+    restart()
+    ended = push("jsonl", *flags)
+    assert ended[0] == 0, ended[2]
+    wanted = {UNREAD: whole(server.repos[key], "main")}
+    server.repos["dataset", "user/jsonl"] = source
     before = restart()
     found.before = set(server.repos[key].objects) if update else set()
     start = len(server.requests)
     ended = push("jsonl", *flags)
     asked = [str(r) for r in server.requests[start:]]
     assert ended[0] == 0, ended[2]
-    wanted = whole(server.repos[key], "main")
+    wanted[""] = whole(server.repos[key], "main")
     if wrong := check_push(found, before, wanted, ended):
         yield f"{part} without a fault: {wrong}"
         return
