@@ -99,6 +99,7 @@ class Engine:
         self.token_budget = token_budget or default_budget(str(self.device))
         self._ways = [way for way in STRATEGIES if shortcuts or not way.reads_last]
         self._forward = Forward(model)
+        self._layers = int(model.config.get_text_config().num_hidden_layers)
         self._said: set[str] = set()
 
     @property
@@ -201,11 +202,11 @@ class Engine:
         mlp = last_mlp(self.model) if way.last_mlp else None
         if way.last_mlp and mlp is None:
             raise Unshareable("its last MLP is not found")
-        tally = Tally(len(task.ids))
         shared = self._shared(task, told) if way.shares else {}
         if way.shares and not (shared or way.last_mlp):
             raise Unshareable("no two sequences begin alike")
         batches = batches_of(task.ids, shared, way, task.budget, self._forward.rope_limit)
+        tally = Tally(len(task.ids), batches)
         chosen = witnesses(task.ids, batches)
 
         def read(batch: Batch) -> Tensor:
@@ -243,7 +244,8 @@ class Engine:
             plain, spread = computed
             ours, theirs = found.float().cpu().numpy(), plain.float().cpu().numpy()
             gap = gap_of(ours, theirs)
-            if not agree(ours, theirs, spread, str(self.model.dtype).removeprefix("torch.")):
+            dtype = str(self.model.dtype).removeprefix("torch.")
+            if not agree(ours, theirs, spread, dtype, self._layers):
                 raise _Disagrees(
                     f"{type(self.model).__name__} gives a sequence of {len(task.ids[i])} tokens "
                     f"values that differ from those of a plain forward pass by {gap:.2g} nats. "

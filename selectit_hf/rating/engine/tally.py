@@ -1,6 +1,6 @@
 """The values an engine has read so far, batch by batch in any order, and its progress."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +30,7 @@ class EngineOutput(NamedTuple):
 
 
 class ProgressReporter:
-    """Reports how many sequences are done, counting each once even if it is computed again.
+    """Reports how much is done, in sequences, counting each once even if it is computed again.
 
     Attributes:
         unshared: how often there was too little memory to keep a prefix, over all ways.
@@ -51,18 +51,27 @@ class ProgressReporter:
 class Tally:
     """The values read so far; they stay on the device until all of them are requested."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, batches: Sequence[Batch]) -> None:
         self.splits = 0
         self.compared = 0
         self.gap = 0.0
-        self.done = 0
         self._count = count
+        self._tokens = sum(map(_tokens, batches))
+        self._read = 0
         self._parts: list[tuple[list[int], Tensor | None]] = []
 
     def add(self, batch: Batch, values: Tensor | None) -> None:
         """Add the values (b, m) of a batch, or ``None`` if it does not fit in memory."""
         self._parts.append((list(batch.ids), values))
-        self.done += len(batch.ids)
+        self._read += _tokens(batch)
+
+    @property
+    def done(self) -> int:
+        """The share of the work that is done, in sequences of average length.
+
+        The longest come first: a count of sequences would promise too little at the beginning.
+        """
+        return self._count * self._read // max(self._tokens, 1)
 
     def of(self, number: int) -> Tensor | None:
         """The values (m) of one sequence, if it fitted in memory."""
@@ -80,3 +89,7 @@ class Tally:
         return EngineOutput(
             values, oom, self.splits, Verification(way.name, self.compared, self.gap)
         )
+
+
+def _tokens(batch: Batch) -> int:
+    return sum(map(len, batch.ids.values()))
