@@ -90,6 +90,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", help="default: float32 on the CPU, bfloat16 on CUDA")
     parser.add_argument("--token-budget", type=int)
     parser.add_argument("--steps", help="a comma-separated part of the ladder")
+    parser.add_argument("--float8", action="store_true", help="a step with 8-bit products; CUDA")
     parser.add_argument("--compile", action="store_true", help="a step with compiled layers")
     parser.add_argument("--scaling", action="store_true", help="time and memory in N and budget")
     parser.add_argument("--sizes", default="250,500,1000,2000", help="N for --scaling")
@@ -133,6 +134,8 @@ def ladder(arguments: argparse.Namespace, size: str) -> dict[str, Any]:
             print(f"{size} {repeat + 1}: {runs[name][-1].line}", file=sys.stderr, flush=True)
     if arguments.compile:
         runs["compile"] = bench.compiled(arguments.repeats)
+    if arguments.float8:
+        runs["8-bit products"] = bench.in_float8(arguments.repeats)
     return {
         "size": size if arguments.tokenizer else "tiny-rater",
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import released_loop
 import torch
+from float8 import to_float8
 
 from selectit_hf.rating.engine.engine import Engine
 from selectit_hf.rating.engine.verification import STRATEGIES
@@ -80,14 +81,22 @@ class Bench:
         return self.timed(name, ids, needed, lambda: steps[name](ids))
 
     def compiled(self, repeats: int) -> list[Timed]:
-        """Sorted batches with every decoder layer compiled for any shape; must be the last step."""
+        """Sorted batches with every decoder layer compiled for any shape; the layers stay so."""
         for layer in self.model.model.layers:
             layer.compile(dynamic=True)
-        self.plain.next_token_logprobs(self.ids[:100], self.chosen)
+        return self._sorted_again("compile", repeats)
+
+    def in_float8(self, repeats: int) -> list[Timed]:
+        """Sorted batches with 8-bit matrix products, in the layers as they are; they stay so."""
+        to_float8(self.model)
+        return self._sorted_again("8-bit products", repeats)
+
+    def _sorted_again(self, name: str, repeats: int) -> list[Timed]:
         read = self.plain.next_token_logprobs
+        read(self.ids, self.chosen)
         needed = sum(map(len, self.ids))
         return [
-            self.timed("compile", self.ids, needed, lambda: read(self.ids, self.chosen).values)
+            self.timed(name, self.ids, needed, lambda: read(self.ids, self.chosen).values)
             for _ in range(repeats)
         ]
 
