@@ -3,7 +3,8 @@
 DATA is a run folder, whose selected.parquet is read, or anything else that 'selectit run' reads.
 Each row becomes a prompt (its instruction) and a completion (its response); the loss is that of the
 completion. --out gets the model, or with --lora the adapter, and training.json: the data with its
-hash, the settings and the losses. A killed training resumes with the same command.
+hash, the settings and the losses. A killed training resumes from its last checkpoint with the same
+command; the checkpoints are removed at the end.
 
     bash scripts/install.sh '[train]'
     python scripts/finetune.py RUN --model Qwen/Qwen3-0.6B-Base --out models/sentence-0 --seed 0
@@ -17,6 +18,7 @@ The last line of stdout is JSON.
 import argparse
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -150,7 +152,7 @@ def config(given: argparse.Namespace, rows: int) -> SFTConfig:
         learning_rate=given.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=0.03 if long else 0,
-        gradient_checkpointing=on_gpu,
+        activation_checkpointing=on_gpu,
         dataloader_pin_memory=on_gpu,
         bf16=on_gpu,
         seed=given.seed,
@@ -216,6 +218,7 @@ def train(given: argparse.Namespace) -> dict[str, Any]:
         "held_out_loss": loss,
     }
     write(given.out / DONE, as_json(facts))
+    shutil.rmtree(checkpoints, ignore_errors=True)  # three times as large as the model
     return facts
 
 

@@ -21,3 +21,4 @@ python3 -m venv .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".${1:-}"
 touch ".venv/installed-$stamp"
+echo "Installed. Next: source .venv/bin/activate"

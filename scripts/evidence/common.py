@@ -42,6 +42,7 @@ def parser(description: str, rows: int) -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--model", action="append", help="Repeatable. Default: tiny-rater.")
     made.add_argument("--template", help="Text file. Default: the released one.")
+    made.add_argument("--dtype", default="float32", help="On any device. Default: float32.")
     made.add_argument("--cache", default="evidence", help="Folder of ratings. Default: evidence.")
     return made
 
@@ -75,7 +76,7 @@ def pairs(path: str, seed: int) -> list[tuple[int, Pair]]:
 def rated(rows: Dataset, name: str, given: argparse.Namespace, **settings: Any) -> Run:
     """The rows rated by all models; cached ratings are used again."""
     scorers = [
-        SentenceScore(model, **{"template": template_of(given), **settings})
+        SentenceScore(model, **{"template": template_of(given), "dtype": given.dtype, **settings})
         for model in models_of(given)
     ]
     source = Source(name, None, "train", f"sha256:{rows._fingerprint}")

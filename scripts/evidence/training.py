@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -112,16 +113,21 @@ def train(
         data.write_text(
             json.dumps([as_row(Pair(pool[i]["instruction"], pool[i]["output"])) for i in rows])
         )
-    for seed in range(given.seeds):
-        for name in chosen:
-            stem = name.replace(" ", "-")
-            flags = ["--model", models_of(given)[0], "--arm", name, "--seed", seed]
-            flags += ["--steps", given.steps, "--batch", given.batch, "--device-batch", given.batch]
-            flags += ["--learning-rate", given.learning_rate, "--max-length", given.max_length]
-            flags += ["--held-out", place / "held-out.json", "--out", place / f"{stem}-{seed}"]
-            facts = call("finetune", place / f"{stem}.json", *flags)
+
+    def one(name: str, seed: int) -> dict[str, Any]:
+        stem = name.replace(" ", "-")
+        flags = ["--model", models_of(given)[0], "--arm", name, "--seed", seed]
+        flags += ["--steps", given.steps, "--batch", given.batch, "--device-batch", given.batch]
+        flags += ["--learning-rate", given.learning_rate, "--max-length", given.max_length]
+        flags += ["--held-out", place / "held-out.json", "--out", place / f"{stem}-{seed}"]
+        facts = call("finetune", place / f"{stem}.json", *flags)
+        print(f"{name}, seed {seed}: {facts['held_out_loss']}", file=sys.stderr, flush=True)
+        return facts
+
+    work = [(name, seed) for seed in range(given.seeds) for name in chosen]
+    with ThreadPoolExecutor(given.jobs) as jobs:
+        for (name, _), facts in zip(work, jobs.map(lambda w: one(*w), work), strict=True):
             found.setdefault(name, []).append(facts)
-            print(f"{name}, seed {seed}: {facts['held_out_loss']}", file=sys.stderr, flush=True)
     return found
 
 
@@ -133,8 +139,12 @@ def evaluated(given: argparse.Namespace, place: Path, names: Sequence[str]) -> d
         text = TASK.format(name=name, path=ITEMS / f"{name}.jsonl", **how)
         (tasks / f"{name}.yaml").write_text(text)
     made = [place / f"{name.replace(' ', '-')}-{s}" for s in range(given.seeds) for name in names]
+    models = [models_of(given)[0], *made]
     flags = ["--out", place / "results", "--tasks", *TASKS, "--tasks-folder", tasks]
-    return call("evaluate", models_of(given)[0], *made, *flags)
+    parts = [models[i :: given.jobs] for i in range(min(given.jobs, len(models)))]
+    with ThreadPoolExecutor(given.jobs) as jobs:
+        list(jobs.map(lambda part: call("evaluate", *part, *flags), parts))
+    return call("evaluate", "--out", place / "results")
 
 
 def mean(numbers: Sequence[float]) -> str:
@@ -150,6 +160,7 @@ def main() -> None:
     made.add_argument("--batch", type=int, default=8, help="Rows a step. Default: 8.")
     made.add_argument("--learning-rate", type=float, default=2e-5, help="Default: 2e-5.")
     made.add_argument("--max-length", type=int, default=256, help="Tokens. Default: 256.")
+    made.add_argument("--jobs", type=int, default=1, help="Trainings at a time. Default: 1.")
     given = made.parse_args()
     pool, held_out = drawn(given)
     place = Path(given.cache) / f"trained-{given.n}-{given.seed}-{given.steps}"
