@@ -13,6 +13,8 @@ __all__ = ["PROBE", "Speed", "duration", "measure", "of_all_lengths"]
 
 PROBE = 8
 """Rows that are rated to measure."""
+FIXED = 0.4
+"""The largest part of a measured call that can be its fixed cost: a few of its sequences again."""
 
 
 class Speed(NamedTuple):
@@ -54,7 +56,8 @@ def measure(scorer: Any, batch: Batch, sizes: NDArray[Any]) -> Speed:
     short = _timed(scorer, _part(batch, few))[0] if len(few) else 0.0
     long, ratings = _timed(scorer, _part(batch, some))
     little, much = float(sizes[few].sum()), float(sizes[some].sum())
-    each = max((long - short) / max(much - little, 1.0), long / much / 4)
+    each = max((long - short) / max(much - little, 1.0), long / much * (1 - FIXED))
+    each = min(each, long / much)
     return Speed(max(long - each * much, 0.0), each, ratings)
 
 

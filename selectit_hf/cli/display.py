@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Column, Table
 from rich.text import Text
@@ -107,6 +107,13 @@ def counts(statuses: dict[str, int]) -> str:
 
 EVERY = 60.0
 """Seconds between two lines of progress where there is no terminal."""
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    TextColumn("{task.fields[said]}"),
+    TimeRemainingColumn(compact=True),
+    TextColumn("left"),
+)
 
 
 @contextmanager
@@ -127,20 +134,11 @@ def bars(
     mass: Callable[[str], float | None] = lambda slug: None,
 ) -> Iterator[Progress]:
     """Rows done, rows a second, time left and the rating mass so far, for each model."""
-    bar = Bar(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[rows]}"),
-        TimeRemainingColumn(),
-        console=_words,
-        disable=quiet or _words.quiet,
-    )
-    with bar:
+    with Bar(*COLUMNS, console=_words, disable=quiet or _words.quiet) as bar:
         tasks = {
-            slug: bar.add_task(escape(slug), total=rows * k // world, rows="") for slug in slugs
+            slug: bar.add_task(escape(slug), total=rows * k // world, said="") for slug in slugs
         }
-        hidden = bar.disable or _words.is_terminal
-        last, judged = time.monotonic(), set[str]()
+        judged, log = set[str](), _Log(bar)
 
         def advance(slug: str, prompts: int) -> None:
             bar.advance(tasks[slug], prompts)
@@ -151,29 +149,39 @@ def bars(
             if found is not None and slug not in judged:  # early enough to stop
                 judged.add(slug)
                 _warn_of_low_mass(slug, found)
-            said = f"{task.completed / k:.0f}/{rows} rows{speed}{heavy}"
-            bar.update(task.id, rows=said)
-            nonlocal last
-            if not hidden and time.monotonic() - last >= EVERY:  # a log file shows no bar
-                last, left = time.monotonic(), task.time_remaining
-                tell(f"{slug} {said}" + (f", {duration(left)} left" if left else ""))
+            log.say(slug, task, f"{task.completed / k:.0f}/{rows} rows{speed}{heavy}")
 
         yield advance
 
 
 @contextmanager
 def steps(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for each name, which shows how many of how many are done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=_words, disable=quiet or _words.quiet) as bar:
+    """A progress bar for each name, which shows how many of how many prompts are done."""
+    with Bar(*COLUMNS, console=_words, disable=quiet or _words.quiet) as bar:
         tasks: dict[str, TaskID] = {}
+        log = _Log(bar)
 
         def told(name: str, done: int, total: int) -> None:
             if name not in tasks:
-                tasks[name] = bar.add_task(escape(name), total=total)
+                tasks[name] = bar.add_task(escape(name), total=total, said="")
             bar.update(tasks[name], completed=done)
+            log.say(name, bar.tasks[tasks[name]], f"{done:,}/{total:,} prompts")
 
         yield told
+
+
+class _Log:
+    """What is done, behind the bar; in a log file, which shows no bar, as a line each minute."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar, self._last = bar, time.monotonic()
+
+    def say(self, name: str, task: Task, said: str) -> None:
+        self._bar.update(task.id, said=said)
+        hidden = self._bar.disable or _words.is_terminal
+        if not hidden and time.monotonic() - self._last >= EVERY:
+            self._last, left = time.monotonic(), task.time_remaining
+            tell(f"{name} {said}" + (f", {duration(left)} left" if left else ""))
 
 
 # Results
@@ -334,11 +342,6 @@ def _status_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if model["rows_per_second"] is not None:
             parts.append(f"{model['rows_per_second']:.1f} rows/s")
         if model["seconds_left"] is not None:
-            parts.append(f"{_duration(model['seconds_left'])} left")
+            parts.append(f"{duration(model['seconds_left'])} left")
         yield f"model {slug}", ", ".join(parts)
     yield "results", "written" if facts["finished"] else "not written yet"
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes else f"{seconds:.0f} s"

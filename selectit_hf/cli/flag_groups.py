@@ -21,6 +21,7 @@ from selectit_hf.cli.flags import (
     Formula,
     Quantization,
     Weights,
+    in_panel,
 )
 from selectit_hf.errors import InputError, SettingError
 from selectit_hf.hub import CardSettings, PushSettings
@@ -286,7 +287,10 @@ def with_flags(
             }
             command(**{name: given[name] for name in own}, **built)
 
-        merged = {**{k: v for taken in reversed(flags.values()) for k, v in taken.items()}, **own}
+        merged: dict[str, inspect.Parameter] = {}
+        for name, build in builders.items():
+            merged |= {**in_panel(build.__name__, flags[name]), **merged}
+        merged |= own
         ordered = sorted(merged.values(), key=lambda p: p.name not in own)
         keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in ordered]
         cast(Any, command_with_flags).__signature__ = inspect.Signature(keywords)

@@ -1,7 +1,10 @@
 """Flags and arguments that several commands share: their types and help texts."""
 
+import inspect
+from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -29,7 +32,20 @@ __all__ = [
     "Split",
     "Weights",
     "here",
+    "in_panel",
 ]
+
+PANELS = {
+    "scorers": "Models, and how they are asked",
+    "formula": "Score",
+    "reflection": "Score",
+    "cut": "How many rows are kept",
+    "reader": "Model of --by ifd, perplexity and length",
+    "card": "Card",
+    "push": "Repository",
+    "judge": "Judge",
+}
+"""Titles in ``--help`` for the groups of flags, by name; the flags of other groups have none."""
 
 DatasetName = Annotated[
     str,
@@ -130,3 +146,14 @@ Folders = Annotated[
     list[str] | None,
     typer.Option("--model", help="For a model from a local folder: its path again. Repeatable."),
 ]
+
+
+def in_panel(group: str, flags: Mapping[str, inspect.Parameter]) -> dict[str, inspect.Parameter]:
+    """The flags of a group, shown under its title in ``--help``."""
+    found = {}
+    for name, flag in flags.items():
+        kind, option = get_args(flag.annotation) or (flag.annotation, typer.Option())
+        option = copy(option)
+        option.rich_help_panel = PANELS.get(group)
+        found[name] = flag.replace(annotation=Annotated[kind, option])
+    return found

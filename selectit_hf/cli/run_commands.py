@@ -33,6 +33,7 @@ from selectit_hf.cli.run_steps import (
     dry_run_all,
     load_rows,
     run_all,
+    tell_next,
     tell_of_check,
     tell_survey,
 )
@@ -250,6 +251,8 @@ def finish(
     rows, how = choices.rank_by(opened, rows, choices.within(how, per), cut)
     summary = runs.finish(opened, rows, how, cut, allow_mixed=allow_mixed)
     display.show_summary(summary, run, as_json)
+    if not as_json:
+        tell_next(run)
 
 
 @commands.command(name="status")

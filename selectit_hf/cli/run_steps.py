@@ -28,6 +28,7 @@ __all__ = [
     "refuse_nothing_rated",
     "run_all",
     "tell_demo",
+    "tell_next",
     "tell_of_check",
     "tell_survey",
 ]
@@ -88,7 +89,19 @@ def run_all(
             raise
     if summary is not None:
         display.show_summary(summary, started.where, as_json)
+        if not as_json:
+            tell_next(started.where)
         refuse_nothing_rated({m: facts["statuses"] for m, facts in summary["models"].items()})
+
+
+def tell_next(where: str) -> None:
+    """What is usually done with a finished run."""
+    run = shlex.quote(where)
+    display.tell(
+        f"Next: 'selectit report {run}' makes a page with plots, rows and what is doubtful; "
+        f"'selectit export {run} --format messages --out kept.jsonl' writes the selected rows for "
+        "a trainer."
+    )
 
 
 def dry_run_all(

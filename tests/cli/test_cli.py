@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -617,6 +618,11 @@ def test_without_a_terminal_progress_is_told_line_by_line(
     lines = [line for line in done.err.splitlines() if line.startswith("random_llama ")]
     assert len(lines) > 3
     assert any("10/30 rows" in line and "rows/s" in line for line in lines)
+    assert "selectit export run --format messages" in " ".join(done.err.split())
+    checked = selectit("check", data, "--model", checkpoint, "--rows", 4)
+    lines = [line for line in checked.err.splitlines() if line.startswith("random_llama ")]
+    done, all_prompts = re.findall(r"(\d+)/(\d+) prompts", lines[-1])[0]
+    assert done == all_prompts
     (Path("run") / "selection.json").unlink()
     early = selectit("report", "run")
     assert (early.code, "has no results yet" in early.err) == (1, True)

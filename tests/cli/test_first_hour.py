@@ -25,6 +25,16 @@ def test_h_is_help(selectit: Callable[..., Outcome], command: str) -> None:
     assert short.out == long.out
 
 
+def test_help_shows_flags_in_groups(selectit: Callable[..., Outcome]) -> None:
+    said = selectit("run", "--help").out
+    groups = re.split(r"╭─ (.*?) ─+╮", said)[1:]
+    flags = dict(zip(groups[::2], groups[1::2], strict=True))
+    assert "--chat " in flags["Models, and how they are asked"]
+    assert "--alpha" in flags["Score"]
+    assert "--proportion" in flags["How many rows are kept"]
+    assert "--limit" in flags["Options"]
+
+
 def test_the_version_is_that_of_the_project(selectit: Callable[..., Outcome]) -> None:
     assert selectit("--version").out == f"selectit_hf {metadata.version('selectit-hf')}\n"
 

@@ -63,8 +63,8 @@ class Bench:
         then = f", then reads them for {' and '.join(reading)}" if reading else ""
         took *= 1 + len(passes) / scorer.k
         self._tell(
-            f"{slug} rates {self.planted.clean} rows and {copies} broken copies{then}, in about "
-            f"{duration(took)}, estimated from {probed} of them."
+            f"{slug} rates {self.planted.clean} different rows and {copies} broken copies{then}, "
+            f"in about {duration(took)}, estimated from {probed} of them."
         )
         started = time.perf_counter()
         ratings = named.rate(self.batch, progress=self._counted(slug, named))
