@@ -15,7 +15,8 @@ from scipy.stats import spearmanr
 import selectit_hf
 from selectit_hf.analysis.finished import Finished
 from selectit_hf.analysis.finished_run import from_run
-from selectit_hf.analysis.trust import auc
+from selectit_hf.analysis.speed import Speed
+from selectit_hf.analysis.trust import auc, bench
 from selectit_hf.analysis.trust.auc import separation
 from selectit_hf.analysis.trust.check_file import read_check
 from selectit_hf.analysis.trust.defects import DEFECTS, plant
@@ -399,6 +400,21 @@ def test_what_takes_how_long_is_told_for_selectors_that_read_too(
     first, second = said
     assert "broken copies, then reads them for perplexity and ifd, in about" in first
     assert "broken copies, in about" in second
+
+
+def test_a_long_check_says_how_many_rows_take_minutes(
+    good: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a check of 40 minutes, 20 rows; of one of 40 hours there are too few to be worth it."""
+    said: list[str] = []
+    for hours in (4, 240):
+        speed = Speed(0.0, 0.0, SentenceScore("tiny-rater", k=2).rate(good[:1]))
+        monkeypatch.setattr(Speed, "seconds", lambda *_, hours=hours: hours * 600.0)
+        monkeypatch.setattr(bench, "measure", lambda *_, speed=speed: speed)
+        check(good, SentenceScore("tiny-rater", k=2), rows=20 * 8, tell=said.append)
+    assert "in about 40 min" in said[0]
+    assert said[0].endswith("With --rows 20 it would take 5 min.")
+    assert "--rows" not in said[1]
 
 
 # Stored, drawn and shown

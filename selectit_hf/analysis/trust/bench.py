@@ -21,6 +21,8 @@ __all__ = ["Bench", "Progress", "Tell"]
 
 BESIDE = 100
 """Characters that a rating prompt adds to a pair, roughly, for estimates of time."""
+FEW_MINUTES, FEWEST = 300.0, 8
+"""A check that takes much longer than these seconds says how many rows would not, if this many."""
 READS = {"perplexity": ("given",), "ifd": ("given", "alone")}
 """The passes over each response that a selector needs, which are shared."""
 COLUMNS: dict[str, Any] = {
@@ -65,6 +67,7 @@ class Bench:
         self._tell(
             f"{slug} rates {self.planted.clean} different rows and {copies} broken copies{then}, "
             f"in about {duration(took)}, estimated from {probed} of them."
+            + self._shorter(took)
         )
         started = time.perf_counter()
         ratings = named.rate(self.batch, progress=self._counted(slug, named))
@@ -79,6 +82,12 @@ class Bench:
         whole = {"seconds": round(seconds, 1), "whole_seconds": round(self._share(seconds, rows))}
         facts = facts_of_model(scorer, named, ratings, self.batch, self.planted.clean)
         self.models.append(facts | whole)
+
+    def _shorter(self, seconds: float) -> str:
+        """How many rows would take a few minutes, if that makes sense."""
+        rows = int(self.planted.clean * FEW_MINUTES / seconds)
+        shorter = seconds > 2 * FEW_MINUTES and rows >= FEWEST
+        return f" With --rows {rows} it would take {duration(FEW_MINUTES)}." if shorter else ""
 
     def _share(self, seconds: float, size: float) -> float:
         return float(seconds * size / self._sizes.sum())
