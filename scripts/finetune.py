@@ -223,8 +223,11 @@ def train(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
+    given = arguments()
     try:
-        print(json.dumps(train(arguments())))
+        facts = train(given)
+        print(f"\nThe trained {'adapter' if given.lora else 'model'} is in {given.out}.")
+        print(json.dumps(facts))
     except SelectItError as error:
         sys.exit(f"Error: {error}")
 

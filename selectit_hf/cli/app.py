@@ -314,15 +314,17 @@ def report(
     ] = None,
 ) -> None:
     """Write a page that shows what was kept and why: report.html, which needs no network."""
-    opened = runs.open_results(run)
+    opened, doubts = runs.open_results(run), list[str]()
     page = write_report(
         opened,
         runs.rows_of(opened, data, split),
         out,
         embeddings=embeddings,
         ablation=choices.ablate_run(opened),
+        tell=doubts.append,
     )
-    display.say({"report": str(page)}, as_json, f"The report is {page}.")
+    said = "\n".join([f"The report is {page}.", *(f"- {words}" for words in doubts)])
+    display.say({"report": str(page), "cautions": doubts}, as_json, said)
 
 
 def main() -> None:

@@ -7,8 +7,9 @@ command line take precedence.
 
 import inspect
 import os
+import shlex
 import types
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any, NoReturn, Union, get_args, get_origin
 
@@ -21,7 +22,7 @@ from selectit_hf.cli import display
 from selectit_hf.errors import SettingError, did_you_mean
 from selectit_hf.redaction import holds_token
 
-__all__ = ["SECTIONS", "RecipeCommand", "save"]
+__all__ = ["SECTIONS", "RecipeCommand", "as_words", "save"]
 
 SECTIONS = ("run", "select", "push")
 ENDINGS = (".yaml", ".yml")
@@ -77,7 +78,7 @@ def _values(command: TyperCommand, path: Path) -> dict[str, Any]:
     }
 
 
-def _keys(command: TyperCommand) -> dict[str, str]:
+def _keys(command: Any) -> dict[str, str]:
     """What each parameter is called in a recipe: its flag without dashes."""
     named = [one for one in command.params if one.name and one.name not in ("help", *NEVER)]
     return {str(one.name): max(one.opts, key=len).lstrip("-").replace("_", "-") for one in named}
@@ -159,12 +160,8 @@ def save(path: Path, ctx: typer.Context, models: list[str]) -> None:
     Raises:
         SettingError: another file is there, or the recipe would hold an access token.
     """
-    command: Any = ctx.command
-    keys = _keys(command)
-    defaults = {one.name: one.default for one in command.params}
-    given = {name: _plain(ctx.params[name]) for name in keys} | {"model": models}
-    chosen = {name: v for name, v in given.items() if v not in (_plain(defaults[name]), None, [])}
-    section = {keys[name]: value for name, value in chosen.items()}
+    command, keys = ctx.command, _keys(ctx.command)
+    section = {keys[name]: value for name, value in _chosen(ctx, models).items()}
     said = f"# selectit {command.name} {path.name}\n"
     text = said + yaml.safe_dump({command.name: section}, sort_keys=False, allow_unicode=True)
     if holds_token(text):
@@ -177,6 +174,23 @@ def save(path: Path, ctx: typer.Context, models: list[str]) -> None:
     of_here = [key for key, value in section.items() if _is_of_here(value)]
     if of_here:
         display.tell(f"The recipe {path} names paths of this machine: {', '.join(of_here)}.")
+
+
+def as_words(ctx: typer.Context, models: list[str], names: Container[str]) -> str:
+    """The parameters ``names`` of a command, as far as they were given, as flags to be typed."""
+    keys, words = _keys(ctx.command), []
+    for name, value in _chosen(ctx, models).items():
+        flag = f"--{keys[name]}"
+        for one in value if isinstance(value, list) else [value]:
+            words += [] if name not in names else [flag] if one is True else [flag, str(one)]
+    return shlex.join(words)
+
+
+def _chosen(ctx: typer.Context, models: list[str]) -> dict[str, Any]:
+    """The models, and the parameters that differ from their defaults."""
+    defaults = {one.name: one.default for one in ctx.command.params}
+    given = {name: _plain(ctx.params[name]) for name in _keys(ctx.command)} | {"model": models}
+    return {name: v for name, v in given.items() if v not in (_plain(defaults[name]), None, [])}
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """The commands of a run: plan, rate and finish, ``run`` for all three, and status."""
 
+from inspect import signature
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +48,13 @@ from selectit_hf.selection import Cut
 __all__ = ["commands"]
 
 commands = typer.Typer()
+
+CHECKED = {
+    *signature(flag_groups.scorers).parameters,
+    *signature(flag_groups.formula).parameters,
+    "split",
+}
+"""What a check of a run is asked with, too."""
 
 Streaming = Annotated[
     bool,
@@ -132,9 +140,9 @@ def run(
     rank = Rank.from_environment()
     if rank.rank > 0:
         display.hush()
-    elif save_recipe is not None:
-        names = ctx.params["model"] or [model_name(scorers[0].model)]
-        recipes.save(save_recipe, ctx, list(names))
+    models = list(ctx.params["model"] or [model_name(scorers[0].model)])
+    if rank.rank == 0 and save_recipe is not None:
+        recipes.save(save_recipe, ctx, models)
     check_trackers(report_to or (), rank)
     count = count_workers(rank, workers, scorers)
     rows, source = load_rows(dataset, first_rows(split, limit), streaming, out, dry_run)
@@ -151,7 +159,7 @@ def run(
         found = dry_run_all(rows, source, scorers, out, settings, survey, shard_size)
         display.show_dry_run(found, as_json)
         return
-    tell_of_check(dataset, scorers, out)
+    tell_of_check(dataset, recipes.as_words(ctx, models, CHECKED), out)
     run_all(rows, source, scorers, out, settings, as_json, shard_size, dataset)
 
 
@@ -251,7 +259,7 @@ def finish(
     rows, how = choices.rank_by(opened, rows, choices.within(how, per), cut)
     summary = runs.finish(opened, rows, how, cut, allow_mixed=allow_mixed)
     display.show_summary(summary, run, as_json)
-    if not as_json:
+    if summary["selected"] and not as_json:
         tell_next(run)
 
 

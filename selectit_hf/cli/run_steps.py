@@ -15,7 +15,7 @@ from selectit_hf.cli import display
 from selectit_hf.cli.stop_signals import Stop
 from selectit_hf.errors import InputError, RunError, SettingError
 from selectit_hf.formats import Source, Survey, look, sources
-from selectit_hf.rating import RATED, Reflection, SentenceScore, mapping, model_name
+from selectit_hf.rating import RATED, Reflection, SentenceScore, mapping
 from selectit_hf.runs import Rank, Run, local
 from selectit_hf.selection import Cut
 
@@ -89,7 +89,7 @@ def run_all(
             raise
     if summary is not None:
         display.show_summary(summary, started.where, as_json)
-        if not as_json:
+        if summary["selected"] and not as_json:
             tell_next(started.where)
         refuse_nothing_rated({m: facts["statuses"] for m, facts in summary["models"].items()})
 
@@ -228,15 +228,14 @@ def tell_survey(
     return found
 
 
-def tell_of_check(dataset: str, scorers: Sequence[SentenceScore], out: str) -> None:
-    """For a new run, say how to find out beforehand what its scores are worth."""
+def tell_of_check(dataset: str, flags: str, out: str) -> None:
+    """For a new run, say how to find out what its scores are worth; ``flags`` ask as it does."""
     store = runs.open_store(out)
     if store.exists("plan.json") or store.exists(runs.CHECK):
         return
-    models = " ".join(shlex.join(["--model", model_name(one.model)]) for one in scorers)
     display.tell(
-        "To see in minutes whether these models can rank these rows: selectit check "
-        f"{shlex.quote(dataset)} {models} --out {shlex.quote(out)}"
+        "To see, before or after, whether these models can rank these rows: selectit check "
+        f"{shlex.quote(dataset)} {flags} --out {shlex.quote(out)}"
     )
 
 

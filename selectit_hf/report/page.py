@@ -11,7 +11,7 @@ import json
 import posixpath
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -55,6 +55,7 @@ def write_report(
     *,
     embeddings: str | None = None,
     ablation: Mapping[str, Any] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> str:
     """Write ``report.html``, and the plots of the card as PNG and SVG files.
 
@@ -65,6 +66,7 @@ def write_report(
         embeddings: a column of embeddings to draw the map from, instead of the rows' words.
         ablation: what other settings would have kept, to be drawn; see
             `selectit_hf.analysis.ablation.Ablation.to_dict`.
+        tell: called with each reason not to trust the scores that the page gives.
 
     Returns:
         The path or URL of the page.
@@ -78,7 +80,7 @@ def write_report(
     """
     run = run if isinstance(run, Run) else open_results(run)
     finished = from_run(run)
-    page = render(finished, dataset, embeddings=embeddings, ablation=ablation)
+    page = render(finished, dataset, embeddings=embeddings, ablation=ablation, tell=tell)
     forms: tuple[Form, ...] = ("png", "svg")
     plots = [(name, form, draw(form)) for name, draw in card_plots(finished) for form in forms]
     check_unchanged(run, finished)
@@ -96,10 +98,15 @@ def render(
     *,
     embeddings: str | None = None,
     ablation: Mapping[str, Any] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> str:
     """The page of a finished selection as HTML; see `write_report`."""
     bokeh, script = bokeh_script(), _piece("report.js")
     data = gather(finished, dataset, embeddings)
+    doubts = cautions(finished, data)
+    if tell is not None:
+        for words in doubts:
+            tell(words)
     curves = ablation_figures(ablation or {})
     drawn = figures(data.numbers["points"]["count"], data.explained)
     drawn |= {f"ablation {i}": chart for i, chart in enumerate(curves.values())}
@@ -120,7 +127,7 @@ def render(
         level=level_of(finished),
         cut=cut_words(finished),
         weights=", ".join(f"{weight:.3f}" for weight in weights_of(finished)),
-        warnings=cautions(finished, data),
+        warnings=doubts,
         points=points_words(data),
         between_models=data.models,
         between_prompts=data.prompts,

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -60,14 +61,26 @@ def literal_auc(clean: list[float], copies: list[float]) -> float:
 def literal_interval(
     clean: list[float], copies: list[float], source: list[int], seed: int
 ) -> tuple[float, float]:
-    """Rows drawn with replacement, each with its copies, and the AUC of what was drawn."""
+    """Rows drawn with replacement, each with its copies, and the AUC of what was drawn.
+
+    Of all pairs, one in n is a row and its own copy, and so it stays in each draw; pairs of a row
+    and the copy of another draw of the same row do not count.
+    """
     rng = np.random.default_rng(seed)
     n, found, left = len(clean), [], auc.RESAMPLES
     while left:
         for rows in rng.integers(n, size=(min(auc.BLOCK, left), n)).tolist():
-            drawn = [copies[j] for i in rows for j in range(len(copies)) if source[j] == i]
-            if drawn:
-                found.append(literal_auc([clean[i] for i in rows], drawn))
+            own, others = [], []
+            for a, i in enumerate(rows):
+                for b, other in enumerate(rows):
+                    for j in range(len(copies)):
+                        won = literal_auc([clean[i]], [copies[j]])
+                        if source[j] == other and a == b:
+                            own.append(won)
+                        elif source[j] == other and i != other:
+                            others.append(won)
+            if own and others:
+                found.append(np.mean(own) / n + np.mean(others) * (n - 1) / n)
             left -= 1
     low, high = np.quantile(found, [0.025, 0.975])
     return float(low), float(high)
@@ -95,6 +108,15 @@ def test_auc_and_interval_are_those_of_a_literal_loop(
     assert found.pairs_right == pytest.approx(sum(pairs) / len(pairs))
     assert (found.rows, found.copies) == (5, 7)
     assert low < found.auc < high
+
+
+def test_own_copies_that_are_always_lower_do_not_lift_the_interval() -> None:
+    """Ten rows whose copies are a little lower each: nearly chance, whatever the pairs say."""
+    clean = np.arange(10.0)
+    found = separation(clean, clean - 0.5, np.arange(10))
+    assert found.pairs_right == 1.0
+    assert found.auc == pytest.approx(0.55)
+    assert (found.low, found.high) == pytest.approx((0.55, 0.55))
 
 
 def test_a_row_without_a_score_ranks_below_every_row_with_one() -> None:
@@ -186,7 +208,7 @@ def test_a_random_checkpoint_is_not_told_to_rank(
 ) -> None:
     model = make_checkpoint(tmp_path / "random", seed=seed)
     found = check(good, SentenceScore(str(model)), rows=20, seed=seed)
-    assert found.verdict["kind"] in ("undecided", "mixed", "backwards"), found.verdict
+    assert found.verdict["kind"] in ("undecided", "narrowly", "mixed", "backwards")
     assert "Do not" in found.verdict["words"]
     assert any("larger model" in words for words in found.advice)
 
@@ -318,7 +340,10 @@ RIGHT, WRONG, OPEN = (0.6, 0.8), (0.2, 0.4), (0.4, 0.6)
     [
         ("well", (0.75, 0.7, 0.8), (RIGHT, RIGHT, OPEN)),
         ("well", (0.75, 0.7, 0.8), (RIGHT, RIGHT, WRONG)),
-        ("weakly", (0.75, 0.7, 0.8), (RIGHT, OPEN, OPEN)),
+        ("narrowly", (0.75, 0.7, 0.8), (RIGHT, OPEN, OPEN)),
+        ("narrowly", (0.75, 0.7, 0.8), (OPEN, OPEN, OPEN)),
+        ("weakly", (0.75, 0.7, 0.8), (RIGHT, RIGHT, OPEN, OPEN, OPEN)),
+        ("weakly", (0.6, 0.55, 0.65), (RIGHT, OPEN)),
         ("weakly", (0.6, 0.55, 0.65), (RIGHT, RIGHT, OPEN)),
         ("weakly", (0.6, 0.55, 0.65), (RIGHT, RIGHT, RIGHT, WRONG)),
         ("mixed", (0.6, 0.55, 0.65), (RIGHT, RIGHT, WRONG)),
@@ -479,6 +504,31 @@ def test_json_is_for_machines_and_require_for_pipelines(
     assert "below --require 0.9" in done.err
 
 
+def test_the_check_that_a_run_suggests_runs_as_printed(
+    selectit: Callable[..., Any], good: Dataset, checkpoint: Path
+) -> None:
+    good.select(range(12)).to_json("my rows.jsonl")
+    Path("end.txt").write_text("{rating_prompt}\n{instruction}\n{response}\nRating: ")
+    asked = (
+        "--template",
+        "end.txt",
+        "--k",
+        3,
+        "--alpha",
+        0.4,
+        "--proportion",
+        0.5,
+        "--by",
+        "token",
+    )
+    done = selectit("run", "my rows.jsonl", "--model", checkpoint, *asked, "--out", "run")
+    assert done.code == 0, done.err
+    said = " ".join(done.err.split()).partition("selectit check ")[2].partition(" --out run")[0]
+    checked = selectit("check", *shlex.split(said), "--out", "run", "--rows", 3)
+    assert checked.code == 0, checked.err
+    assert read_check(open_run("run")) is not None
+
+
 def test_a_check_of_something_else_is_refused_or_left_out(
     selectit: Callable[..., Any], good: Dataset, checkpoint: Path
 ) -> None:
@@ -491,7 +541,7 @@ def test_a_check_of_something_else_is_refused_or_left_out(
     assert done.code == 1
     assert "planned with another dataset" in done.err
     done = selectit("check", "good.jsonl", *asked, "--k", 4)
-    assert "planned with other models or settings" in done.err
+    assert "planned with other settings (--chat" in done.err
     assert not Path("run/check.json").exists()
 
     assert selectit("check", "good.jsonl", *asked).code == 0

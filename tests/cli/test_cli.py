@@ -1,5 +1,6 @@
 """The command as a person uses it: flags, files, errors, exit codes, Ctrl-C."""
 
+import html
 import json
 import os
 import re
@@ -548,9 +549,15 @@ def test_a_run_in_object_storage_by_its_url_from_any_machine(
     again = ("--data", data, "--model", checkpoint)
     done = selectit("compare", url, "--by", "sentence", "--by", "random", *again, "--json")
     assert done.code == 0, done.err
-    done = selectit("report", url, "--data", data)
+    done = selectit("report", url, "--data", data, "--json")
     assert done.code == 0, done.err
     assert there.exists("run/report/report.html")
+    doubts = json.loads(done.out)["cautions"]
+    assert doubts  # of a model with random weights
+    page = " ".join(html.unescape(there.read("run/report/report.html").decode()).split())
+    assert all(words in page for words in doubts)
+    said = selectit("report", url, "--data", data).err
+    assert all(words in " ".join(said.split()) for words in doubts)
 
     done = selectit("select", data, "--out", url, "--n", 3)
     assert done.code == 1

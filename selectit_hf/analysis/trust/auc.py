@@ -45,7 +45,10 @@ def separation(
 
     ``auc`` is the mean of ``(a > b) + (a == b) / 2`` over all good rows ``a`` and copies ``b``. The
     interval is given by the 2.5 % and 97.5 % quantiles of the same mean over `RESAMPLES` draws of
-    the source rows with replacement, where each draw takes a row and its copies together.
+    the source rows with replacement, where each draw takes a row and its copies together. In each
+    draw, the mean over rows and their own copies counts for 1/n, and that over rows and other rows'
+    copies for the rest, as in the AUC itself: a row drawn twice would else meet its own copies four
+    times, which lifts the interval of few rows.
 
     Args:
         clean: (n) scores of the good rows, NaN for none.
@@ -85,14 +88,16 @@ def _above(clean: Floats, copies: Floats) -> Floats:
 
 
 def _drawn(wins: Floats, counts: Floats, seed: int) -> Floats:
-    """The AUC of each resample that has a copy in it."""
-    n = len(counts)
+    """The AUC of each resample that has a copy of one row, and another row, in it."""
+    n, own = len(counts), np.diag(wins)
     rng = np.random.default_rng(seed)
     found = []
     for start in range(0, RESAMPLES, BLOCK):
         rows = rng.integers(n, size=(min(BLOCK, RESAMPLES - start), n))
         weights = np.stack([np.bincount(one, minlength=n) for one in rows]).astype(np.float64)
-        pairs = n * (weights @ counts)
-        won = ((weights @ wins) * weights).sum(axis=1)
-        found.append(won[pairs > 0] / pairs[pairs > 0])
+        others = n * (weights @ counts) - weights**2 @ counts
+        won = ((weights @ wins) * weights).sum(axis=1) - weights**2 @ own
+        some = others > 0
+        by_own = (weights @ own)[some] / (weights @ counts)[some]
+        found.append(by_own / n + won[some] / others[some] * (1 - 1 / n))
     return np.concatenate(found)

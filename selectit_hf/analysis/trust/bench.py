@@ -66,8 +66,7 @@ class Bench:
         took *= 1 + len(passes) / scorer.k
         self._tell(
             f"{slug} rates {self.planted.clean} different rows and {copies} broken copies{then}, "
-            f"in about {duration(took)}, estimated from {probed} of them."
-            + self._shorter(took)
+            f"in about {duration(took)}, estimated from {probed} of them." + self._shorter(took)
         )
         started = time.perf_counter()
         ratings = named.rate(self.batch, progress=self._counted(slug, named))

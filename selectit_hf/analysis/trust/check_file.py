@@ -91,4 +91,6 @@ def _other(plan: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         return "another dataset, or another revision of it,"
     mine = {model["name"]: model["rating_key"] for model in facts["models"]}
     theirs = {model["name"]: model["rating_key"] for model in plan["models"]}
-    return "" if mine == theirs else "other models or settings"
+    if mine.keys() != theirs.keys():
+        return "other models"
+    return "" if mine == theirs else "other settings (--chat, --template, --k, --dtype, ...)"

@@ -8,6 +8,7 @@ interval. The verdict follows from the AUC over all defects:
                are recognised, and more are recognised than preferred
     mixed      some defects are recognised, at least half as many are preferred, and it is not well
     backwards  the interval lies below 0.5
+    narrowly   the interval lies above 0.5, but of three or more defects at most one is recognised
     weakly     the interval lies above 0.5
     undecided  0.5 is inside the interval
 """
@@ -29,6 +30,8 @@ OPENINGS = {
     "well": "These rows are ranked well",
     "weakly": "These rows are ranked weakly: better than chance, but many broken rows come out "
     "above good ones",
+    "narrowly": "Do not rely on this ranking: it is better than chance over all defects, but "
+    "recognises hardly any of them by itself",
     "mixed": "Do not rely on this ranking: it recognises some defects and prefers others, so it "
     "follows something other than quality",
     "backwards": "Do not use this ranking: it puts broken rows above good ones",
@@ -81,7 +84,9 @@ def _kind(used: Mapping[str, Any]) -> str:
         return "mixed"
     if side(over_all) == "preferred":
         return "backwards"
-    return "weakly" if above else "undecided"
+    if not above:
+        return "undecided"
+    return "narrowly" if right < 2 and len(used["defects"]) > 2 else "weakly"
 
 
 def advice(
