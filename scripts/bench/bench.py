@@ -138,7 +138,7 @@ def ladder(arguments: argparse.Namespace, size: str) -> dict[str, Any]:
         runs["8-bit products"] = bench.in_float8(arguments.repeats)
     return {
         "size": size if arguments.tokenizer else "tiny-rater",
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": bench.parameters,
         "dtype": str(model.dtype).removeprefix("torch."),
         "prompts": len(ids),
         "mean_tokens": round(statistics.fmean(map(len, ids)), 1),

@@ -59,6 +59,8 @@ class Bench:
         self.model, self.ids = model, ids
         self.prefixes, self.chosen = encoder.prefixes, list(encoder.rating_token_ids)
         self.cuda = model.device.type == "cuda"
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.in_layers = sum(p.numel() for p in model.model.layers.parameters())
         self.clock = time.process_time if process_clock else time.perf_counter
         self.plain = Engine(model, budget, shortcuts=False)
         self.whole = Engine(model, 2**40, shortcuts=False)
@@ -206,7 +208,7 @@ class Bench:
         """Share of the matrix-product peak, from executed and from released floating-point work."""
         if not self.cuda:
             return {}
-        layers = sum(p.numel() for p in self.model.model.layers.parameters())
+        layers = self.in_layers
         head = self.model.lm_head.weight.numel()
         heads = timed.released if timed.name == "released" else timed.prompts
         executed = 2 * (layers * timed.executed + head * heads) / timed.prompts

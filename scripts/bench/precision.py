@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import transformers
-from bench import K, chosen_rows, differences, machine, paired
+from bench import K, chosen_rows, differences, machine, paired, process_clock
 from bench_steps import Bench, Timed
 from float8 import to_float8
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -39,7 +39,7 @@ def main() -> None:
     names = given.dtypes.split(",")
     budget = given.token_budget or default_budget(given.device)
     benches = {
-        name: Bench(model_in(name, given), ids, encoder, budget, given.threads == 1)
+        name: Bench(model_in(name, given), ids, encoder, budget, process_clock(given))
         for name in names
     }
     runs: dict[str, list[Timed]] = {name: [] for name in names}
@@ -58,10 +58,11 @@ def facts(given: argparse.Namespace, runs: dict[str, list[Timed]], bench: Bench)
     return {
         "machine": machine(given.device),
         "threads": given.threads,
+        "clock": "process" if process_clock(given) else "wall",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "model": type(bench.model).__name__,
-        "parameters": sum(p.numel() for p in bench.model.parameters()),
+        "parameters": bench.parameters,
         "prompts": len(bench.ids),
         "mean_tokens": round(statistics.fmean(map(len, bench.ids)), 1),
         "repeats": given.repeats,

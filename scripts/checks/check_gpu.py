@@ -30,7 +30,7 @@ import selectit_hf
 
 MEGABYTE = 2**20
 LONG = 7000
-"""Words of the rows that must not fit."""
+"""Words of the rows that must not fit in memory, but in the model's context."""
 
 
 def main() -> int:
@@ -68,7 +68,7 @@ def devices(rows: list[dict[str, str]], model: str) -> tuple[bool, dict[str, Any
 
 def ways(rows: list[dict[str, str]], model: str) -> tuple[bool, dict[str, Any]]:
     """Map and score agree; so do two batch sizes, but for the rounding of bfloat16."""
-    mapped = read(rows, model)
+    mapped = read(rows, model, batch_size=37)
     scorer = selectit_hf.SentenceScore(model)
     scored = selectit_hf.score(Dataset.from_list(rows), scorer)
     other = np.array(scored[column(scored)])
@@ -148,11 +148,13 @@ class Said(logging.Handler):
         return sum(word in text for text in self.texts)
 
 
-def rated(rows: list[dict[str, str]], model: str, **settings: Any) -> tuple[Any, list[str]]:
+def rated(
+    rows: list[dict[str, str]], model: str, batch_size: int | None = None, **settings: Any
+) -> tuple[Any, list[str]]:
     """(n, K, k) log-probabilities, and the status of each row."""
     scorer = selectit_hf.SentenceScore(model, **settings)
     done = Dataset.from_list(rows).map(
-        scorer, batched=True, batch_size=len(rows), load_from_cache_file=False
+        scorer, batched=True, batch_size=batch_size or len(rows), load_from_cache_file=False
     )
     status = next(name for name in done.column_names if name.startswith("status__"))
     values = [one for one in done[column(done)] if one is not None]

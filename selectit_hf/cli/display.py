@@ -75,9 +75,9 @@ def hush() -> None:
     logging.getLogger("selectit_hf").setLevel(logging.WARNING)
 
 
-def tell(words: str | Text) -> None:
-    """A paragraph for a person."""
-    _words.print(Text(words) if isinstance(words, str) else words)
+def tell(words: str | Text, whole: bool = False) -> None:
+    """A paragraph for a person; ``whole`` is not broken into lines, so that it can be copied."""
+    _words.print(Text(words) if isinstance(words, str) else words, soft_wrap=whole)
 
 
 def complain(words: str) -> None:
@@ -203,7 +203,7 @@ def show_summary(summary: dict[str, Any], out: Path | str, as_json: bool) -> Non
         _warn_of_low_mass(slug, facts["rating_mass"])
     count = summary["selected"]
     tell(f"\n{count} selected {'row is' if count == 1 else 'rows are'} in")
-    _words.print(Text(f"{out}/selected.parquet"), soft_wrap=True)  # to be copied in one piece
+    tell(f"{out}/selected.parquet", whole=True)
     if not count:
         tell("Nothing was kept: raise --proportion or --n, lower --threshold, or add rows.")
     if open_store(out).exists(PAGE):

@@ -52,7 +52,6 @@ commands = typer.Typer()
 CHECKED = {
     *signature(flag_groups.scorers).parameters,
     *signature(flag_groups.formula).parameters,
-    "split",
 }
 """What a check of a run is asked with, too."""
 
@@ -145,7 +144,8 @@ def run(
         recipes.save(save_recipe, ctx, models)
     check_trackers(report_to or (), rank)
     count = count_workers(rank, workers, scorers)
-    rows, source = load_rows(dataset, first_rows(split, limit), streaming, out, dry_run)
+    part = first_rows(split, limit)
+    rows, source = load_rows(dataset, part, streaming, out, dry_run)
     survey = tell_survey(rows, source.name, scorers, allow_unrated)
     ours = [c for one in scorers for c in one.columns if "_score__" in c] + ["model_score"]
     try:
@@ -159,7 +159,7 @@ def run(
         found = dry_run_all(rows, source, scorers, out, settings, survey, shard_size)
         display.show_dry_run(found, as_json)
         return
-    tell_of_check(dataset, recipes.as_words(ctx, models, CHECKED), out)
+    tell_of_check(dataset, part, recipes.as_words(ctx, models, CHECKED), out)
     run_all(rows, source, scorers, out, settings, as_json, shard_size, dataset)
 
 

@@ -97,11 +97,9 @@ def run_all(
 def tell_next(where: str) -> None:
     """What is usually done with a finished run."""
     run = shlex.quote(where)
-    display.tell(
-        f"Next: 'selectit report {run}' makes a page with plots, rows and what is doubtful; "
-        f"'selectit export {run} --format messages --out kept.jsonl' writes the selected rows for "
-        "a trainer."
-    )
+    display.tell("Next, a page with plots, rows and what is doubtful, or the rows for a trainer:")
+    display.tell(f"selectit report {run}", whole=True)
+    display.tell(f"selectit export {run} --format messages --out kept.jsonl", whole=True)
 
 
 def dry_run_all(
@@ -228,15 +226,15 @@ def tell_survey(
     return found
 
 
-def tell_of_check(dataset: str, flags: str, out: str) -> None:
+def tell_of_check(dataset: str, split: str | None, flags: str, out: str) -> None:
     """For a new run, say how to find out what its scores are worth; ``flags`` ask as it does."""
+    flags += f" --split {shlex.quote(split)}" if split else ""
     store = runs.open_store(out)
     if store.exists("plan.json") or store.exists(runs.CHECK):
         return
-    display.tell(
-        "To see, before or after, whether these models can rank these rows: selectit check "
-        f"{shlex.quote(dataset)} {flags} --out {shlex.quote(out)}"
-    )
+    display.tell("To see, before or after, whether these models can rank these rows:")
+    words = f"selectit check {shlex.quote(dataset)} {flags} --out {shlex.quote(out)}"
+    display.tell(words, whole=True)
 
 
 def refuse_nothing_rated(statuses: Mapping[str, Mapping[str, int]]) -> None:

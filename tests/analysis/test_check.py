@@ -119,6 +119,11 @@ def test_own_copies_that_are_always_lower_do_not_lift_the_interval() -> None:
     assert (found.low, found.high) == pytest.approx((0.55, 0.55))
 
 
+def test_two_rows_say_nothing_about_others() -> None:
+    found = separation(np.array([1.0, 2.0]), np.array([0.0, 1.5]), np.arange(2))
+    assert (found.auc, found.low, found.high) == (0.75, 0.0, 1.0)
+
+
 def test_a_row_without_a_score_ranks_below_every_row_with_one() -> None:
     one = np.array([0], np.int64)
     assert separation(np.array([np.nan]), np.array([-5.0]), one).auc == 0
@@ -523,10 +528,14 @@ def test_the_check_that_a_run_suggests_runs_as_printed(
     )
     done = selectit("run", "my rows.jsonl", "--model", checkpoint, *asked, "--out", "run")
     assert done.code == 0, done.err
-    said = " ".join(done.err.split()).partition("selectit check ")[2].partition(" --out run")[0]
-    checked = selectit("check", *shlex.split(said), "--out", "run", "--rows", 3)
+    said = next(one for one in done.err.splitlines() if one.startswith("selectit check "))
+    checked = selectit(*shlex.split(said)[1:], "--rows", 3)
     assert checked.code == 0, checked.err
     assert read_check(open_run("run")) is not None
+    done = selectit("run", "my rows.jsonl", "--model", checkpoint, "--limit", 5, "--out", "five")
+    said = next(one for one in done.err.splitlines() if one.startswith("selectit check "))
+    assert selectit(*shlex.split(said)[1:]).code == 0
+    assert json.loads(Path("five/check.json").read_text())["rows"] == 5
 
 
 def test_a_check_of_something_else_is_refused_or_left_out(

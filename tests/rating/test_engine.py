@@ -194,6 +194,7 @@ def test_rounding_in_sixteen_bits_grows_with_the_layers() -> None:
         assert not agree(found, nothing, spread, "bfloat16", 2)
         assert not agree(found, nothing, spread, "float16", layers)
         assert not agree(found, nothing, spread, "float32", layers)
+        assert not agree(found / 100, nothing, spread, "float32", 10**6)
 
 
 # Out of memory

@@ -15,6 +15,8 @@ __all__ = ["RESAMPLES", "Auc", "separation"]
 RESAMPLES = 1000
 LEVEL = 0.95
 BLOCK = 64
+FEWEST = 3
+"""Rows that say anything about other rows; the interval of fewer is 0 to 1."""
 
 Floats = NDArray[np.float64]
 
@@ -48,7 +50,7 @@ def separation(
     the source rows with replacement, where each draw takes a row and its copies together. In each
     draw, the mean over rows and their own copies counts for 1/n, and that over rows and other rows'
     copies for the rest, as in the AUC itself: a row drawn twice would else meet its own copies four
-    times, which lifts the interval of few rows.
+    times, which lifts the interval of few rows. Draws of one row alone are left out.
 
     Args:
         clean: (n) scores of the good rows, NaN for none.
@@ -66,7 +68,8 @@ def separation(
     counts = np.bincount(source, minlength=len(clean)).astype(np.float64)
     drawn = _drawn(wins, counts, seed)
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail]) if drawn.size else (0.0, 1.0)
+    known = len(clean) >= FEWEST and drawn.size
+    low, high = np.quantile(drawn, [tail, 1 - tail]) if known else (0.0, 1.0)
     return Auc(
         int((counts > 0).sum()),
         len(copies),

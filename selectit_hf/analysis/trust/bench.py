@@ -21,7 +21,7 @@ __all__ = ["Bench", "Progress", "Tell"]
 
 BESIDE = 100
 """Characters that a rating prompt adds to a pair, roughly, for estimates of time."""
-FEW_MINUTES, FEWEST = 300.0, 8
+FEW_MINUTES, FEWEST = 300.0, 20
 """A check that takes much longer than these seconds says how many rows would not, if this many."""
 READS = {"perplexity": ("given",), "ifd": ("given", "alone")}
 """The passes over each response that a selector needs, which are shared."""
@@ -71,6 +71,8 @@ class Bench:
         started = time.perf_counter()
         ratings = named.rate(self.batch, progress=self._counted(slug, named))
         seconds = time.perf_counter() - started
+        if self._progress is not None:  # what was not asked is done, too
+            self._progress(slug, len(self._sizes) * scorer.k, len(self._sizes) * scorer.k)
         self._ratings[slug] = ratings
         values = named.values(ratings)
         suffix = "" if alone else f":{slug}"

@@ -115,7 +115,7 @@ def advice(
             f"Of the selectors tried, {better['name']!r} is better: {better['all']['auc']:.2f} "
             f"({better['all']['low']:.2f} to {better['all']['high']:.2f}). Use it with --by."
         )
-    if kind == "undecided" and rows < available:
+    if kind in ("undecided", "narrowly") and rows < available:
         words.append(f"More rows narrow the interval: --rows {min(4 * rows, available)}.")
     words.append("Try a larger model. Small ones rank weakly, whatever the prompts.")
     return words

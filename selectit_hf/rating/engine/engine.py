@@ -25,6 +25,7 @@ from selectit_hf.rating.engine.verification import (
     agree,
     batches_of,
     gap_of,
+    layer_count,
     members_of,
     witnesses,
 )
@@ -99,7 +100,7 @@ class Engine:
         self.token_budget = token_budget or default_budget(str(self.device))
         self._ways = [way for way in STRATEGIES if shortcuts or not way.reads_last]
         self._forward = Forward(model)
-        self._layers = int(model.config.get_text_config().num_hidden_layers)
+        self._layers = layer_count(model)
         self._said: set[str] = set()
 
     @property
@@ -118,9 +119,9 @@ class Engine:
 
         ``n`` sequences of at least one id and ``m`` token ids give an `EngineOutput` of (n, m)
         float32: the log-softmax over the whole vocabulary. Up to rounding, the result is
-        that of one forward pass for each sequence alone. ``progress`` is called with the number of
-        sequences done. ``prefixes`` are beginnings that many of the sequences share; they change
-        only the speed.
+        that of one forward pass for each sequence alone. ``progress`` is called with how much
+        is done, in sequences of average length. ``prefixes`` are beginnings that many of the
+        sequences share; they change only the speed.
 
         Raises:
             ModelError: the model gives other values even for one sequence at a time.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from selectit_hf.rating.engine.batching import buckets
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from selectit_hf.rating.engine.shared_prefix import SharedPrefix
 
@@ -30,14 +30,16 @@ __all__ = [
     "batches_of",
     "changing_rope",
     "gap_of",
+    "layer_count",
     "members_of",
     "together",
     "witnesses",
 ]
 
-TOLERANCE = {"float32": 1.7e-4, "float16": 0.005, "bfloat16": 0.04}
-"""How far log-probabilities may differ from those of a plain pass: this share of their spread,
-times the square root of the number of layers, since the rounding errors of layers add up so."""
+TOLERANCE = {"float32": 3e-4}
+"""How far log-probabilities may differ from those of a plain pass, as a share of their spread."""
+TOLERANCE_OF_A_LAYER = {"float16": 0.005, "bfloat16": 0.04}
+"""The same in 16 bits, times the square root of the number of layers: so rounding errors add up."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +186,18 @@ def agree(
     ``spread`` is the deviation of a model's log-probabilities over its vocabulary: about 3 for a
     trained model, and 0.1 for random weights, whose rounding errors are smaller in proportion.
     """
-    share = TOLERANCE.get(dtype, TOLERANCE["bfloat16"]) * layers**0.5
+    each = TOLERANCE_OF_A_LAYER.get(dtype, TOLERANCE_OF_A_LAYER["bfloat16"])
+    share = TOLERANCE.get(dtype, each * layers**0.5)
     allowed = share * (spread if np.isfinite(spread) else 0)
     return bool(np.allclose(found, plain, rtol=0, atol=allowed, equal_nan=True))
+
+
+def layer_count(model: "PreTrainedModel") -> int:
+    """The number of layers; 1, the strictest, where a configuration does not say."""
+    try:
+        return int(model.config.get_text_config().num_hidden_layers)
+    except (AttributeError, ValueError):
+        return 1
 
 
 def changing_rope(config: "PreTrainedConfig") -> int | None:
