@@ -199,13 +199,12 @@ def train(given: argparse.Namespace) -> dict[str, Any]:
     """Train, or resume, and write the model and training.json."""
     rows, found, name = pairs(given.data, given.split)
     wanted = settings(given, rows, len(found), name)
-    checkpoints = given.out / "checkpoints"
     if not begin(given.out, wanted):
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        return dict(json.loads((given.out / DONE).read_bytes()))
+        return finished(given.out)
     held_out = pairs(given.held_out, None)[1] if given.held_out else None
     work = trainer(given, prepared(found, given.chat), held_out and prepared(held_out, given.chat))
     loss = {"before": work.evaluate()["eval_loss"]} if held_out else {}
+    checkpoints = given.out / "checkpoints"
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     made = work.train(resume_from_checkpoint=last)
     if held_out:
@@ -219,8 +218,13 @@ def train(given: argparse.Namespace) -> dict[str, Any]:
         "held_out_loss": loss,
     }
     write(given.out / DONE, as_json(facts))
-    shutil.rmtree(checkpoints, ignore_errors=True)  # three times as large as the model
-    return facts
+    return finished(given.out)
+
+
+def finished(out: Path) -> dict[str, Any]:
+    """What a finished training wrote; its checkpoints, three times its size, are removed."""
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    return dict(json.loads((out / DONE).read_bytes()))
 
 
 def main() -> None:

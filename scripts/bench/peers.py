@@ -12,26 +12,21 @@ normalised rating probabilities of all must agree, else the exit code is 1.
 With one CPU thread, process time is measured, otherwise wall time. The last line is JSON.
 """
 
-import argparse
 import json
-import statistics
 import sys
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from bench import K, chosen_rows, machine, paired
+from bench import K, paired, process_clock
 from bench_steps import Bench, Timed
 from lm_eval.models.huggingface import HFLM
+from side_by_side import about, alternating, parser, prompts, speeds, typical
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selectit_hf.rating import reflection
 from selectit_hf.rating.models.loading import default_budget
-from selectit_hf.rating.prompts.prompt_encoder import PromptEncoder
-from selectit_hf.rating.prompts.rating_prompts import Template, load_rating_prompts
 
 AGREE = 1e-4
 """How far normalised rating probabilities may differ in float32."""
@@ -39,64 +34,31 @@ OURS, LOOP = "engine", "released loop"
 
 
 def main() -> int:
-    given = parse()
+    given = parser(__doc__ or "", 40).parse_args()
     torch.set_num_threads(given.threads)
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).eval()
-    encoder = PromptEncoder(tokenizer, Template(), load_rating_prompts(None, K), K, None)
-    ids = [one for row in encoder.encode(chosen_rows(given, encoder)) for one in row.ids]
-    bench = Bench(model, ids, encoder, default_budget("cpu"), given.threads == 1)
-    sides: dict[str, Callable[[], Timed]] = {
+    encoder, ids = prompts(given, tokenizer)
+    bench = Bench(model, ids, encoder, default_budget("cpu"), process_clock(given))
+    sides = {
         LOOP: partial(bench.run, "released", len(ids)),
         "lm-eval, batch 1": partial(by_lm_eval, bench, peer(model, tokenizer, 1)),
         "lm-eval, batch 8": partial(by_lm_eval, bench, peer(model, tokenizer, 8)),
         OURS: partial(bench.run, "last MLP", len(ids)),
     }
-    speeds: dict[str, list[float]] = {name: [] for name in sides}
-    shares = {}
-    for repeat in range(given.repeats):
-        for name, side in sides.items():
-            found = side()
-            speeds[name].append(found.prompts / found.seconds)
-            shares[name] = reflection.normalised(found.values.reshape(-1, K))
-            print(f"{repeat + 1} {name}: {found.seconds:.1f} s", file=sys.stderr, flush=True)
+    runs = alternating(sides, given.repeats)
+    shares = {n: reflection.normalised(one[-1].values.reshape(-1, K)) for n, one in runs.items()}
     gaps = {name: float(np.abs(one - shares[LOOP]).max()) for name, one in shares.items()}
-    facts = {
-        "machine": machine("cpu"),
-        "threads": given.threads,
-        "clock": "process" if given.threads == 1 else "wall",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "model": type(model).__name__,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "prompts": len(ids),
-        "mean_tokens": round(statistics.fmean(map(len, ids)), 1),
-        "repeats": given.repeats,
-        "sides": {
-            name: {
-                "prompts_per_second": round(statistics.median(speed), 2),
-                "spread": [round(min(speed), 2), round(max(speed), 2)],
-                "engine_is_faster_by": paired(speeds[OURS], speed),
-                "max_share_difference": gaps[name],
-            }
-            for name, speed in speeds.items()
-        },
+    found = {
+        name: {
+            **typical(speeds(one)),
+            "engine_is_faster_by": paired(speeds(runs[OURS]), speeds(one)),
+            "max_share_difference": gaps[name],
+        }
+        for name, one in runs.items()
     }
-    print(json.dumps(facts))
+    print(json.dumps(about(given, bench) | {"sides": found}))
     return int(max(gaps.values()) > AGREE)
-
-
-def parse() -> argparse.Namespace:
-    flags = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    flags.add_argument("--rows", required=True, help="Alpaca rows, json or jsonl")
-    flags.add_argument("--model", required=True, help="folder of a causal model")
-    flags.add_argument("--n", type=int, default=40, help="rows to rate, spread over the file")
-    flags.add_argument("--short", action="store_true", help="only rows with short prompts")
-    flags.add_argument("--repeats", type=int, default=3)
-    flags.add_argument("--threads", type=int, default=1)
-    return flags.parse_args()
 
 
 def peer(model: Any, tokenizer: Any, batch: int) -> HFLM:

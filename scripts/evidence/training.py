@@ -126,7 +126,7 @@ def train(
 
     work = [(name, seed) for seed in range(given.seeds) for name in chosen]
     with ThreadPoolExecutor(given.jobs) as jobs:
-        for (name, _), facts in zip(work, jobs.map(lambda w: one(*w), work), strict=True):
+        for (name, _), facts in zip(work, jobs.map(one, *zip(*work, strict=True)), strict=True):
             found.setdefault(name, []).append(facts)
     return found
 

@@ -289,7 +289,8 @@ def with_flags(
 
         merged: dict[str, inspect.Parameter] = {}
         for name, build in builders.items():
-            merged |= {**in_panel(build.__name__, flags[name]), **merged}
+            for flag, parameter in in_panel(build.__name__, flags[name]).items():
+                merged.setdefault(flag, parameter)
         merged |= own
         ordered = sorted(merged.values(), key=lambda p: p.name not in own)
         keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in ordered]

@@ -179,10 +179,10 @@ def save(path: Path, ctx: typer.Context, models: list[str]) -> None:
 def as_words(ctx: typer.Context, models: list[str], names: Container[str]) -> str:
     """The parameters ``names`` of a command, as far as they were given, as flags to be typed."""
     keys, words = _keys(ctx.command), []
-    for name, value in _chosen(ctx, models).items():
-        flag = f"--{keys[name]}"
+    given = {f"--{keys[n]}": value for n, value in _chosen(ctx, models).items() if n in names}
+    for flag, value in given.items():
         for one in value if isinstance(value, list) else [value]:
-            words += [] if name not in names else [flag] if one is True else [flag, str(one)]
+            words += [flag] if one is True else [flag, str(one)]
     return shlex.join(words)
 
 

@@ -228,12 +228,12 @@ def tell_survey(
 
 def tell_of_check(dataset: str, split: str | None, flags: str, out: str) -> None:
     """For a new run, say how to find out what its scores are worth; ``flags`` ask as it does."""
-    flags += f" --split {shlex.quote(split)}" if split else ""
     store = runs.open_store(out)
     if store.exists("plan.json") or store.exists(runs.CHECK):
         return
     display.tell("To see, before or after, whether these models can rank these rows:")
-    words = f"selectit check {shlex.quote(dataset)} {flags} --out {shlex.quote(out)}"
+    part = f" --split {shlex.quote(split)}" if split else ""
+    words = f"selectit check {shlex.quote(dataset)} {flags}{part} --out {shlex.quote(out)}"
     display.tell(words, whole=True)
 
 
