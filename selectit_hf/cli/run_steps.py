@@ -97,8 +97,9 @@ def run_all(
 def tell_next(where: str) -> None:
     """What is usually done with a finished run."""
     run = shlex.quote(where)
-    display.tell("Next, a page with plots, rows and what is doubtful, or the rows for a trainer:")
+    display.tell("To see plots, rows and what is doubtful:")
     display.tell(f"selectit report {run}", whole=True)
+    display.tell("To write the selected rows for a trainer:")
     display.tell(f"selectit export {run} --format messages --out kept.jsonl", whole=True)
 
 
@@ -231,7 +232,7 @@ def tell_of_check(dataset: str, split: str | None, flags: str, out: str) -> None
     store = runs.open_store(out)
     if store.exists("plan.json") or store.exists(runs.CHECK):
         return
-    display.tell("To see, before or after, whether these models can rank these rows:")
+    display.tell("To check, now or after the run, whether these models can rank these rows:")
     part = f" --split {shlex.quote(split)}" if split else ""
     words = f"selectit check {shlex.quote(dataset)} {flags}{part} --out {shlex.quote(out)}"
     display.tell(words, whole=True)
