@@ -6,8 +6,9 @@ import re
 __all__ = ["HIDDEN", "SECRET", "holds_token", "redacted"]
 
 HIDDEN = "***"
-SECRET = r"(?:\w*_)?(?:TOKEN|SECRETS?|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIALS?)"
-"""Names of environment variables and options that hold secrets."""
+NAME = r"(?:token|signature|secrets?|pass(?:word|wd|phrase)|(?:api|access)[-_]?key|credentials?)"
+SECRET = rf"(?:\w*_)?{NAME}"
+"""Names of environment variables and options that hold secrets, in any case."""
 
 KNOWN = re.compile(
     r"(?<![A-Za-z0-9])(?:(hf_|api_org_)[A-Za-z0-9_]{8,}"
@@ -18,11 +19,12 @@ HEADER = re.compile(r"\b(Bearer|Basic)(\s+|%20|\+)(?=\S{16})[^\s\"',;)\]}>]+", r
 USER = re.compile(r"([a-z][a-z0-9+.-]{0,30}://)[^\s/?#@\"'<>]+@", re.IGNORECASE)
 """Name and password in a URL."""
 NAMED = re.compile(
-    r"(?:(?<![A-Za-z0-9])|(?<=%3F)|(?<=%26))((?:[a-z0-9]+[-_]){0,8}(?:token|api[-_]?key|signature|secret|password|credential)"
-    r"[\"']?(?:=|%3D|:\s*)[\"']?)(?!\*)[^\s&\"'<>,;)\]}#]{4,}",
+    rf"((?:(?<![A-Za-z0-9])|(?<=%3F)|(?<=%26))(?:[a-z0-9]+[-_]){{0,8}}{NAME}[\"']?(?:=|%3D|:\s*))"
+    r"(?:(?P<quote>[\"'])(?!\*)(?:(?!(?P=quote)).){4,1000}(?P=quote)"
+    r"|(?P<open>[\"']?)(?!\*)[^\s&\"'<>,;)\]}#]{4,})",
     re.IGNORECASE,
 )
-"""A URL parameter or JSON field with the name of a secret."""
+"""A URL parameter, variable or JSON field with the name of a secret; its value may be quoted."""
 
 
 def holds_token(text: str) -> bool:
@@ -37,7 +39,12 @@ def redacted(text: str) -> str:
     'GET https://***@host/a?token=*** with Bearer ***'
     """
     text = HEADER.sub(r"\1\2***", _without_known(text))
-    return NAMED.sub(r"\1***", USER.sub(r"\1***@", text))
+    return NAMED.sub(_hidden, USER.sub(r"\1***@", text))
+
+
+def _hidden(found: re.Match[str]) -> str:
+    quote = found["quote"] or ""
+    return f"{found[1]}{found['open'] or quote}{HIDDEN}{quote}"
 
 
 def _without_known(text: str) -> str:

@@ -103,8 +103,8 @@ def alone_in(folder: Path) -> Iterator[bool]:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove partial files that a killed process left, an hour after it last wrote to them."""
-    for path in folder.glob(".*.partial"):
+    """Remove partial files in a folder and below, an hour after a process last wrote to them."""
+    for path in folder.rglob(".*.partial"):
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > ABANDONED:
                 path.unlink()

@@ -15,7 +15,8 @@ undisturbed run, and a single worker may lose no more than one shard of work by 
 
     python scripts/checks/chaos.py                               # 40 kills, a few seconds
     python scripts/checks/chaos.py --kills 1000
-    python scripts/checks/chaos.py --kills 300 --s3  # a local server that speaks S3 (moto)
+    python scripts/checks/chaos.py --kills 1000 --s3 # an hour; a local server that speaks S3 (moto)
+    python scripts/checks/chaos.py --kills 30 --asleep 180  # late writers wait three minutes more
     python scripts/checks/chaos.py --mutant no-sidecar-check  # finds violations, and exits with 1
     python scripts/checks/chaos.py --mutant no-atomic-rename     # likewise
 
@@ -99,6 +100,9 @@ def main() -> int:
     flags.add_argument("--s3", action="store_true", help="in a bucket of a local server")
     flags.add_argument("--seed", type=int, default=0, help="of what is drawn; time is not")
     flags.add_argument("--folder", type=Path, help="for the runs; else in memory")
+    flags.add_argument(
+        "--asleep", type=float, default=0.0, help="seconds that late writers stay stopped"
+    )
     given = flags.parse_args()
     with ExitStack() as stack:
         name = stack.enter_context(
@@ -107,7 +111,7 @@ def main() -> int:
         place: Folders = (
             stack.enter_context(bucket(Path(name))) if given.s3 else Folders(Path(name))
         )
-        found = chaos(place, given.kills, given.mutant, given.seed, tell=True)
+        found = chaos(place, given.kills, given.mutant, given.seed, given.asleep, tell=True)
     print(json.dumps(found))
     return int(bool(found["violations"]))
 
@@ -472,6 +476,7 @@ class Struck:
     doubled: bool
     kills: int
     mutant: str
+    asleep: float
     alone: Alone
     draw: random.Random
     seen: Seen
@@ -577,6 +582,7 @@ class Struck:
         if not slot.process.is_alive():
             self._violated("the late writer ended before it was stopped")
             return
+        time.sleep(self.asleep)
         os.kill(slot.process.pid or 0, signal.SIGCONT)
         slot.process.join(TOO_LONG)
         self.seen.late += 1
@@ -679,6 +685,7 @@ def chaos(
     kills: int,
     mutant: str | None = None,
     seed: int = 0,
+    asleep: float = 0.0,
     tell: bool = False,
 ) -> dict[str, Any]:
     """Kill a number of workers, run after run; return what was seen, as JSON-able facts.
@@ -693,7 +700,9 @@ def chaos(
         doubled = world > 1 and seen.runs % 4 == 3
         left = min(draw.randint(1, KILLS_A_RUN), kills - len(seen.kills))
         name = f"run-{seen.runs}"
-        run = Struck(place, name, rows, world, doubled, left, mutant or "", alone, draw, seen)
+        run = Struck(
+            place, name, rows, world, doubled, left, mutant or "", asleep, alone, draw, seen
+        )
         run.through(with_late=seen.runs % 3 == 2)
         place.drop(name)
         seen.duplicates += doubled

@@ -1,15 +1,18 @@
 """What do kept rows look like?
 
-Keeps the best 20 % by each selector and prints, for kept and for other rows, the mean length of the
-response, the share with a digit, and the mean cosine distance to the centre of all rows (by their
-words), and the differences with a 95 % bootstrap interval over rows. The last line is JSON.
+Keeps the best 20 % of the rows of agreement.py by each selector and compares them with the other
+rows: the mean length of the response, the share with a digit, and the mean cosine distance to the
+centre of all rows (by their words), with a 95 % bootstrap interval over rows. The labelled rows are
+compared with the others likewise. The last line is JSON.
 
-    python scripts/evidence/contents.py --rows rows.json --model A --model B --n 600
+    python scripts/evidence/contents.py --rows labelled.json --model A --model B --n 600
 """
 
+from typing import Any
+
 import numpy as np
-from common import Floats, interval, kept, last_line, parser, rated, read, said, selectors, table
-from datasets import Dataset
+from agreement import stratified
+from common import Floats, interval, kept, last_line, parser, rated, said, selectors, table
 from numpy.typing import NDArray
 
 from selectit_hf.formats.rows import Pair, RowReader
@@ -29,17 +32,16 @@ def measures(pairs: list[Pair]) -> dict[str, Floats]:
 
 
 def main() -> None:
-    given = parser(__doc__ or "", 600).parse_args()
-    rows = [row for row in read(given.rows) if row["instruction"].strip() and row["output"].strip()]
-    chosen = np.random.default_rng(given.seed).permutation(len(rows))[: given.n].tolist()
-    columns = ("instruction", "input", "output")
-    data = Dataset.from_list([{key: rows[i][key] for key in columns} for i in chosen])
-    run = rated(data, f"contents-{given.n}-{given.seed}", given)
+    arguments = parser(__doc__ or "", 600)
+    arguments.add_argument("--label", default="claude_accurate")
+    given = arguments.parse_args()
+    data, labels = stratified(given.rows, given.label, given.n, given.seed)
+    run = rated(data, f"agreement-{given.label}-{given.n}-{given.seed}", given)
     pairs = [pair for pair in RowReader().pairs(data[:]) if isinstance(pair, Pair)]
     found = measures(pairs)
-    facts = {}
-    for name, scores in selectors(run, data, given).items():
-        best = kept(scores)
+    chosen = {name: kept(scores) for name, scores in selectors(run, data, given).items()}
+    facts: dict[str, dict[str, Any]] = {}
+    for name, best in {f"labelled {given.label!r}": labels, **chosen}.items():
         facts[name] = {}
         for what, values in found.items():
 
@@ -59,8 +61,8 @@ def main() -> None:
                 "interval": interval(difference, len(data), given.seed),
             }
     table(
-        f"The best 20 % of {len(data)} rows less the others, seed {given.seed}; 95 % bootstrap "
-        "interval over rows",
+        f"The best 20 % of {len(data)} rows, and the {int(labels.sum())} labelled ones, less the "
+        f"others, seed {given.seed}; 95 % bootstrap interval over rows",
         ["selector", *found],
         (
             [name, *(said(one["difference"], one["interval"]) for one in by.values())]

@@ -34,7 +34,7 @@ CHOSEN = {
     "reasons": {str: int},
 }
 """What ``selection.json`` holds beside hashes; see `selectit_hf.json_files.misfit`."""
-HASHES = {"sha256?": {str: str}, "tables?": {str: [str]}}
+FURTHER = {"sha256?": {str: str}, "tables?": {str: [str]}, "asked?": str}
 GROUP = {
     "rows": int,
     "mean_instruction_characters?": float,
@@ -96,7 +96,7 @@ def check_written(run: Run) -> dict[str, Any]:
             f"{run.name!r} has no results yet. 'selectit status' shows how far it is; the same "
             "'selectit run' command resumes it; 'selectit finish' ends a run that is rated."
         )
-    chosen = _facts(run.results, "selection.json", CHOSEN | HASHES)
+    chosen = _facts(run.results, "selection.json", CHOSEN | FURTHER)
     written = chosen.pop("manifest_sha256", None)
     without_hash = written is None and run.plan["format"] == FIRST
     if written != facts_hash(chosen) and not without_hash:
@@ -105,13 +105,16 @@ def check_written(run: Run) -> dict[str, Any]:
         said = chosen["sha256"].get(name)
         if said is not None and _hash(run.results, name) != said:
             raise _unfinished(f"{name} was changed after it was written; its hash differs")
-    for slug in chosen["tables"]:
+    for slug, tables in chosen["tables"].items():
         try:
             run.shards(slug).check()
+            found = [facts["sha256"] for facts in run.shards(slug).all_facts()]
         except RunError as error:
             raise _unfinished(str(error).partition(";")[0]) from error
-    hashes = {name: chosen[name] for name in ("sha256", "tables")}
-    return hashes | {name: _known(chosen[name], schema) for name, schema in CHOSEN.items()}
+        if found != tables:
+            raise _unfinished(f"they are not made from the ratings by {slug}")
+    further = {name: chosen[name] for name in ("sha256", "tables", "asked") if name in chosen}
+    return further | {name: _known(chosen[name], schema) for name, schema in CHOSEN.items()}
 
 
 def _hash(store: Store, name: str) -> str:

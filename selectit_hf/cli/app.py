@@ -180,8 +180,8 @@ def select_command(
                 "--model, --device and --device-map apply only to --by ifd, perplexity or length; "
                 "omit them."
             )
-        rows, how = choices.rank_by(run, rows, how, cut, reader, seed)
-        summary = runs.finish(run, rows, how, cut, out, allow_mixed=True)
+        asked, (rows, how) = how.by, choices.rank_by(run, rows, how, cut, reader, seed)
+        summary = runs.finish(run, rows, how, cut, out, allow_mixed=True, asked=asked)
         display.show_summary(summary, out, as_json)
         return
     if how != Reflection(variant=how.variant, by=how.by) or per is not None or reader != Reader():

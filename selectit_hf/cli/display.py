@@ -117,10 +117,10 @@ COLUMNS = (
 
 
 @contextmanager
-def progress(run: Run, quiet: bool, world: int = 1) -> Iterator[Progress]:
+def progress(run: Run, quiet: bool, rank: int = 0, world: int = 1) -> Iterator[Progress]:
     """What is done and left, for each model, in this process's part of the run."""
-    k = run.plan["rating"]["k"]
-    with bars(run.slugs, run.rows, k, quiet, world, run.rating_mass) as shown:
+    k, rows = run.plan["rating"]["k"], sum(len(part.rows) for part in run.parts[rank::world])
+    with bars(run.slugs, rows, k, quiet, run.rating_mass) as shown:
         yield shown
 
 
@@ -130,14 +130,11 @@ def bars(
     rows: int,
     k: int,
     quiet: bool,
-    world: int = 1,
     mass: Callable[[str], float | None] = lambda slug: None,
 ) -> Iterator[Progress]:
     """Rows done, rows a second, time left and the rating mass so far, for each model."""
     with Bar(*COLUMNS, console=_words, disable=quiet or _words.quiet) as bar:
-        tasks = {
-            slug: bar.add_task(escape(slug), total=rows * k // world, said="") for slug in slugs
-        }
+        tasks = {slug: bar.add_task(escape(slug), total=rows * k, said="") for slug in slugs}
         judged, log = set[str](), _Log(bar)
 
         def advance(slug: str, prompts: int) -> None:

@@ -33,6 +33,7 @@ from selectit_hf.cli.run_steps import (
     count_workers,
     dry_run_all,
     load_rows,
+    placed,
     run_all,
     tell_next,
     tell_of_check,
@@ -187,13 +188,17 @@ def plan(
     runs.remember_inputs(planned, dataset, scorers)
     runs.prepare(planned, scorers)
     left, shards = len(runs.pending(planned)), len(planned.parts)
-    facts = {"rows": len(rows), "models": planned.slugs, "shards": shards, "pending": left}
+    model, device = planned.plan["models"][0], scorers[0].place(None).device
+    place = {"device": device, "dtype": model["dtype"], "token_budget": model["token_budget"]}
+    facts = {"rows": len(rows), "models": planned.slugs, "shards": shards, "pending": left, **place}
     display.say(
         facts,
         as_json,
         f"{out} is planned: {len(rows)} rows by {', '.join(planned.slugs)}, in {shards} shards, "
         f"{left} of them still to be rated.",
     )
+    if not as_json:
+        display.tell(placed(place))
 
 
 @commands.command()
@@ -220,13 +225,16 @@ def rate(
     rank, on any machine that sees RUN.
     """
     stop, opened = Stop(), runs.open_run(run)
-    mine = Rank.from_environment()
-    if rank is not None or world is not None:
-        mine = Rank(rank or 0, world or 1, mine.local_rank)
+    found = Rank.from_environment()
+    mine = Rank(
+        found.rank if rank is None else rank,
+        found.world if world is None else world,
+        found.local_rank,
+    )
     rows, scorers = runs.inputs(
         opened, data, split, model or (), device=device, device_map=device_map
     )
-    with display.progress(opened, quiet=as_json, world=mine.world) as shown:
+    with display.progress(opened, quiet=as_json, rank=mine.rank, world=mine.world) as shown:
         runs.rate(
             opened, rows, scorers, mine.rank, mine.world,
             local_rank=mine.local_rank, progress=stop.heeding(shown), allow_mixed=allow_mixed,
@@ -256,8 +264,9 @@ def finish(
     Stop()
     opened = runs.open_run(run)
     rows = runs.rows_of(opened, data, split)
-    rows, how = choices.rank_by(opened, rows, choices.within(how, per), cut)
-    summary = runs.finish(opened, rows, how, cut, allow_mixed=allow_mixed)
+    asked = choices.within(how, per)
+    rows, how = choices.rank_by(opened, rows, asked, cut)
+    summary = runs.finish(opened, rows, how, cut, allow_mixed=allow_mixed, asked=asked.by)
     display.show_summary(summary, run, as_json)
     if summary["selected"] and not as_json:
         tell_next(run)

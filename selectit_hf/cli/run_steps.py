@@ -156,8 +156,9 @@ def _finished(
 
     def finish() -> dict[str, Any]:
         reader = Reader.of(scorers[0])
-        ranked, how = choices.rank_by(started, rows, settings.how, settings.cut, reader)
-        return runs.finish(started, ranked, how, settings.cut, allow_mixed=mixed)
+        asked, cut = settings.how, settings.cut
+        ranked, how = choices.rank_by(started, rows, asked, cut, reader)
+        return runs.finish(started, ranked, how, cut, allow_mixed=mixed, asked=asked.by)
 
     try:
         return finish()
@@ -238,6 +239,18 @@ def tell_of_check(dataset: str, split: str | None, flags: str, out: str) -> None
     display.tell(words, whole=True)
 
 
+def placed(place: Mapping[str, Any]) -> str:
+    """What a run was planned for, since this machine may not be the one that rates."""
+    budget = f"{place['token_budget']:,} tokens a batch"
+    words = f"Planned for {place['device']}: {place['dtype']}, {budget}."
+    if place["device"] == "cpu":
+        words += (
+            " If GPUs will rate it, plan where one is visible, or give --dtype bfloat16, "
+            "--token-budget and --shard-size."
+        )
+    return words
+
+
 def refuse_nothing_rated(statuses: Mapping[str, Mapping[str, int]]) -> None:
     """Raise an error if a model rated no row at all.
 
@@ -248,7 +261,8 @@ def refuse_nothing_rated(statuses: Mapping[str, Mapping[str, int]]) -> None:
         if not any(counts.get(status) for status in RATED):
             raise InputError(
                 f"{slug} rated none of the rows: {display.counts(dict(counts))}. Rows with the "
-                "status 'oom' need a smaller --token-budget, and 'nonfinite' another --dtype."
+                "status 'oom' need a smaller --token-budget, and 'nonfinite' another --dtype; "
+                "start another run with it, in another --out."
             )
 
 

@@ -81,6 +81,8 @@ def local_files(dataset: str) -> list[Path]:
 
 
 def _open(dataset: str, split: str | None, streaming: bool) -> tuple[Any, Source]:
+    if any("\ud800" <= one <= "\udfff" for one in dataset):
+        raise InputError(f"The name {dataset!a} is not UTF-8; rename the file.")
     path = Path(dataset).expanduser()
     files = [path] if path.is_file() else _several(dataset)
     name, config = path.name, None

@@ -26,7 +26,7 @@ from selectit_hf.rating.prompts.response_encoder import ResponseEncoder
 from selectit_hf.rating.prompts.template_ends import encoders_by_end
 from selectit_hf.rating.rater import Question, Rater
 from selectit_hf.rating.rating_scorer import RatingScorer
-from selectit_hf.rating.ratings import RATED, Batch, Ratings, TypedColumn, read_ratings
+from selectit_hf.rating.ratings import RATED, Batch, Ratings, Totals, TypedColumn, read_ratings
 from selectit_hf.rating.reflection import (
     Reflection,
     Variant,
@@ -69,6 +69,7 @@ __all__ = [
     "SentenceScore",
     "Template",
     "TokenScore",
+    "Totals",
     "TypedColumn",
     "Variant",
     "check_variant",

@@ -1,6 +1,7 @@
 """The raw ratings of rows: from a model to columns, and back from stored columns."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ __all__ = [
     "SETTLED",
     "Batch",
     "Ratings",
+    "Totals",
     "TypedColumn",
     "nested_lists",
     "nulled",
@@ -122,6 +124,24 @@ class Ratings(NamedTuple):
 
 
 # Ratings that are already in a batch
+
+
+@dataclass
+class Totals:
+    """Totals over ratings: rows, tokens, the rating mass of ``count`` prompts."""
+
+    rows: int = 0
+    tokens: int = 0
+    mass: float = 0.0
+    count: int = 0
+
+    def add(self, ratings: Ratings) -> None:
+        """Count some more."""
+        made = np.exp(ratings.logprobs[ratings.rated]).sum(axis=-1)
+        self.rows += len(ratings.statuses)
+        self.tokens += ratings.tokens
+        self.mass += float(made.sum())
+        self.count += made.size
 
 
 def read_ratings(batch: Batch, name: str, k: int = 0) -> Ratings:

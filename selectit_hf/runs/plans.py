@@ -29,11 +29,11 @@ from datasets import Dataset
 from selectit_hf.errors import InputError, RunError, SelectItError
 from selectit_hf.formats import Source, check_media
 from selectit_hf.json_files import as_json, facts_hash, misfit
-from selectit_hf.rating import OF_THE_WEIGHTS, SentenceScore
+from selectit_hf.rating import OF_THE_WEIGHTS, ModelScore, SentenceScore
 from selectit_hf.runs import segments
 from selectit_hf.runs.store import Store
 
-__all__ = ["PLAN", "compare", "encoded", "make_plan", "read_plan"]
+__all__ = ["PLAN", "compare", "differ", "encoded", "make_plan", "read_plan"]
 
 PLAN = "plan.json"
 FORMAT = 3
@@ -88,12 +88,13 @@ def make_plan(
     ``old`` plan if they are not given.
 
     Raises:
-        InputError: two models have the same name in column names, or media are only paths; see
-            also `fingerprint.survey`.
+        InputError: two models have the same name in column names, the dataset has columns that
+            the run would write, or media are only paths; see also `fingerprint.survey`.
     """
     from selectit_hf.rating import thread_count
 
     check_media(dataset)
+    _check_columns(dataset, scorers)
     settings = [scorer.__getstate__() for scorer in scorers]
     for scorer in scorers:
         scorer.check_place()
@@ -139,6 +140,23 @@ def make_plan(
     }
 
 
+def _check_columns(dataset: Dataset, scorers: Sequence[SentenceScore]) -> None:
+    ours = {column for scorer in scorers for column in scorer.columns}
+    ours |= set(ModelScore.columns) if len(scorers) > 1 else set()
+    taken = sorted(ours & set(dataset.column_names))
+    if taken:
+        raise InputError(
+            f"The dataset has columns that the run would write: {', '.join(taken)}. Drop or rename "
+            "them; a dataset scored with 'selectit score' is selected from with 'selectit select'."
+        )
+
+
+def differ(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether two plans differ in more than what wrote them, and where."""
+    aside = ("format", "offline", "versions")
+    return any(old[key] != new[key] for key in new if key not in aside)
+
+
 def compare(old: dict[str, Any], new: dict[str, Any], name: str) -> None:
     """Refuse to continue with another plan, unless it is the old one grown.
 
@@ -161,7 +179,10 @@ def compare(old: dict[str, Any], new: dict[str, Any], name: str) -> None:
     if changed:
         lines = "; ".join(f"{key}: {before.get(key)!r}, now {after.get(key)!r}" for key in changed)
         if new["input"]["rows"] < old["input"]["rows"]:
-            lines += ". It has more rows than are given now: omit --limit"
+            lines += (
+                f". It has {old['input']['rows']} rows, and {new['input']['rows']} are given now: "
+                "give --limit as before"
+            )
         raise RunError(
             f"The run folder {name!r} was planned differently. {lines}. Repeat the command it was "
             "started with, or name another folder with --out. A run grows by more rows at the end "

@@ -98,6 +98,7 @@ def rate_shard(
         if not allow_mixed:
             theirs = shards.any_facts().get("made_with", made_with)
             refuse_mixed(slug, [theirs, made_with])
+        planned.rater(local_rank).engine()  # loading it is no part of a shard's speed
         started, asked = time.perf_counter(), 0
 
         def tell(prompts: int) -> None:
@@ -194,8 +195,8 @@ def wait_and_take_over(
         wait: seconds without a new sidecar after which a shard is taken over.
     """
     of, left, since = prepare(run, scorers), pending(run), time.monotonic()
-    for rank in range(1, world):
-        shards_of(run, rank, world, settings.get("progress"))
+    theirs = {(slug, n) for slug in run.slugs for n in range(len(run.parts)) if n % world}
+    _tell(run, theirs.difference(left), settings.get("progress"))
     while left:
         if time.monotonic() - since < wait:
             time.sleep(min(POLL, wait))
@@ -211,9 +212,11 @@ def wait_and_take_over(
 
 
 def _tell(run: Run, shards: set[tuple[str, int]], progress: Progress | None) -> None:
-    if progress is not None:
-        for slug, number in shards:
-            progress(slug, len(run.parts[number].rows) * run.plan["rating"]["k"])
+    """Tell of shards that others have rated, of each model at once, so that no speed is seen."""
+    for slug in run.slugs if progress is not None else ():
+        rows = sum(len(run.parts[number].rows) for one, number in shards if one == slug)
+        if rows and progress is not None:
+            progress(slug, rows * run.plan["rating"]["k"])
 
 
 # One shard

@@ -37,7 +37,7 @@ from selectit_hf.rating import (
     scorers_of,
 )
 from selectit_hf.runs.remembered import remember_selection
-from selectit_hf.runs.run import PROGRESS, RESULTS, Run
+from selectit_hf.runs.run import PROGRESS, RESULTS, Run, check_place
 from selectit_hf.runs.shards import Facts, Shards, refuse_mixed
 from selectit_hf.runs.store import open_store
 from selectit_hf.selection import (
@@ -93,6 +93,15 @@ class _Rated(NamedTuple):
             tuple(sorted(one["made_with"].items())): 0 for one in self.facts if "made_with" in one
         }
         return [dict(one) for one in found]
+
+    @property
+    def others(self) -> list[str]:
+        """The sidecars of shards that were rated otherwise than the first one."""
+        return [
+            f"{self.shards.folder}/{number:05d}.json"
+            for number, facts in enumerate(self.facts)
+            if facts.get("made_with") not in (None, *self.made_with[:1])
+        ]
 
     def ratings(self, number: int) -> Ratings:
         """The ratings of one shard.
@@ -155,6 +164,7 @@ def finish(
     out: str | Path | None = None,
     *,
     allow_mixed: bool = False,
+    asked: str | None = None,
 ) -> dict[str, Any]:
     """Write scores, selection and summary; if anything fails, none of them.
 
@@ -166,14 +176,15 @@ def finish(
         out: a folder or its URL; by default the run's.
         allow_mixed: accept shards of one model that were rated by several versions of the
             libraries, or on several kinds of hardware. The summary says which.
+        asked: what was asked for, if ``how.by`` is a column made for it.
 
     Returns:
         The summary. The kept rows with their scores are in ``selected.parquet``.
 
     Raises:
         RunError: shards are missing or damaged (the message names all of them) or mixed; the rows
-            are not those that were planned; the run folder now holds another plan; another command
-            is writing results there.
+            are not those that were planned; the run folder now holds another plan; ``out`` holds
+            something else; another command is writing results there.
         InputError, SettingError: ``how`` or ``cut`` does not fit the scores.
     """
     how, cut = how or Reflection(), cut or Cut()
@@ -183,8 +194,9 @@ def finish(
     rated = {slug: _Rated.of(run, slug) for slug in run.slugs}
     for slug, one in rated.items():
         if not allow_mixed:
-            refuse_mixed(slug, one.made_with)
+            refuse_mixed(slug, one.made_with, one.others)
     store = run.store if out is None else open_store(out)
+    check_place(run, store)
     ranges = [part.rows for part in run.parts]
     schema = score_schema(run.slugs, run.plan["rating"]["k"])
     with ExitStack() as alone, ExitStack() as files:
@@ -196,7 +208,7 @@ def finish(
         for slug, one in rated.items():
             summary["models"][slug]["made_with"] = one.made_with
         said = as_json(summary)
-        manifest = _manifest(selection, how, rated)
+        manifest = _manifest(selection, how, rated) | ({"asked": asked} if asked else {})
         manifest["sha256"] = {SCORES: file_sha256(scores), SELECTED: file_sha256(selected)}
         manifest["sha256"][SUMMARY] = sha256(said)
         alone.enter_context(store.writing_results())

@@ -11,6 +11,7 @@
 Ratings cost hours and are never thrown away; everything else is computed from them again.
 """
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,13 +19,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 
-from selectit_hf.errors import InputError, RunError
+from selectit_hf.errors import RunError
 from selectit_hf.formats import RowReader, Source
 from selectit_hf.json_files import json_object, misfit
-from selectit_hf.rating import ModelScore, Ratings, SentenceScore
+from selectit_hf.rating import Ratings, SentenceScore, Totals
 from selectit_hf.runs import plans, segments
 from selectit_hf.runs.plans import PLAN
 from selectit_hf.runs.remembered import run_of_selection
@@ -39,6 +39,7 @@ __all__ = [
     "RESULTS",
     "Run",
     "check_folder",
+    "check_place",
     "open_results",
     "open_run",
     "plan",
@@ -52,6 +53,7 @@ CHECK = "check.json"
 """The trust check; it may exist before the plan."""
 CHOSEN = {
     "by": str,
+    "asked?": str,
     "cut": {str: (float, None, str)},
     "reflection": {"alpha": float, "variant": str, "weights": ([float], None)},
     "manifest_sha256": str,
@@ -59,23 +61,6 @@ CHOSEN = {
 """What ``selection.json`` must hold to be made again; see `selectit_hf.json_files.misfit`."""
 LOCK = ".lock"
 """The file that keeps a second ``run`` out of a local folder."""
-
-
-@dataclass
-class _Seen:
-    """Totals over ratings: rows, tokens, the rating mass of ``count`` prompts."""
-
-    rows: int = 0
-    tokens: int = 0
-    mass: float = 0.0
-    count: int = 0
-
-    def add(self, ratings: Ratings) -> None:
-        made = np.exp(ratings.logprobs[ratings.rated]).sum(axis=-1)
-        self.rows += len(ratings.statuses)
-        self.tokens += ratings.tokens
-        self.mass += float(made.sum())
-        self.count += made.size
 
 
 @dataclass(frozen=True)
@@ -97,7 +82,7 @@ class Run:
     plan: dict[str, Any]
     selection: str | None = None
     _shards: dict[str, Shards] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _seen: dict[str, _Seen] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _seen: dict[str, Totals] = field(default_factory=dict, init=False, repr=False, compare=False)
     _views: list[Dataset] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @cached_property
@@ -162,27 +147,29 @@ class Run:
         return tables if misfit(tables, {str: [HASH]}) is None else {}
 
     def read(self, dataset: Dataset, rows: range) -> dict[str, list[Any]]:
-        """The columns that raters read, of some rows of ``dataset``.
+        """The columns that raters read, of some rows of ``dataset``, which is checked once.
 
-        Selecting columns takes time for each chunk of the dataset, so it is done once.
+        Raises:
+            RunError: see `check_rows`.
         """
         if not self._views or self._views[0] is not dataset:
+            self.check_rows(dataset)
             columns = dict.fromkeys(self.reader.columns(dataset.column_names))
             self._views[:] = [dataset, dataset.select_columns(list(columns))]
         return dict(self._views[1][rows.start : rows.stop])
 
     def saw(self, slug: str, ratings: Ratings) -> None:
         """Take note of ratings that this process made, for the two methods below."""
-        self._seen.setdefault(slug, _Seen()).add(ratings)
+        self._seen.setdefault(slug, Totals()).add(ratings)
 
     def rating_mass(self, slug: str) -> float | None:
         """The mean rating mass of the shards that this process has rated; ``None`` before."""
-        seen = self._seen.get(slug, _Seen())
+        seen = self._seen.get(slug, Totals())
         return seen.mass / seen.count if seen.count else None
 
     def tokens_per_row(self, slug: str) -> float | None:
         """The mean number of prompt tokens of a row in those shards; ``None`` before."""
-        seen = self._seen.get(slug, _Seen())
+        seen = self._seen.get(slug, Totals())
         return seen.tokens / seen.rows if seen.rows else None
 
     def measures(self, folder: str, key: str, schema: Any) -> Shards:
@@ -238,20 +225,21 @@ def plan(
         write: write the plan; without it, the folder is only read.
 
     Raises:
-        InputError: see `fingerprint.survey`; or the dataset has columns that the run would write.
+        InputError: see `make_plan`.
         RunError: the folder holds another plan, or something that is not a run.
     """
     folder = open_store(out)
     check_folder(folder)
-    _check_columns(dataset, scorers)
     if write:
         folder.sweep()
     old = plans.read_plan(folder) if folder.exists(PLAN) else {}
-    new = plans.make_plan(dataset, source, scorers, shard_size, old)
+    rated = any(_sidecars(folder, model["name"]) for model in old.get("models", ()))
+    kept = old if rated else {**old, "segments": []}
+    new = plans.make_plan(dataset, source, scorers, shard_size, kept)
     run = Run(str(folder), new)
-    if old and not _differ(old, new):
+    if old and not plans.differ(old, new):
         return Run(str(folder), old)
-    if old and any(folder.sizes(f"ratings/{model['name']}") for model in old["models"]):
+    if rated:
         plans.compare(old, new, folder.name)
     if write:
         folder.write(PLAN, plans.encoded(new))
@@ -259,9 +247,8 @@ def plan(
     return run
 
 
-def _differ(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether two plans differ in more than the versions that wrote them."""
-    return any(old[key] != new[key] for key in new if key not in ("format", "versions"))
+def _sidecars(folder: Store, slug: str) -> list[str]:
+    return [name for name in folder.sizes(f"ratings/{slug}") if re.fullmatch(r"\d+\.json", name)]
 
 
 def open_run(where: str | Path | Store) -> Run:
@@ -323,7 +310,8 @@ def check_folder(folder: Store) -> None:
     if folder.is_local and folder.path().is_file():
         raise RunError(f"{folder.name!r} is a file; name a folder with --out.")
     before_a_plan = ("rows", LOCK, CHECK)
-    others = [name for name in folder.sizes() if not name.endswith((".partial", *before_a_plan))]
+    others = {name for name in folder.sizes() if not name.endswith(".partial")}
+    others.difference_update(before_a_plan)
     if others and not folder.exists(PLAN):
         what = "holds a selection by 'selectit select'" if _selection_in(folder) else "is not empty"
         raise RunError(
@@ -332,12 +320,21 @@ def check_folder(folder: Store) -> None:
         )
 
 
-def _check_columns(dataset: Dataset, scorers: Sequence[SentenceScore]) -> None:
-    ours = {column for scorer in scorers for column in scorer.columns}
-    ours |= set(ModelScore.columns) if len(scorers) > 1 else set()
-    taken = sorted(ours & set(dataset.column_names))
-    if taken:
-        raise InputError(
-            f"The dataset has columns that the run would write: {', '.join(taken)}. Drop or rename "
-            "them; a dataset scored with 'selectit score' is selected from with 'selectit select'."
+def check_place(run: Run, store: Store) -> None:
+    """Refuse to write results into another run, or among files that are not results.
+
+    Raises:
+        RunError: it is such a folder.
+    """
+    if str(store) == str(run.store):
+        return
+    if store.exists(PLAN):
+        raise RunError(
+            f"{store.name!r} is another run, whose results would be replaced; name a new folder "
+            "with --out."
+        )
+    if set(RESULTS[:-1]) & store.sizes().keys() and _selection_in(store) is None:
+        raise RunError(
+            f"{store.name!r} holds files of these names that are no selection, and they would be "
+            "replaced; name a new folder with --out."
         )

@@ -123,8 +123,15 @@ class Shards:
 
     def is_committed(self, number: int) -> bool:
         """Whether a shard is committed now; checks only its own files."""
+        return bool(self._committed_now(number))
+
+    def _committed_now(self, number: int) -> bool | None:
+        """Whether a sidecar is whole, and its table there; ``None`` without a sidecar."""
         name = self._sidecar(number)
-        facts = self._said(number, self.store.read_many([name]).get(name, b""))
+        data = self.store.read_many([name]).get(name)
+        if data is None:
+            return None
+        facts = self._said(number, data)
         size = self.store.size(f"{self.folder}/{facts['table']}") if facts else None
         return facts is not None and size is not None and size == facts.get("bytes", size)
 
@@ -206,9 +213,10 @@ class Shards:
         own |= {"table": name, "bytes": len(data), "sha256": digest}
         said = json.loads(json.dumps({**own, **facts}))
         sidecar = as_json({**said, "facts_sha256": facts_hash(said)})
-        free = replace or not self.is_committed(number)
-        if free and not replace and self.store.exists(self._sidecar(number)):
-            self.set_aside(number)  # it is not whole
+        there = None if replace else self._committed_now(number)
+        if there is False:
+            self.set_aside(number)
+        free = not there
         whole_files.reached("looked again")
         if replace:
             self.store.write(self._sidecar(number), sidecar)
@@ -261,8 +269,12 @@ class Shards:
         return facts if self.table(pinned) is None else pinned
 
 
-def refuse_mixed(slug: str, made_with: Sequence[dict[str, str]]) -> None:
+def refuse_mixed(
+    slug: str, made_with: Sequence[dict[str, str]], others: Sequence[str] = ()
+) -> None:
     """Refuse shards of one model that were rated with other versions or on other hardware.
+
+    ``others`` are the sidecars of those that were rated otherwise than the first one.
 
     Raises:
         RunError: the message names what differs.
@@ -270,10 +282,13 @@ def refuse_mixed(slug: str, made_with: Sequence[dict[str, str]]) -> None:
     said = {name: {str(one.get(name)) for one in made_with} for name in [*made_with, {}][0]}
     differ = [f"{name}: {' and '.join(sorted(s))}" for name, s in said.items() if len(s) > 1]
     if differ:
+        more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+        again = f"remove {', '.join(others[:NAMED])}{more} and rate" if others else "rate"
         raise RunError(
             f"Shards by {slug!r} are rated with several versions of the libraries or on several "
             f"kinds of hardware ({'; '.join(differ)}), so ratings differ in their last digits. "
-            "Rate with what the run began with, or add --allow-mixed; summary and card then say so."
+            f"To have all of one kind, {again} with what the run began with; or add --allow-mixed, "
+            "and summary and card will say so."
         )
 
 

@@ -1,7 +1,8 @@
 """A stream stored in a run folder once, in bounded memory, to read its rows in any order.
 
-    RUN/rows/<hash>.arrow   the rows, as Arrow record batches; the hash is of where they came from
-    RUN/rows/<hash>.json    where that is, how many they are, and the hash of the file; the commit
+    RUN/rows/<random>.arrow the rows, as Arrow record batches
+    RUN/rows/<hash>.json    where they came from, of which it is the hash; how many they are, the
+                            name and the hash of their file; the commit
 
 Rows of another source get another file, so a stream that grew does not affect what was rated.
 """
@@ -87,7 +88,7 @@ def _here(store: Store, facts: dict[str, Any]) -> Path:
     path = store.path(name) if store.is_local else None
     if path is None:
         cache = Store(Path(datasets.config.HF_DATASETS_CACHE) / "selectit_hf")
-        path = cache.path(f"{digest}.arrow")
+        path = cache.path(f"{digest or sha256(f'{store}/{name}'.encode())}.arrow")
         if not path.exists():
             with cache.replacing(path.name) as partial:
                 store.fetch(name, partial)

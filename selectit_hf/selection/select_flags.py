@@ -12,10 +12,10 @@ def ranking_flags(chosen: Mapping[str, Any]) -> list[str]:
     """What the rows are ranked by.
 
     Args:
-        chosen: ``by`` and ``reflection``, as in ``selection.json``.
+        chosen: ``by``, ``asked`` and ``reflection``, as in ``selection.json``.
     """
     how, default = chosen["reflection"], Reflection()
-    flags = ["--by", chosen["by"].removeprefix("score__")]
+    flags = ["--by", chosen.get("asked") or chosen["by"].removeprefix("score__")]
     if how["alpha"] != default.alpha:
         flags += ["--alpha", str(how["alpha"])]
     if how["variant"] != default.variant:

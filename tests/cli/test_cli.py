@@ -350,10 +350,13 @@ def test_plan_rate_and_finish_are_what_run_does(
     needed = selectit("rate", "run", *again)
     assert "'random-llama' was a folder" in needed.err
     models = ("--model", checkpoint)
-    for rank, left in ((1, 3), (0, 0)):
-        done = selectit("rate", "run", "--rank", rank, "--world", 2, *models, *again, "--json")
+    assert "--world" in selectit("rate", "run", "--rank", 1, *models, *again).err
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "7")
+    for given, rank, left in (((), 1, 3), (("--rank", 0), 0, 0)):
+        done = selectit("rate", "run", *given, "--world", 2, *models, *again, "--json")
         assert done.code == 0, done.err
-        assert json.loads(done.out)["pending"] == left
+        assert json.loads(done.out) == {"rank": rank, "world": 2, "pending": left}
     done = selectit("finish", "run", *again)
     assert done.code == 0, done.err
     assert run_of(Path("run")) == run_of(Path("straight"))

@@ -25,6 +25,8 @@ FORMS = [
     f'{{"api_key": "{SECRET}"}}',
     f"{{'refresh-token': '{SECRET}'}}",
     f"password={SECRET}",
+    f"export AWS_SECRET_ACCESS_KEY={SECRET}; export PASSWD={SECRET}",
+    f"DB_PASSWORD='a b {SECRET}' after it",
     f"of your-own-kind-{SECRET} in a variable",
 ]
 PLAIN = [

@@ -78,6 +78,9 @@ def test_a_run_by_name_is_pinned_and_goes_on_offline(server: HubServer, tmp_path
     )
     assert again.returncode == 0, again.stderr
 
+    resumed = selectit(server, tmp_path / "home", *command, HF_HUB_OFFLINE="1")
+    assert resumed.returncode == 0, resumed.stderr
+
     (tmp_path / "rows.json").write_text(json.dumps(ROWS))
     offline = selectit(
         server,

@@ -33,7 +33,6 @@ SOURCE = Source("rows.json", None, "train", "sha256:0")
         ({}, (0, 1, 0)),
         ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (3, 8, 1)),
         ({"RANK": "3", "WORLD_SIZE": "8"}, (3, 8, 3)),
-        ({"RANK": "3"}, (0, 1, 0)),
         ({"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "4"}, (2, 4, 0)),
         (
             {
@@ -68,6 +67,8 @@ def test_the_launcher_says_which_part_is_whose(
     ("environment", "words"),
     [
         ({"RANK": "8", "WORLD_SIZE": "8"}, "rank 8"),
+        ({"RANK": "3"}, "only one is set"),
+        ({"WORLD_SIZE": "3", "LOCAL_RANK": "1"}, "only one is set"),
         ({"RANK": "one", "WORLD_SIZE": "8"}, "RANK='one' must be a whole number"),
         ({"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "4"}, "of 4 processes"),
     ],

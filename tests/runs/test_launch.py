@@ -198,6 +198,8 @@ def test_a_dry_run_leaves_secrets_out(
         ([*SLURM, "finish.depends=1"], "omit it"),
         ([*SLURM, "job_id_retriever=len"], "datatrove_steps"),
         ([*SLURM, "workers"], "KEY=VALUE"),
+        ([*SLURM, "tasks_per_job=0"], "at least 1"),
+        ([*SLURM, "max_array_size=-2"], "at least 1"),
     ],
 )
 def test_a_wrong_option_is_refused_with_a_remedy(
@@ -221,6 +223,8 @@ def test_options_have_the_types_that_the_executor_declares(run: Run, file: Path)
 def test_a_launch_from_inside_a_task_or_with_logs_in_the_run_is_refused(
     run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with pytest.raises(SettingError, match="break at the space"):
+        Launch.of(run, "slurm", 2, SLURM, logs="/tmp/my logs", data=str(file))
     with pytest.raises(SettingError, match="keep them elsewhere"):
         Launch.of(run, "local", 2, logs=f"{run.where}/logs", data=str(file))
     with pytest.raises(SettingError, match="mars"):

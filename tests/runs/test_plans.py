@@ -282,6 +282,29 @@ def test_a_plan_of_which_nothing_is_rated_is_replaced(
     other = runs.plan(rows_to(5), SOURCE, [replace(scorer, max_length=150)], tmp_path, 3)
     assert runs.open_run(tmp_path).plan == other.plan
     assert (other.rows, other.plan["shard_size"]) == (5, 3)
+    ratings = tmp_path / "ratings" / scorer.slug
+    ratings.mkdir(parents=True)
+    (ratings / ".killed.partial").write_bytes(b"")
+    last = runs.plan(rows_to(5), SOURCE, [scorer], tmp_path, 2)
+    assert [part.rows.stop for part in last.parts] == [2, 4, 5]
+
+
+def test_a_run_is_resumed_offline(rated: runs.Run, scorer: SentenceScore, tmp_path: Path) -> None:
+    plan = json.loads((Path(rated.where) / "plan.json").read_text())
+    del plan["plan_sha256"]
+    offline = {**plan, "offline": [scorer.slug]}
+    assert not plans.differ(plan, offline)
+    assert not plans.differ(offline, plan)
+    assert plans.differ(plan, {**offline, "threads": 99})
+
+
+def test_other_rows_are_not_rated(rated: runs.Run, scorer: SentenceScore) -> None:
+    (Path(rated.where) / "ratings" / scorer.slug / "00001.json").unlink()
+    run = runs.open_run(rated.where)
+    shuffled = rows_to(11).shuffle(seed=1)
+    with pytest.raises(RunError, match="These 11 rows are not those"):
+        runs.rate_shard(run, scorer.slug, 1, shuffled, scorer)
+    assert runs.rate_shard(run, scorer.slug, 1, rows_to(11), scorer)
 
 
 # What rated

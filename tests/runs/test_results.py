@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selectit_hf import ModelScore, SentenceScore, select
+from selectit_hf.analysis.verified_results import check_written
 from selectit_hf.errors import InputError, RunError, SettingError
 from selectit_hf.formats.rows import STATUSES, Pair, RowReader
 from selectit_hf.rating.ratings import Ratings, nested_lists, nulled
@@ -234,10 +235,32 @@ def test_mixed_shards_are_refused_or_said(tmp_path):
         said["made_with"] = {"device": "cpu AVX2", "torch": torch}
         shards.commit(number, shards.table(facts), said, replace=True)
     run = open_run(run.where)
-    with pytest.raises(RunError, match=r"several versions.*torch: 2\.10 and 2\.9.*--allow-mixed"):
+    with pytest.raises(RunError, match=r"several versions.*torch: 2\.10 and 2\.9") as refused:
         finish(run, rows)
+    assert "remove ratings/small/00001.json and rate" in str(refused.value)
     found = finish(run, rows, allow_mixed=True)["models"]["small"]["made_with"]
     assert [one["torch"] for one in found] == ["2.9", "2.10"]
+
+
+def test_results_go_into_no_other_run_and_over_no_other_files(tmp_path):
+    rows, others = make_rows(40), make_rows(40, more=["text"] * 40)
+    run = run_of(tmp_path / "run", rows, {"small": make_ratings(40, 3)})
+    other = run_of(tmp_path / "other", others, {"small": make_ratings(40, 4)})
+    finish(other, others)
+    before = results(tmp_path / "other")
+    with pytest.raises(RunError, match="'other' is another run"):
+        finish(run, rows, out=tmp_path / "other")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "summary.json").write_text("{}")
+    with pytest.raises(RunError, match="no selection"):
+        finish(run, rows, out=tmp_path / "mine")
+    assert results(tmp_path / "other") == before
+    assert check_written(open_run(tmp_path / "other"))
+    finish(run, rows)
+    for name, data in results(tmp_path / "run").items():
+        (tmp_path / "other" / name).write_bytes(data)
+    with pytest.raises(RunError, match="not made from the ratings by small"):
+        check_written(open_run(tmp_path / "other"))
 
 
 def test_a_failure_leaves_the_files_of_before(tmp_path):

@@ -74,6 +74,23 @@ def test_what_is_committed_is_read(shards: Shards, tmp_path: Path) -> None:
     assert len(files(tmp_path)) == 6
 
 
+def test_a_shard_that_another_commits_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = shards_in(tmp_path), shards_in(tmp_path)
+    look = ours._committed_now
+
+    def look_too_early(number: int) -> bool | None:
+        found = look(number)
+        assert theirs.commit(number, rows_of(RANGES[number]), {"seconds": 0.5})
+        return found
+
+    monkeypatch.setattr(ours, "_committed_now", look_too_early)
+    assert not ours.commit(0, rows_of(RANGES[0], more=1), {"seconds": 0.5})
+    assert shards_in(tmp_path).table(theirs.committed()[0]).equals(rows_of(RANGES[0]))
+    assert not list((tmp_path / "ratings" / "slug").glob(".bad*"))
+
+
 def test_a_flipped_bit_is_found(shards: Shards, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     names = sorted(files(tmp_path))

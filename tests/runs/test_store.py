@@ -159,13 +159,16 @@ def test_what_is_no_json_object_is_named(tmp_path: Path, said: bytes) -> None:
 
 
 def test_only_what_was_abandoned_is_swept(tmp_path: Path) -> None:
-    for name in (".a.x.partial", ".b.x.partial", "a.partial"):
+    (tmp_path / "ratings" / "llama").mkdir(parents=True)
+    abandoned = (".a.x.partial", "a.partial", "ratings/llama/.a.x.partial")
+    for name in (".b.x.partial", *abandoned):
         (tmp_path / name).write_bytes(b"x")
     old = time.time() - whole_files.ABANDONED - 60
-    for name in (".a.x.partial", "a.partial"):
+    for name in abandoned:
         os.utime(tmp_path / name, (old, old))
     Store(tmp_path).sweep()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.x.partial", "a.partial"]
+    left = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(left) == [".b.x.partial", "a.partial"]
 
 
 @pytest.mark.parametrize(

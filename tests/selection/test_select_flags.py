@@ -16,6 +16,7 @@ from selectit_hf.selection.select_flags import cut_flags, ranking_flags
     "flags",
     [
         ("--by", "length", "--n", 7),
+        ("--by", "diverse:length", "--n", 7),
         ("--alpha", 0.7000000001, "--threshold", 0.01),
         ("--by", "token", "--variant", "released", "--proportion", 0.29),
     ],

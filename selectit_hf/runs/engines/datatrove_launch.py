@@ -8,6 +8,7 @@ of an earlier launch would skip shards that are new or missing again.
 
 import importlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -19,14 +20,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selectit_hf.errors import RunError, SettingError
+from selectit_hf.hashes import is_content_hash
 from selectit_hf.privacy import shown
-from selectit_hf.rating import Reflection
+from selectit_hf.rating import Reflection, was_folder
 from selectit_hf.redaction import redacted
 from selectit_hf.runs import rate_shards
 from selectit_hf.runs.engines.executor_options import check_required, need, parse
 from selectit_hf.runs.results import ranking_column
 from selectit_hf.runs.run import Run
-from selectit_hf.runs.run_inputs import inputs
+from selectit_hf.runs.run_inputs import inputs, is_streamed
 from selectit_hf.runs.store import Store, is_url, open_store
 from selectit_hf.selection import Cut
 
@@ -130,7 +132,9 @@ class Launch:
             ModelError, RunError: see `inputs` and `prepare`; the run is not as planned.
         """
         where = _fresh_logs(run.store, logs)
-        _check_engine(on, run.store, where, steps)
+        _check_engine(on, where)
+        if on == "jobs":
+            _check_visible(run, where, steps)
         opened = {name: steps[name] for name in ("data", "split", "models") if name in steps}
         rows, scorers = inputs(run, **opened)
         rate_shards.prepare(run, scorers)
@@ -248,7 +252,7 @@ def _slurm_script(executor: Any) -> str:
 # Checks before a launch
 
 
-def _check_engine(on: Engine, store: Store, logs: str, steps: dict[str, Any]) -> None:
+def _check_engine(on: Engine, logs: str) -> None:
     if on not in ENGINES:
         raise SettingError(f"--on {on} is unknown; choose {', '.join(ENGINES)}.")
     for package in ("datatrove", "ray") if on == "ray" else ("datatrove",):
@@ -259,9 +263,26 @@ def _check_engine(on: Engine, store: Store, logs: str, steps: dict[str, Any]) ->
             f"{variable} is set: this is already a task of a job. Launch from a login node or your "
             "own machine; in a task, use 'selectit rate'."
         )
-    given = (str(store), logs, steps.get("data"), *steps.get("models", ()))
+    if on == "slurm" and re.search(r"\s", logs):
+        raise SettingError(
+            f"The logs would be in {logs!r}; datatrove's scripts break at the space. Name another "
+            "folder with --logs."
+        )
+
+
+def _check_visible(run: Run, logs: str, steps: dict[str, Any]) -> None:
+    """Refuse what only this machine has."""
+    given = (logs, steps.get("data"), *steps.get("models", ()))
     here = [one for one in given if one and not is_url(one)]
-    if on == "jobs" and here:
+    here += [str(run.store)] if run.store.is_local else []
+    here += [
+        model["model"]
+        for model in run.plan["models"]
+        if was_folder(model["model"], model["revision"])
+    ]
+    rows = run.plan["input"]
+    here += [rows["name"]] if is_content_hash(rows["revision"]) and not is_streamed(run) else []
+    if here:
         raise SettingError(
             f"Jobs cannot see {here[0]!r} of this machine. Plan the run in a bucket, as in --out "
             "hf://buckets/user/name/run, with --streaming, which puts the rows there; use "

@@ -16,6 +16,14 @@ OWN = ("self", "pipeline", "tasks", "depends", "skip_completed", "logging_dir")
 """Options that a launch sets itself."""
 NOT_HERE = ("local_tasks", "local_rank_offset")
 """Options that would leave out shards, so that the run would never finish."""
+COUNTS: dict[str, tuple[int, ...]] = {
+    "workers": (-1,),
+    "tasks_per_job": (),
+    "max_array_size": (-1,),
+    "nodes_per_task": (),
+    "cpus_per_task": (),
+}
+"""Options that count something, and which lower values datatrove takes for no limit."""
 PLAIN = {
     bool: "true or false",
     int: "a whole number",
@@ -70,6 +78,8 @@ def parse(executor: type, on: str, settings: Sequence[str]) -> Options:
                 f"sets it itself; omit it.{did_you_mean(name, known)} It has: {', '.join(known)}."
             )
         into[name] = _value(name, value, _kinds(hints[name]), into.get(name))
+        if name in COUNTS and into[name] < 1 and into[name] not in COUNTS[name]:
+            raise SettingError(f"--set {text} must be at least 1.")
     return found
 
 

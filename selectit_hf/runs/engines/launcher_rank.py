@@ -29,8 +29,9 @@ class Rank:
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world or self.local_rank < 0:
             raise SettingError(
-                f"rank {self.rank} (local rank {self.local_rank}) of {self.world} processes is "
-                "impossible; ranks count from 0. Look at how the launcher sets them."
+                f"Rank {self.rank} (local rank {self.local_rank}) of {self.world} processes is "
+                "impossible; ranks count from 0. Check --rank and --world, or what the launcher "
+                "sets."
             )
 
     @classmethod
@@ -52,7 +53,12 @@ class Rank:
                 raise SettingError(f"{name}={text!r} must be a whole number; the launcher sets it.")
             return int(text)
 
-        if environment.get("RANK") and environment.get("WORLD_SIZE"):
+        if bool(environment.get("RANK")) != bool(environment.get("WORLD_SIZE")):
+            raise SettingError(
+                "Of RANK and WORLD_SIZE only one is set; launchers set both. Set the other, or "
+                "unset both."
+            )
+        if environment.get("RANK"):
             rank = number("RANK", 0)
             return cls(rank, number("WORLD_SIZE", 1), number("LOCAL_RANK", rank))
         step, first = number("SLURM_ARRAY_TASK_STEP", 1) or 1, number("SLURM_ARRAY_TASK_MIN", 0)

@@ -36,7 +36,7 @@ def alone(store: Store) -> Iterator[None]:
             raise RunError(
                 f"Another 'selectit run' is at work in {store.name!r}; 'selectit status' shows its "
                 "progress. To share the work among processes or machines, use 'selectit launch "
-                f"{store}' or 'selectit rate {store} --rank R --world N'."
+                f"{store} --on ENGINE --tasks N' or 'selectit rate {store} --rank R --world N'."
             ) from None
         try:
             yield

@@ -145,7 +145,8 @@ def _bury(run: Run, worker: _Worker, died: Counter[Shard | None]) -> None:
     if died[at] >= DEATHS:
         raise RunError(
             f"{DEATHS} workers died ({how}) at {where}. If memory ran out, use a machine with "
-            "more of it, fewer --workers or a 16-bit --dtype. Whole shards stay."
+            "more of it or fewer --workers, where whole shards stay; or start another run with a "
+            "16-bit --dtype, in another --out."
         )
 
 
