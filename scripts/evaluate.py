@@ -10,8 +10,9 @@ deviation.
     python scripts/evaluate.py BASE models/* --out results --tasks mmlu bbh gsm8k
     python scripts/evaluate.py --out results              # the table alone
 
-The paper's tasks are mmlu, bbh, gsm8k, tydiqa and humaneval; their data are on the Hub. humaneval
-runs code written by the model on this machine, and needs --run-unsafe-code. --tasks-folder adds
+The paper's tasks are mmlu, bbh, gsm8k, TyDiQA (tydiqa_goldp_LANGUAGE) and humaneval; their data
+are on the Hub. humaneval runs code written by the model on this machine, and needs
+--run-unsafe-code. --tasks-folder adds
 tasks of your own. The last line of stdout is JSON.
 """
 
@@ -38,6 +39,7 @@ from selectit_hf.whole_files import write
 
 TRAINED = "training.json"
 ADAPTER = "adapter_config.json"
+HOW = ("few_shot", "limit", "chat")
 PREFERRED = ("exact_match,strict-match", "pass@1,create_test", "f1,none", "acc,none")
 """The metrics that the paper's tables show, where a task has several."""
 
@@ -92,7 +94,7 @@ def place(out: Path, model: str, task: str, how: dict[str, Any]) -> Path:
 
 def evaluate(given: argparse.Namespace) -> None:
     """Every task of every model that has no result yet."""
-    how = {key: getattr(given, key) for key in ("few_shot", "limit", "chat")}
+    how = {key: getattr(given, key) for key in HOW}
     tasks = TaskManager(include_path=given.tasks_folder)
     unknown = sorted(set(given.tasks) - set(tasks.all_tasks))
     if unknown:
@@ -142,9 +144,25 @@ def results(out: Path) -> Iterator[dict[str, Any]]:
 
 
 def table(out: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """For each arm and task the mean, the standard deviation over seeds, and their number."""
+    """For each arm and task the mean, the standard deviation over seeds, and their number.
+
+    Raises:
+        SettingError: results that one table cannot show.
+    """
     values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    first: dict[tuple[Any, ...], dict[str, Any]] = {}
     for one in results(out):
+        who = (one["arm"], one["seed"], one["task"])
+        like = first.setdefault(("like", one["task"]), one)
+        other = first.get(who) or (like if any(like.get(k) != one.get(k) for k in HOW) else None)
+        if other is not None:
+            raise SettingError(
+                f"{out} holds two results of {one['task']!r} that do not belong together: of "
+                f"{other.get('model')!r} ({other['arm']}) and of {one.get('model')!r} "
+                f"({one['arm']}), each with {', '.join(f'{k} {one.get(k)}' for k in HOW)} or "
+                "otherwise. Remove those of one of them, or use another --out."
+            )
+        first[who] = one
         values[one["arm"]][f"{one['task']} ({one['metric'].partition(',')[0]})"].append(
             one["value"]
         )
@@ -187,9 +205,9 @@ def main() -> None:
         sys.exit("Error: give both models and --tasks, or neither for the table alone.")
     try:
         evaluate(given)
+        found = table(given.out)
     except SelectItError as error:
         sys.exit(f"Error: {error}")
-    found = table(given.out)
     print("\n".join(shown(found)))
     print(json.dumps(found))
 

@@ -77,8 +77,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
-def pairs(data: str, split: str | None) -> tuple[Dataset, list[Pair], str]:
-    """All rows, those that are pairs, and their name."""
+def pairs(data: str, split: str | None) -> tuple[dict[str, Any], list[Pair]]:
+    """What is said of some rows, and those that are pairs."""
     selected = Path(data) / "selected.parquet"
     rows, source = load(str(selected) if selected.is_file() else data, split)
     reader = RowReader()
@@ -93,7 +93,8 @@ def pairs(data: str, split: str | None) -> tuple[Dataset, list[Pair], str]:
         raise SettingError(f"No row of {data} has an instruction and a response to train on.")
     if len(found) < len(read):
         print(f"{len(read) - len(found)} of {len(read)} rows are not pairs and are left out.")
-    return rows, found, Path(source.name).name
+    name = Path(source.name).name
+    return {"name": name, "rows": len(found), "fingerprint": fingerprint(rows)}, found
 
 
 def prepared(found: list[Pair], chat: bool) -> Dataset:
@@ -119,17 +120,19 @@ def prepared(found: list[Pair], chat: bool) -> Dataset:
     )
 
 
-def settings(given: argparse.Namespace, rows: Dataset, count: int, name: str) -> dict[str, Any]:
-    """What the trained model depends on."""
+def settings(
+    given: argparse.Namespace, data: dict[str, Any], held_out: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What the trained model and its losses depend on."""
     kept = ("model", "revision", "seed", "epochs", "steps", "batch", "learning_rate", "max_length")
     facts = {key: getattr(given, key) for key in (*kept, "lora", "chat")}
     facts["epochs"] = None if given.steps else given.epochs
     if Path(given.model).is_dir():
         facts["model"] = Path(given.model).resolve().name
     return facts | {
-        "arm": given.arm or name,
-        "data": {"name": name, "rows": count, "fingerprint": fingerprint(rows)},
-        "held_out": Path(given.held_out).name if given.held_out else None,
+        "arm": given.arm or data["name"],
+        "data": data,
+        "held_out": held_out,
     }
 
 
@@ -197,11 +200,10 @@ def begin(out: Path, wanted: dict[str, Any]) -> bool:
 
 def train(given: argparse.Namespace) -> dict[str, Any]:
     """Train, or resume, and write the model and training.json."""
-    rows, found, name = pairs(given.data, given.split)
-    wanted = settings(given, rows, len(found), name)
-    if not begin(given.out, wanted):
+    data, found = pairs(given.data, given.split)
+    about, held_out = pairs(given.held_out, None) if given.held_out else (None, None)
+    if not begin(given.out, settings(given, data, about)):
         return finished(given.out)
-    held_out = pairs(given.held_out, None)[1] if given.held_out else None
     work = trainer(given, prepared(found, given.chat), held_out and prepared(held_out, given.chat))
     loss = {"before": work.evaluate()["eval_loss"]} if held_out else {}
     checkpoints = given.out / "checkpoints"
@@ -212,13 +214,24 @@ def train(given: argparse.Namespace) -> dict[str, Any]:
     if not math.isfinite(made.training_loss):
         raise SettingError(f"The loss became {made.training_loss}; lower --learning-rate.")
     work.save_model(str(given.out))
-    facts = wanted | {
+    facts = settings(given, data, about) | {
+        "trained": trained_on(work.train_dataset, given.max_length),
         "steps_done": work.state.global_step,
         "training_loss": made.training_loss,
         "held_out_loss": loss,
     }
     write(given.out / DONE, as_json(facts))
     return finished(given.out)
+
+
+def trained_on(rows: Dataset, max_length: int) -> dict[str, int]:
+    """How many rows there were after TRL dropped those without a completion, and cut the others."""
+    sizes = [len(ids) for ids in rows["input_ids"]]
+    return {
+        "rows": len(sizes),
+        "tokens": sum(sizes),
+        "at_max_length": sum(size >= max_length for size in sizes),
+    }
 
 
 def finished(out: Path) -> dict[str, Any]:

@@ -93,6 +93,7 @@ def test_a_model_tells_what_it_was_trained_on(trained: tuple[Path, dict[str, Any
     out, facts = trained
     assert json.loads((out / "training.json").read_text()) == facts
     assert (facts["data"]["rows"], facts["steps_done"], facts["model"]) == (24, 4, "tiny-rater")
+    assert (facts["trained"]["rows"], facts["trained"]["at_max_length"]) == (24, 0)
     assert str(out.parent) not in json.dumps(facts)
 
 
@@ -118,6 +119,10 @@ def test_a_killed_training_resumes_and_ends_alike(
     }
     mine, other = (load_file(p / "model.safetensors") for p in (whole, tmp_path / "killed"))
     assert all(torch.equal(mine[name], other[name]) for name in mine)
+    rows(whole.parent / "held.jsonl", slice(30, 35))
+    other_loss = run("finetune", *flags)
+    assert "another held_out" in other_loss.stderr
+    rows(whole.parent / "held.jsonl", slice(30, 36))
     other_rate = run("finetune", *flags, "--learning-rate", 1e-4)
     assert other_rate.returncode == 1
     assert "holds a training with another learning_rate; give another folder" in other_rate.stderr
@@ -192,6 +197,12 @@ def test_the_table_has_mean_and_spread_over_seeds(tmp_path: Path) -> None:
     assert "| random | 0.5000 ± 0.2500 (3 seeds) |" in done.stdout
     assert "| sentence | **0.6250** ± 0.1250 (3 seeds) |" in done.stdout
     assert "| base | 0.5000 |" in done.stdout
+    for change in ({"limit": 10}, {"model": "another"}):
+        facts = {"arm": "base", "seed": 0, "task": "t", "metric": "acc,none", "value": 1.0}
+        (tmp_path / "again.json").write_text(json.dumps(facts | change))
+        refused = run("evaluate", "--out", tmp_path)
+        assert refused.returncode == 1
+        assert "two results of 't' that do not belong together" in refused.stderr
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

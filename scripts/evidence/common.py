@@ -65,12 +65,16 @@ def read(path: str) -> list[dict[str, Any]]:
 
 
 def pairs(path: str, seed: int) -> list[tuple[int, Pair]]:
-    """The rows that can be read, in random order: number, and instruction and response."""
+    """Different rows that can be read, in random order: number, and instruction and response."""
     rows = read(path)
     numbers = np.random.default_rng(seed).permutation(len(rows)).tolist()
     names = ("instruction", "input", "output")
     found = RowReader().pairs({key: [rows[i].get(key, "") for i in numbers] for key in names})
-    return [(i, one) for i, one in zip(numbers, found, strict=True) if isinstance(one, Pair)]
+    first: dict[Pair, int] = {}
+    for i, one in zip(numbers, found, strict=True):
+        if isinstance(one, Pair):
+            first.setdefault(one, i)
+    return [(i, one) for one, i in first.items()]
 
 
 def rated(rows: Dataset, name: str, given: argparse.Namespace, **settings: Any) -> Run:
@@ -107,6 +111,7 @@ def selectors(run: Run, rows: Dataset, given: argparse.Namespace) -> dict[str, F
         found["model"] = made.score("model").scores.values
         found["expected"] = made.score("expected").scores.values
     found["length"] = made.score("length").scores.values
+    found["length low"] = -found["length"]
     found["random"] = Random(given.seed).draw(range(len(rows))).values
     return found
 

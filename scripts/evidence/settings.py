@@ -8,6 +8,7 @@ intervals over rows. Every K and every file of prompts is rated on its own. The 
 """
 
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,8 @@ def variations(rows: Any, given: Namespace) -> dict[str, Floats]:
         run = default if k == 5 else rated(rows, f"{name}-k{k}", given, k=k)
         found[f"K {k}"] = level(run)
     for path in given.prompts or ():
-        run = rated(rows, f"{name}-prompts", given, rating_prompts=path)
-        found["other rating prompts"] = level(run)
+        run = rated(rows, f"{name}-{Path(path).stem}", given, rating_prompts=path)
+        found[f"rating prompts of {Path(path).name}"] = level(run)
     return found
 
 

@@ -159,11 +159,12 @@ def main() -> None:
     made.add_argument("--steps", type=int, default=60, help="Optimizer steps. Default: 60.")
     made.add_argument("--batch", type=int, default=8, help="Rows a step. Default: 8.")
     made.add_argument("--learning-rate", type=float, default=2e-5, help="Default: 2e-5.")
-    made.add_argument("--max-length", type=int, default=256, help="Tokens. Default: 256.")
+    made.add_argument("--max-length", type=int, default=1024, help="Tokens. Default: 1024.")
     made.add_argument("--jobs", type=int, default=1, help="Trainings at a time. Default: 1.")
     given = made.parse_args()
     pool, held_out = drawn(given)
-    place = Path(given.cache) / f"trained-{given.n}-{given.seed}-{given.steps}"
+    name = f"trained-{given.n}-{given.held_out}-{given.seed}-{given.steps}"
+    place = Path(given.cache) / name
     place.mkdir(parents=True, exist_ok=True)
     (place / "held-out.json").write_text(json.dumps(held_out))
     chosen = arms(pool, given)
@@ -175,6 +176,8 @@ def main() -> None:
         facts[name] = {
             "rows": len(rows),
             "clean": float(np.mean([pool[i]["defect"] == "none" for i in rows])),
+            "tokens": trained[name][0]["trained"]["tokens"],
+            "cut": trained[name][0]["trained"]["at_max_length"],
             "loss": [one["held_out_loss"]["after"] for one in trained[name]],
             "tasks": scores[name],
         }
@@ -182,11 +185,11 @@ def main() -> None:
     table(
         f"{len(pool)} rows, half of them with a defect, seed {given.seed}; {given.steps} steps of "
         f"{given.batch} rows; {len(held_out)} held-out rows; {given.seeds} seeds",
-        ["arm", "rows", "without a defect", "held-out loss", *columns],
+        ["arm", "rows", "tokens", "cut", "without a defect", "held-out loss", *columns],
         (
             [
                 name,
-                one.get("rows", ""),
+                *(one.get(key, "") for key in ("rows", "tokens", "cut")),
                 f"{one['clean']:.2f}" if "clean" in one else "",
                 mean(one["loss"]),
                 *(

@@ -1,9 +1,11 @@
 """What does uncertainty add over the plain mean?
 
 For each model, on the rows of agreement.py: the mean of the likeliest ratings (no uncertainty), the
-expected rating, the mean of the token-level scores (uncertainty within a prompt) and the sentence
-level (and between prompts), each as AUC of labelled over other rows, and what each step adds to the
-previous one, on the same resamples, with 95 % bootstrap intervals over rows. The last line is JSON.
+mean of the token-level scores (uncertainty within a prompt) and the sentence level (and between
+prompts), each as AUC of labelled over other rows, and what each step adds to the previous one, on
+the same resamples, with 95 % bootstrap intervals over rows. The expected rating, which uses the
+probabilities without the method's formula, is compared with the likeliest ratings as well. The last
+line is JSON.
 
     python scripts/evidence/uncertainty.py --rows labelled.json --model A --model B --n 600
 """
@@ -17,14 +19,18 @@ from selectit_hf.rating import reflection
 from selectit_hf.selectors.baselines import expected_rating
 
 
-def steps(logprobs: NDArray[np.float32]) -> dict[str, Floats]:
-    """The scores, in order of how much uncertainty they use."""
+def steps(logprobs: NDArray[np.float32]) -> dict[str, tuple[Floats, Floats | None]]:
+    """Scores, and what each is compared with."""
     tokens = reflection.token_score(logprobs)
+    rated = ~np.isnan(logprobs).any(axis=(1, 2))
+    plain = np.full(len(logprobs), np.nan)
+    plain[rated] = 1.0 + logprobs[rated].argmax(axis=-1).mean(axis=-1)
+    mean = reflection.sentence_score(tokens, 0.0)
     return {
-        "likeliest rating, mean": 1.0 + logprobs.argmax(axis=-1).mean(axis=-1),
-        "expected rating": expected_rating(logprobs),
-        "token-level scores, mean (alpha 0)": reflection.sentence_score(tokens, 0.0),
-        "sentence level (alpha 0.2)": reflection.sentence_score(tokens, 0.2),
+        "likeliest rating, mean": (plain, None),
+        "token-level scores, mean (alpha 0)": (mean, plain),
+        "sentence level (alpha 0.2)": (reflection.sentence_score(tokens, 0.2), mean),
+        "expected rating": (expected_rating(logprobs), plain),
     }
 
 
@@ -36,9 +42,8 @@ def main() -> None:
     run = rated(rows, f"agreement-{given.label}-{given.n}-{given.seed}", given)
     facts = {}
     for slug, rating in ratings(run).items():
-        before: Floats | None = None
         cells = []
-        for name, scores in steps(rating.logprobs).items():
+        for name, (scores, before) in steps(rating.logprobs).items():
 
             def area(i: NDArray[np.int64], scores: Floats = scores) -> float:
                 return auc(scores[i][labels[i]], scores[i][~labels[i]])
@@ -58,11 +63,10 @@ def main() -> None:
             facts[f"{name}:{slug}"] = one
             more = "" if before is None else said(one["added"], one["added_interval"])
             cells.append([name, said(one["auc"], one["interval"]), more])
-            before = scores
         table(
             f"{slug}: {len(rows)} rows, {int(labels.sum())} labelled, seed {given.seed}; "
             f"rating mass {reflection.rating_mass(rating.logprobs).mean():.2g}",
-            ["score", "AUC", "added to the line above"],
+            ["score", "AUC", "added to the line above; at the last, to the first"],
             cells,
         )
     last_line(rows=len(rows), seed=given.seed, steps=facts)

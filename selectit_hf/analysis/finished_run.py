@@ -13,7 +13,7 @@ from selectit_hf.analysis.finished import (
     is_read_alike,
     model_facts,
 )
-from selectit_hf.analysis.trust.check_file import read_check
+from selectit_hf.analysis.trust.check_file import aside, read_check
 from selectit_hf.analysis.verified_results import (
     CHOSEN,
     check_rows,
@@ -42,13 +42,13 @@ def from_run(run: Run | str | Path) -> Finished:
         "input": plan["input"],
         "rating": {key: plan["rating"].get(key) for key in ASKING},
         "models": [model | model_facts(summary, model["name"]) for model in plan["models"]],
-        "selection": {key: chosen[key] for key in CHOSEN},
+        "selection": {key: chosen[key] for key in (*CHOSEN, "asked") if key in chosen},
         "score_quantiles": summary["score_quantiles"],
         "contrast": summary.get("contrast", {}),
         "versions": plan["versions"],
     }
     checked = read_check(run)
-    facts |= {"check": checked} if checked else {}
+    facts |= {"check": checked | {"aside": aside(checked, chosen)}} if checked else {}
     ours = score_schema(run.slugs, plan["rating"]["k"])
     columns = set(plan["input"]["columns"])
     kept = read_rows(store, "selected.parquet", chosen["selected"], ours.remove(0), columns)

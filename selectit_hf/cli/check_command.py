@@ -72,7 +72,7 @@ def check_command(
         typer.Option(parser=here, metavar="FILE", help="Plot the result to a PNG file."),
     ] = None,
 ) -> None:
-    """Check in minutes whether these models tell good rows of this dataset from broken ones.
+    """Check whether these models tell good rows of this dataset from broken ones.
 
     Takes rows of the dataset, plants defects in copies of them (another row's response, cut off,
     shuffled, repeated, a refusal, a wrong number, an unreadable instruction), rates them all, and
@@ -98,12 +98,12 @@ def check_command(
     facts = found.to_dict()
     if store is not None:
         store.write_json(runs.CHECK, facts)
-    if plot is not None:
-        whole_files.write(plot, check_plot(facts))
     if as_json:
         display.say(facts, True, "")
     else:
         show_check(facts)
+    if plot is not None:
+        whole_files.write(plot, check_plot(facts))
     if require is not None and found.used["all"]["auc"] < require:
         display.complain(
             f"The AUC of {found.level} over all defects is {found.used['all']['auc']:.3f}, below "

@@ -116,6 +116,8 @@ def cautions(finished: Finished, data: PageData) -> list[str]:
 def _about_check(check: Mapping[str, Any] | None) -> Iterator[str]:
     if check and check["verdict"]["kind"] != "well":
         yield f"The trust check on {check['rows']:,} rows: {check['verdict']['words']}"
+    if check and check["aside"]:
+        yield check["aside"]
 
 
 def _about_favourites(data: PageData) -> Iterator[str]:

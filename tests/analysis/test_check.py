@@ -58,29 +58,40 @@ def literal_auc(clean: list[float], copies: list[float]) -> float:
     return won / (len(clean) * len(copies))
 
 
+def literal_others(clean: list[float], copies: list[float], source: list[int]) -> float:
+    """The AUC of rows over the copies of other rows."""
+    return float(
+        np.mean(
+            [
+                literal_auc([a], [b])
+                for i, a in enumerate(clean)
+                for j, b in enumerate(copies)
+                if source[j] != i
+            ]
+        )
+    )
+
+
 def literal_interval(
     clean: list[float], copies: list[float], source: list[int], seed: int
 ) -> tuple[float, float]:
     """Rows drawn with replacement, each with its copies, and the AUC of what was drawn.
 
-    Of all pairs, one in n is a row and its own copy, and so it stays in each draw; pairs of a row
-    and the copy of another draw of the same row do not count.
+    Pairs of a row and a copy of the same row do not count, whichever draws they come from.
     """
     rng = np.random.default_rng(seed)
     n, found, left = len(clean), [], auc.RESAMPLES
     while left:
         for rows in rng.integers(n, size=(min(auc.BLOCK, left), n)).tolist():
-            own, others = [], []
-            for a, i in enumerate(rows):
-                for b, other in enumerate(rows):
-                    for j in range(len(copies)):
-                        won = literal_auc([clean[i]], [copies[j]])
-                        if source[j] == other and a == b:
-                            own.append(won)
-                        elif source[j] == other and i != other:
-                            others.append(won)
-            if own and others:
-                found.append(np.mean(own) / n + np.mean(others) * (n - 1) / n)
+            others = [
+                literal_auc([clean[i]], [copies[j]])
+                for i in rows
+                for other in rows
+                for j in range(len(copies))
+                if source[j] == other and i != other
+            ]
+            if others:
+                found.append(np.mean(others))
             left -= 1
     low, high = np.quantile(found, [0.025, 0.975])
     return float(low), float(high)
@@ -103,32 +114,33 @@ def test_auc_and_interval_are_those_of_a_literal_loop(
     mine, places = [float(clean[i]) for i in rows], [rows.index(i) for i in source.tolist()]
     low, high = literal_interval(mine, copies.tolist(), places, 7)
     pairs = [literal_auc([mine[i]], [b]) for i, b in zip(places, copies.tolist(), strict=True)]
-    assert found.auc == pytest.approx(literal_auc(mine, copies.tolist()), abs=1e-12)
+    assert found.auc == pytest.approx(literal_others(mine, copies.tolist(), places), abs=1e-12)
     assert (found.low, found.high) == pytest.approx((low, high), abs=1e-12)
     assert found.pairs_right == pytest.approx(sum(pairs) / len(pairs))
     assert (found.rows, found.copies) == (5, 7)
     assert low < found.auc < high
 
 
-def test_own_copies_that_are_always_lower_do_not_lift_the_interval() -> None:
-    """Ten rows whose copies are a little lower each: nearly chance, whatever the pairs say."""
+def test_own_copies_that_are_always_lower_are_no_better_than_chance() -> None:
+    """Ten rows whose copies are a little lower each, which says nothing about two rows."""
     clean = np.arange(10.0)
     found = separation(clean, clean - 0.5, np.arange(10))
-    assert found.pairs_right == 1.0
-    assert found.auc == pytest.approx(0.55)
-    assert (found.low, found.high) == pytest.approx((0.55, 0.55))
+    assert (found.auc, found.low, found.high, found.pairs_right) == (0.5, 0.5, 0.5, 1.0)
 
 
 def test_two_rows_say_nothing_about_others() -> None:
     found = separation(np.array([1.0, 2.0]), np.array([0.0, 1.5]), np.arange(2))
-    assert (found.auc, found.low, found.high) == (0.75, 0.0, 1.0)
+    assert (found.auc, found.low, found.high) == (0.5, 0.0, 1.0)
+    alone = separation(np.array([1.0]), np.array([0.0]), np.arange(1))
+    assert (alone.auc, alone.low, alone.high, alone.pairs_right) == (0.5, 0.0, 1.0, 1.0)
 
 
 def test_a_row_without_a_score_ranks_below_every_row_with_one() -> None:
-    one = np.array([0], np.int64)
-    assert separation(np.array([np.nan]), np.array([-5.0]), one).auc == 0
-    assert separation(np.array([-5.0]), np.array([np.nan]), one).auc == 1
-    assert separation(np.array([np.nan]), np.array([np.nan]), one).auc == 0.5
+    of = np.array([0, 1], np.int64)
+    none, some = np.array([np.nan, np.nan]), np.array([-5.0, -5.0])
+    assert separation(none, some, of).auc == 0
+    assert separation(some, none, of).auc == 1
+    assert separation(none, none, of).auc == 0.5
 
 
 # Defects
@@ -177,6 +189,28 @@ def test_what_cannot_be_broken_is_left_out() -> None:
     assert has["rejected"] == {1}  # one is missing, one is the row itself
     assert planted.clean == 3
     assert all(planted.pairs[i] != planted.pairs[s] for i, s in enumerate(planted.source) if i > 2)
+
+
+def test_a_copy_is_broken_whatever_the_script_and_the_space_around_it() -> None:
+    broken = Pair(
+        "何か。",
+        "春は花が咲きます。とても綺麗です。\n夏は海で泳ぎます。毎年楽しみです。\n秋は山を歩いて紅葉を見ます。",
+    )
+    made = DEFECTS["shuffled"](broken, OTHER, np.random.default_rng(0))
+    assert made is not None
+    assert not set(made.response.split("\n")) & set(broken.response.split("\n"))
+    assert DEFECTS["number"](Pair("a", "٣ and ٤"), OTHER, np.random.default_rng(0)) is None
+    same = [Pair("Laugh.", "ha ha ha\n"), Pair("Say hello.", "Hello there.")]
+    planted = plant(same, [0, 1], {"shuffled": DEFECTS["shuffled"]}, {})
+    assert 0 not in planted.source[2:]
+
+
+def test_the_response_of_another_row_answers_something_else() -> None:
+    pairs = [Pair("Ask.", f"Answer {i}.") for i in range(6)] + [Pair("Other.", "Something.")]
+    planted = plant(pairs, list(range(7)), {"swapped": DEFECTS["swapped"]}, {})
+    assert [pair.response for pair in planted.pairs[7:13]] == ["Something."] * 6
+    with pytest.raises(InputError, match="None of the rows"):
+        plant(pairs[:6], list(range(6)), {"swapped": DEFECTS["swapped"]}, {})
 
 
 def test_a_draw_depends_on_seed_row_and_name_alone() -> None:
@@ -261,10 +295,12 @@ def test_scores_and_facts_are_those_of_mapped_rows(
         values = [float("nan") if v is None else v for v in mapped[column]]
         for at, defect in enumerate(planted.names):
             copies = np.flatnonzero(planted.defect == at).tolist()
-            clean = [values[i] for i in planted.source[copies].tolist()]
-            literal = literal_auc(clean, [values[i] for i in copies])
+            rows_ = planted.source[copies].tolist()
+            clean = [values[i] for i in rows_]
+            literal = literal_others(clean, [values[i] for i in copies], list(range(len(rows_))))
             assert by_name[name]["defects"][defect]["auc"] == pytest.approx(literal, abs=1e-9)
-        over_all = literal_auc(values[:count], values[count:])
+        of = planted.source[count:].tolist()
+        over_all = literal_others(values[:count], values[count:], of)
         assert by_name[name]["all"]["auc"] == pytest.approx(over_all, abs=1e-9)
         assert by_name[name]["unscored"] == sum(np.isnan(values))
     assert found.level == "model"
@@ -275,7 +311,8 @@ def test_scores_and_facts_are_those_of_mapped_rows(
 
     raw = np.array(mapped[f"rating_logprobs__{found.models[1]['name']}"][:count])
     assert found.models[1]["rating_mass"] == pytest.approx(np.exp(raw).sum(axis=2).mean(), rel=1e-5)
-    likeliest = [int(np.argmax(raw[i, j])) for i in range(count) for j in range(5)]
+    whole = np.array(mapped[f"rating_logprobs__{found.models[1]['name']}"][:])
+    likeliest = [int(np.argmax(whole[i, j])) for i in range(len(whole)) for j in range(5)]
     shares = [likeliest.count(k) / len(likeliest) for k in range(5)]
     assert found.models[1]["ratings"] == pytest.approx(shares, abs=1e-4)
     tokens = token_score(raw)
@@ -309,6 +346,9 @@ def test_own_defects_and_columns_of_worse_responses(checkpoint: Path) -> None:
         check(rows, scorer, bad=["absent"])
     with pytest.raises(InputError, match="worse responses than 'chosen'"):
         check(rows, scorer, bad=["chosen"])
+    empty = rows.remove_columns("rejected").add_column("rejected", [None] * 8)
+    with pytest.raises(InputError, match="'rejected' gives no response that can be read"):
+        check(empty, scorer, bad=["rejected"])
 
 
 def test_what_cannot_be_checked_is_refused(good: Dataset, checkpoint: Path) -> None:
@@ -320,8 +360,21 @@ def test_what_cannot_be_checked_is_refused(good: Dataset, checkpoint: Path) -> N
     with pytest.raises(SettingError, match="each model once"):
         check(good, [scorer, scorer])
     same = Dataset.from_list([{"instruction": "a", "output": "b"}] * 5)
-    with pytest.raises(InputError, match="1 of 5 rows can be read"):
+    with pytest.raises(InputError, match="of 5 it can read 1"):
         check(same, scorer)
+    blank = Dataset.from_list([{"instruction": "a", "output": ""}] * 5)
+    with pytest.raises(InputError, match=r"it can read 0\. The others: 5 empty"):
+        check(blank, scorer)
+    with pytest.raises(SettingError, match="--weights combine several"):
+        check(good, scorer, weights=[1.0])
+
+
+def test_rows_that_were_cut_are_counted(good: Dataset, checkpoint: Path) -> None:
+    long = good.map(lambda row: {"output": "word " * 200 + row["output"]})
+    found = check(long, SentenceScore(str(checkpoint), max_length=150), rows=3)
+    (model,) = found.models
+    assert model["truncated"] > 0
+    assert any(words.startswith(f"{model['truncated']} of the rows") for words in found.advice)
 
 
 # Words
@@ -330,10 +383,10 @@ def test_what_cannot_be_checked_is_refused(good: Dataset, checkpoint: Path) -> N
 def made_up(over_all: tuple[float, float, float], *defects: tuple[float, float]) -> dict[str, Any]:
     middle, low, high = over_all
     each = {
-        f"d{i}": {"auc": (a + b) / 2, "low": a, "high": b, "rows": 9}
+        f"d{i}": {"auc": (a + b) / 2, "low": a, "high": b, "rows": 20}
         for i, (a, b) in enumerate(defects)
     }
-    found = {"auc": middle, "low": low, "high": high, "rows": 9}
+    found = {"auc": middle, "low": low, "high": high, "rows": 20}
     return {"name": "sentence", "all": found, "defects": each}
 
 
@@ -370,9 +423,10 @@ def test_an_interval_of_few_rows_decides_nothing() -> None:
     used = made_up((0.9, 0.8, 1.0), RIGHT, RIGHT)
     assert verdict(used)["kind"] == "well"
     for auc_ in (used["all"], *used["defects"].values()):
-        auc_["rows"] = 7
+        auc_["rows"] = 19
     found = verdict(used)
     assert found["kind"] == "undecided"
+    assert found["words"].startswith("Too few rows to tell")
     assert "Not told apart: d0, d1." in found["words"]
 
 
@@ -498,7 +552,7 @@ def test_json_is_for_machines_and_require_for_pipelines(
     selectit: Callable[..., Any], good: Dataset, checkpoint: Path
 ) -> None:
     good.to_json("good.jsonl")
-    asked = ("check", "good.jsonl", "--rows", 10, "--json")
+    asked = ("check", "good.jsonl", "--rows", 20, "--json")
     done = selectit(*asked, "--model", "tiny-rater", "--require", 0.7)
     assert done.code == 0, done.err
     facts = json.loads(done.out)

@@ -1,10 +1,12 @@
 """How well scores put good rows above broken copies, with a bootstrap interval over source rows.
 
-The AUC is the probability that a good row, drawn at random, scores higher than a broken copy, drawn
-at random; equal scores count half. 0.5 is chance. A row without a score is never kept, so it ranks
-below every row that has one.
+The AUC is the probability that a good row, drawn at random, scores higher than a broken copy of
+another row, drawn at random; equal scores count half. 0.5 is chance. A row and its own copies are
+compared separately: a copy that is always a little lower says nothing about two rows of a dataset.
+A row without a score is never kept, so it ranks below every row that has one.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +17,7 @@ __all__ = ["RESAMPLES", "Auc", "separation"]
 RESAMPLES = 1000
 LEVEL = 0.95
 BLOCK = 64
+CHANCE = 0.5
 FEWEST = 3
 """Rows that say anything about other rows; the interval of fewer is 0 to 1."""
 
@@ -27,7 +30,7 @@ class Auc(NamedTuple):
     Attributes:
         rows: source rows that have such a copy.
         copies: the broken copies.
-        auc: in [0, 1], ties half.
+        auc: in [0, 1], ties half; 0.5 without a second row.
         low, high: 95 % percentile bootstrap interval over source rows.
         pairs_right: share of copies that score lower than the row they were made from, ties half.
     """
@@ -45,12 +48,10 @@ def separation(
 ) -> Auc:
     """Compare good rows with broken copies.
 
-    ``auc`` is the mean of ``(a > b) + (a == b) / 2`` over all good rows ``a`` and copies ``b``. The
-    interval is given by the 2.5 % and 97.5 % quantiles of the same mean over `RESAMPLES` draws of
-    the source rows with replacement, where each draw takes a row and its copies together. In each
-    draw, the mean over rows and their own copies counts for 1/n, and that over rows and other rows'
-    copies for the rest, as in the AUC itself: a row drawn twice would else meet its own copies four
-    times, which lifts the interval of few rows. Draws of one row alone are left out.
+    ``auc`` is the mean of ``(a > b) + (a == b) / 2`` over all good rows ``a`` and copies ``b`` of
+    other rows. The interval is given by the 2.5 % and 97.5 % quantiles of the same mean over
+    `RESAMPLES` draws of the source rows with replacement, where each draw takes a row and its
+    copies together. Draws of one row alone are left out.
 
     Args:
         clean: (n) scores of the good rows, NaN for none.
@@ -66,14 +67,15 @@ def separation(
     wins = np.zeros((len(clean), len(clean)))  # of each good row over the copies of each source
     np.add.at(wins.T, source, above.T)
     counts = np.bincount(source, minlength=len(clean)).astype(np.float64)
-    drawn = _drawn(wins, counts, seed)
+    once = np.ones((1, len(clean)))
+    drawn = _of_others(wins, counts, _draws(len(clean), seed))
     tail = (1 - LEVEL) / 2
     known = len(clean) >= FEWEST and drawn.size
     low, high = np.quantile(drawn, [tail, 1 - tail]) if known else (0.0, 1.0)
     return Auc(
         int((counts > 0).sum()),
         len(copies),
-        float(wins.sum() / (len(clean) * len(copies))),
+        float(next(iter(_of_others(wins, counts, [once])), CHANCE)),
         float(low),
         float(high),
         float(above[source, np.arange(len(copies))].mean()),
@@ -90,17 +92,19 @@ def _above(clean: Floats, copies: Floats) -> Floats:
     return np.asarray(difference + 0.5 * (clean[:, None] == copies[None, :]))
 
 
-def _drawn(wins: Floats, counts: Floats, seed: int) -> Floats:
-    """The AUC of each resample that has a copy of one row, and another row, in it."""
-    n, own = len(counts), np.diag(wins)
+def _draws(n: int, seed: int) -> Iterator[Floats]:
+    """How often each resample has each row: (block, n) at a time."""
     rng = np.random.default_rng(seed)
-    found = []
     for start in range(0, RESAMPLES, BLOCK):
         rows = rng.integers(n, size=(min(BLOCK, RESAMPLES - start), n))
-        weights = np.stack([np.bincount(one, minlength=n) for one in rows]).astype(np.float64)
-        others = n * (weights @ counts) - weights**2 @ counts
-        won = ((weights @ wins) * weights).sum(axis=1) - weights**2 @ own
-        some = others > 0
-        by_own = (weights @ own)[some] / (weights @ counts)[some]
-        found.append(by_own / n + won[some] / others[some] * (1 - 1 / n))
+        yield np.stack([np.bincount(one, minlength=n) for one in rows]).astype(np.float64)
+
+
+def _of_others(wins: Floats, counts: Floats, draws: Iterable[Floats]) -> Floats:
+    """The AUC of rows over other rows' copies in each draw that has such pairs."""
+    found = []
+    for weights in draws:
+        pairs = weights.sum(axis=1) * (weights @ counts) - weights**2 @ counts
+        won = ((weights @ wins) * weights).sum(axis=1) - weights**2 @ np.diag(wins)
+        found.append(won[pairs > 0] / pairs[pairs > 0])
     return np.concatenate(found)

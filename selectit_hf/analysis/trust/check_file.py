@@ -9,7 +9,7 @@ from selectit_hf.formats import Source
 from selectit_hf.rating import RatingScorer
 from selectit_hf.runs import CHECK, Run, Store, check_folder, open_run
 
-__all__ = ["check_place", "read_check"]
+__all__ = ["aside", "check_place", "read_check"]
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ AUC = {
     **dict.fromkeys(("auc", "low", "high", "pairs_right"), float),
 }
 SCHEMA = {
-    "input": {"name": str, "split": str, "revision": str, "rows": int},
+    "input": {"name": str, "config": (str, None), "split": str, "revision": str, "rows": int},
     "rows": int,
     "seed": int,
     "defects": {str: int},
@@ -28,6 +28,7 @@ SCHEMA = {
             "parameters": int,
             "rating_mass": (float, None),
             "ratings": [float],
+            "truncated": int,
             "prompt_correlation": (float, None),
             "other_ends": {str: float},
             **dict.fromkeys(("chat", "has_chat_template"), bool),
@@ -36,6 +37,7 @@ SCHEMA = {
     ],
     "selectors": [{"name": str, "all": AUC, "defects": {str: AUC}, "unscored": int}],
     "level": str,
+    "formula": {"alpha": float, "variant": str, "weights": ([float], None)},
     "verdict": {"kind": str, "words": str},
     "advice": [str],
 }
@@ -79,6 +81,29 @@ def read_check(run: Run) -> dict[str, Any] | None:
     return facts
 
 
+def aside(check: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
+    """How the ranking that a check is about differs from that of a selection; empty if it does not.
+
+    Args:
+        check: see `read_check`.
+        chosen: ``by`` and ``reflection`` of a selection.
+    """
+    formula, how = check["formula"], chosen["reflection"]
+    settings = [
+        f"{name} {formula[name]} instead of {how[name]}"
+        for name in formula
+        if formula[name] != how[name]
+    ]
+    level = chosen["by"].partition("_score")[0]
+    if level == check["level"] and not settings:
+        return ""
+    other = f", with {' and '.join(settings)}" if settings else ""
+    return (
+        f"This verdict is about the {check['level']} level{other}; the rows here are ranked by "
+        f"{chosen['by']}."
+    )
+
+
 def _is_whole(facts: Mapping[str, Any]) -> bool:
     """Whether each selector has facts on each defect, and one of them is the ranking level."""
     of = {one["name"]: one["defects"].keys() for one in facts["selectors"]}
@@ -87,8 +112,8 @@ def _is_whole(facts: Mapping[str, Any]) -> bool:
 
 def _other(plan: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     """How a plan and a check differ."""
-    if facts["input"]["revision"] != plan["input"]["revision"]:
-        return "another dataset, or another revision of it,"
+    if any(facts["input"][name] != plan["input"][name] for name in ("config", "split", "revision")):
+        return "another dataset, or another part or revision of it,"
     mine = {model["name"]: model["rating_key"] for model in facts["models"]}
     theirs = {model["name"]: model["rating_key"] for model in plan["models"]}
     if mine.keys() != theirs.keys():

@@ -40,12 +40,14 @@ REFUSALS = (
     "Thank you for your question. It depends.",
     "I do not have enough information to answer.",
 )
-NUMBER = re.compile(r"\d+")
-LIST_MARK = re.compile(r"^[ \t]*(\d+)[.):]", re.MULTILINE)
+NUMBER = re.compile("[0-9]+")
+LIST_MARK = re.compile("^[ \t]*([0-9]+)[.):]", re.MULTILINE)
+LONG_WORDS = 15
+"""The mean length of what lies between spaces, beyond which a script has no spaces."""
 
 
 def swapped(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair | None:
-    """The response of another row."""
+    """The response of a row with another instruction."""
     return pair._replace(response=other.response)
 
 
@@ -116,7 +118,7 @@ DEFECTS: dict[str, Defect] = {
 def _words(text: str) -> tuple[list[str], list[str]]:
     """The words of a text and the space before each; its characters where it has few spaces."""
     found = re.findall(r"(\s*)(\S+)", text)
-    if len(found) < 3:
+    if len(found) < 3 or sum(len(word) for _, word in found) > LONG_WORDS * len(found):
         return list(text), [""] * len(text)
     return [word for _, word in found], [gap for gap, _ in found]
 
@@ -169,7 +171,9 @@ def plant(
     for at, (name, make) in enumerate(defects.items()):
         for i, pair in enumerate(pairs):
             rng = np.random.default_rng([seed, rows[i], zlib.crc32(name.encode())])
-            other = pairs[(i + 1 + int(rng.integers(max(len(pairs) - 1, 1)))) % len(pairs)]
+            start = i + 1 + int(rng.integers(max(len(pairs) - 1, 1)))
+            turned = (pairs[j % len(pairs)] for j in range(start, start + len(pairs)))
+            other = next((one for one in turned if one.instruction != pair.instruction), pair)
             made += [(one, i, at) for one in _copy(name, make(pair, other, rng), pair)]
     for at, (name, copies) in enumerate(given.items(), len(defects)):
         for i, pair in enumerate(pairs):
@@ -197,5 +201,5 @@ def _copy(name: str, made: object, pair: Pair) -> list[Pair]:
             f"The defect {name!r} returned {type(made).__name__}, not a Pair of texts or None; "
             "return pair._replace(response=...)."
         )
-    blank = not made.instruction.strip() or not made.response.strip()
-    return [] if blank or made == pair else [made]
+    texts, before = [text.strip() for text in made], [text.strip() for text in pair]
+    return [] if not all(texts) or texts == before else [made]

@@ -41,7 +41,8 @@ def facts_of_model(
     alike = [spearman(tokens[:, i], tokens[:, j]) for i, j in pairs]
     known = [one for one in alike if one is not None]
     mass = float(reflection.rating_mass(logprobs).mean()) if len(logprobs) else None
-    likeliest = np.bincount(logprobs.argmax(axis=-1).reshape(-1), minlength=k)
+    everything = ratings.logprobs[ratings.rated]
+    likeliest = np.bincount(everything.argmax(axis=-1).reshape(-1), minlength=k)
     few = {name: values[: min(PAIRS_OF_AN_END, clean)] for name, values in batch.items()}
     return {
         "name": scorer.slug,
@@ -49,6 +50,7 @@ def facts_of_model(
         "rating_key": scorer.rating_key(),
         "rating_mass": mass,
         "ratings": (likeliest / max(likeliest.sum(), 1)).round(4).tolist(),
+        "truncated": ratings.statuses.count("truncated"),
         "prompt_correlation": float(np.mean(known)) if known else None,
         "other_ends": _other_ends(named, mass, few),
         "chat": scorer.chat,

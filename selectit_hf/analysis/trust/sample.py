@@ -1,5 +1,6 @@
 """The rows of a trust check, drawn from a dataset."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import numpy as np
 from datasets import Dataset
 
 from selectit_hf.errors import InputError
-from selectit_hf.formats import Pair, RowReader
+from selectit_hf.formats import REMEDIES, Pair, RowReader, of_statuses
 
 __all__ = ["Sample", "draw"]
 
@@ -45,12 +46,14 @@ def draw(dataset: Dataset, reader: RowReader, count: int, seed: int, bad: Sequen
     order = np.random.default_rng(seed).permutation(len(dataset)).tolist()
     found = Sample([], [], {column: [] for column in bad})
     seen: set[Pair] = set()
+    unread: Counter[str] = Counter()
     for start in range(0, len(order), count):
         numbers = order[start : start + count]
         batch = read[numbers]
         good = {column: batch[column] for column in columns}
         pairs = reader.pairs(good)
         worse = {c: reader.pairs({**good, response: batch[c]}) for c in bad}
+        unread.update(pair for pair in pairs if isinstance(pair, str))
         for i, pair in enumerate(pairs):
             if isinstance(pair, Pair) and pair not in seen and len(found.rows) < count:
                 seen.add(pair)
@@ -62,10 +65,18 @@ def draw(dataset: Dataset, reader: RowReader, count: int, seed: int, bad: Sequen
         if len(found.rows) == count:
             break
     if len(found.rows) < 2:
+        why = f" The others: {of_statuses(dict(unread))}." if unread else ""
+        remedy = f" {REMEDIES.get(unread.most_common(1)[0][0], '')}" if unread else ""
         raise InputError(
-            f"{len(found.rows)} of {len(dataset)} rows can be read, but the check needs at least "
-            "2 different ones."
+            f"The check needs at least 2 different rows; of {len(dataset)} it can read "
+            f"{len(found.rows)}.{why}{remedy}"
         )
+    for column, worse_pairs in found.bad.items():
+        if not any(worse_pairs):
+            raise InputError(
+                f"--bad {column!r} gives no response that can be read in any of the rows; it must "
+                f"have the form of {response!r}."
+            )
     return found
 
 

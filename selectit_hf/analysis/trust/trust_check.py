@@ -18,7 +18,7 @@ from selectit_hf.analysis.trust.sample import draw
 from selectit_hf.analysis.trust.verdict import advice, verdict
 from selectit_hf.errors import SettingError
 from selectit_hf.formats import Source
-from selectit_hf.rating import SentenceScore
+from selectit_hf.rating import SentenceScore, model_weights
 from selectit_hf.selectors import Selector
 
 __all__ = ["SELECTORS", "Check", "check"]
@@ -32,19 +32,21 @@ class Check:
     """What a trust check found, all of it JSON-able.
 
     Attributes:
-        input: name, split and revision of the dataset, where they are known, and its ``rows``.
+        input: name, config, split and revision of the dataset, where known, and its ``rows``.
         rows: the number of source rows that were used.
         seed: the seed of rows, defects and bootstrap.
         defects: the number of copies with each defect.
         models: for each one ``name``, ``model``, ``revision``, ``parameters``, ``rating_key``,
             ``rating_mass`` (mean probability of any rating at all, on clean rows), ``ratings`` (how
-            often each is the likeliest), ``prompt_correlation`` (mean Spearman correlation of all
+            often each is the likeliest), ``truncated`` (rows and copies that were cut to fit),
+            ``prompt_correlation`` (mean Spearman correlation of all
             pairs of rating prompts), ``other_ends`` of the template with the mass they would have,
             ``chat`` (whether it was asked through a chat template), ``has_chat_template``,
             ``seconds``, and ``whole_seconds``, what the whole dataset would take.
         selectors: for each level and selector ``name``, ``all`` and ``defects`` (each an
             `selectit_hf.analysis.trust.auc.Auc` as a dict), and ``unscored``, rows without a score.
-        level: the level that a run would rank by.
+        level: the level that a run ranks by, unless it is told otherwise.
+        formula: ``alpha``, ``variant`` and ``weights`` of the levels.
         verdict: ``kind`` and ``words``; see `selectit_hf.analysis.trust.verdict`.
         advice: what to do, in sentences.
         seconds: how long it took.
@@ -57,6 +59,7 @@ class Check:
     models: list[dict[str, Any]]
     selectors: list[dict[str, Any]]
     level: str
+    formula: dict[str, Any]
     verdict: dict[str, str]
     advice: list[str]
     seconds: float
@@ -114,7 +117,7 @@ def check(
     """
     started = time.perf_counter()
     scorers = [scorers] if isinstance(scorers, SentenceScore) else list(scorers)
-    _check_settings(scorers, rows, by)
+    _check_settings(scorers, rows, by, weights)
     sample = draw(dataset, scorers[0].reader, rows, seed, bad)
     planted = plant(
         sample.pairs, sample.rows, DEFECTS if defects is None else defects, sample.bad, seed
@@ -128,9 +131,11 @@ def check(
         bench.measure(one, scorers[0], seed)
     level = "model" if len(scorers) > 1 else "sentence"
     found = [bench.found(name, seed) for name in bench.scores]
+    asked = {"alpha": scorers[0].alpha, "variant": scorers[0].variant}
     used = next(one for one in found if one["name"] == level)
     facts = {
         "name": source.name if source else "",
+        "config": source.config if source else None,
         "split": source.split if source else "",
         "revision": source.revision if source else "",
         "rows": len(dataset),
@@ -143,6 +148,7 @@ def check(
         bench.models,
         found,
         level,
+        {**asked, "weights": None if weights is None else list(weights)},
         verdict(used),
         advice(used, found, bench.models, planted.clean, len(dataset)),
         round(time.perf_counter() - started, 1),
@@ -154,13 +160,20 @@ def _silent(words: str) -> None:
 
 
 def _check_settings(
-    scorers: Sequence[SentenceScore], rows: int, by: Sequence[str | Selector]
+    scorers: Sequence[SentenceScore],
+    rows: int,
+    by: Sequence[str | Selector],
+    weights: Sequence[float] | None,
 ) -> None:
     if rows < 2:
         raise SettingError(f"rows={rows} (--rows) must be at least 2; 100 is the default.")
     slugs = [scorer.slug for scorer in scorers]
     if not slugs or len(set(slugs)) < len(slugs):
         raise SettingError(f"Name each model once, and at least one: {', '.join(slugs)}.")
+    if len(scorers) > 1:
+        model_weights([1] * len(scorers), scorers[0].variant, weights)
+    elif weights is not None:
+        raise SettingError("--weights combine several models; omit them for one.")
     for one in by:
         if isinstance(one, str) and one not in SELECTORS:
             raise SettingError(

@@ -1,8 +1,8 @@
 """What a trust check means, in words, by the following rules.
 
 A defect is recognised if the 95 % interval of its AUC lies above 0.5, and preferred if it lies
-below. It is undecided if 0.5 is inside, or if fewer than eight rows have it, too few for an
-interval. The verdict follows from the AUC over all defects:
+below. It is undecided if 0.5 is inside, or if fewer than 20 rows have it: an interval of so few is
+too narrow. The verdict follows from the AUC over all defects:
 
     well       the interval lies above 0.5, the AUC is at least 0.7, at least half of the defects
                are recognised, and more are recognised than preferred
@@ -21,7 +21,7 @@ from selectit_hf.selection import LOW_RATING_MASS
 __all__ = ["CHANCE", "advice", "side", "sides", "verdict"]
 
 CHANCE = 0.5
-FEWEST = 8
+FEWEST = 20
 WELL = 0.7
 ONE_ANSWER = 0.8
 BETTER_END = 2.0
@@ -37,6 +37,7 @@ OPENINGS = {
     "backwards": "Do not use this ranking: it puts broken rows above good ones",
     "undecided": "Do not rely on this ranking: it may be no better than chance",
 }
+TOO_FEW = f"Too few rows to tell; a check needs {FEWEST} of them at least"
 
 
 def sides(found: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -59,8 +60,9 @@ def side(auc: Mapping[str, Any]) -> str:
 def verdict(used: Mapping[str, Any]) -> dict[str, str]:
     """``kind`` and ``words`` for the selector that a run would rank by."""
     kind, by_side, over_all = _kind(used), sides(used), used["all"]
+    opening = TOO_FEW if over_all["rows"] < FEWEST else OPENINGS[kind]
     words = (
-        f"{OPENINGS[kind]}. By {used['name']}, a good row scores above a broken copy with "
+        f"{opening}. By {used['name']}, a good row scores above a broken copy with "
         f"probability {over_all['auc']:.2f} (95 % interval {over_all['low']:.2f} to "
         f"{over_all['high']:.2f}; chance is 0.5)."
     )
@@ -116,15 +118,17 @@ def advice(
             f"({better['all']['low']:.2f} to {better['all']['high']:.2f}). Use it with --by."
         )
     if kind in ("undecided", "narrowly") and rows < available:
-        words.append(f"More rows narrow the interval: --rows {min(4 * rows, available)}.")
-    words.append("Try a larger model. Small ones rank weakly, whatever the prompts.")
+        more = min(max(4 * rows, FEWEST), available)
+        words.append(f"More rows narrow the interval: --rows {more}.")
+    if rows >= FEWEST:
+        words.append("Try a larger model.")
     return words
 
 
 def _better(
     used: Mapping[str, Any], found: Sequence[Mapping[str, Any]]
 ) -> Mapping[str, Any] | None:
-    """The best other selector, if it is above chance and above the interval of the used one."""
+    """The best other selector, if its interval lies above chance and above the used one's AUC."""
     others = [one for one in found if one["name"] not in (used["name"], "random")]
     best = max(others, key=lambda one: one["all"]["auc"], default=None)
     if best is None or side(best["all"]) != "recognised":
@@ -150,6 +154,12 @@ def _about_model(model: Mapping[str, Any], kind: str) -> list[str]:
             f"With a template that ends in {best!r}, {name} gives all ratings together a "
             f"probability of {ends[best]:.2g} instead of {mass:.2g}; check again with it "
             "(--template FILE)."
+        )
+    if model.get("truncated"):
+        words.append(
+            f"{model['truncated']} of the rows and copies were cut to fit {name}, so what is "
+            "broken at their end is not seen: raise --max-length, or take a model with a longer "
+            "context."
         )
     top = max(model["ratings"])
     if kind != "well" and top >= ONE_ANSWER:
