@@ -25,6 +25,7 @@ __all__ = [
     "count_workers",
     "dry_run_all",
     "load_rows",
+    "placed",
     "refuse_nothing_rated",
     "run_all",
     "tell_demo",

@@ -326,7 +326,7 @@ def check_place(run: Run, store: Store) -> None:
     Raises:
         RunError: it is such a folder.
     """
-    if str(store) == str(run.store):
+    if store.is_same(run.store):
         return
     if store.exists(PLAN):
         raise RunError(

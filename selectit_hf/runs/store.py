@@ -72,6 +72,12 @@ class Store:
         """The folder's own name, for messages."""
         return posixpath.basename(self._root)
 
+    def is_same(self, other: "Store") -> bool:
+        """Whether both are the same folder."""
+        if self.is_local and other.is_local:
+            return os.path.realpath(self._root) == os.path.realpath(other._root)
+        return str(self) == str(other)
+
     def path(self, name: str = "") -> Path:
         """The local path of a file or of the folder.
 

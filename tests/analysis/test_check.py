@@ -609,6 +609,12 @@ def test_a_check_of_something_else_is_refused_or_left_out(
 
     assert selectit("check", "good.jsonl", *asked).code == 0
     assert read_check(open_run("run")) is not None
+    assert from_run("run").facts["check"]["aside"] == ""
+    done = selectit("select", "run", "--out", "run", "--by", "token", "--alpha", 0.7)
+    assert done.code == 0, done.err
+    said = from_run("run").facts["check"]["aside"]
+    assert "about the sentence level, with alpha 0.2 instead of 0.7" in said
+    assert "ranked by token_score__" in said
     facts = json.loads(Path("run/check.json").read_text())
     other = [{**facts["models"][0], "rating_key": "another"}]
     odd = [

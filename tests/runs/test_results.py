@@ -254,6 +254,7 @@ def test_results_go_into_no_other_run_and_over_no_other_files(tmp_path):
     (tmp_path / "mine" / "summary.json").write_text("{}")
     with pytest.raises(RunError, match="no selection"):
         finish(run, rows, out=tmp_path / "mine")
+    finish(other, others, out=tmp_path / "mine" / ".." / "other")  # the same folder
     assert results(tmp_path / "other") == before
     assert check_written(open_run(tmp_path / "other"))
     finish(run, rows)
