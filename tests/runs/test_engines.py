@@ -43,13 +43,14 @@ SOURCE = Source("rows.json", None, "train", "sha256:0")
             },
             (2, 3, 0),
         ),
-        ({"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}, (5, 8, 1)),
+        ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}, (5, 8, 1)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}, (0, 1, 0)),
         (
             {
                 "SLURM_ARRAY_TASK_ID": "1",
                 "SLURM_ARRAY_TASK_COUNT": "2",
                 "SLURM_PROCID": "3",
-                "SLURM_NTASKS": "4",
+                "SLURM_STEP_NUM_TASKS": "4",
                 "SLURM_LOCALID": "3",
             },
             (7, 8, 3),

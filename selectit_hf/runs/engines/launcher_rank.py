@@ -38,7 +38,8 @@ class Rank:
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Rank":
         """The rank set by the launcher: torchrun or accelerate, else Slurm, else a single process.
 
-        In a Slurm array whose tasks have several processes each, all processes count.
+        In a Slurm array whose tasks have several processes each, all processes count: those that
+        srun started. A batch script itself is one process, whatever it has reserved.
 
         Raises:
             SettingError: a variable is not a whole number, or variables contradict each other.
@@ -64,6 +65,6 @@ class Rank:
         step, first = number("SLURM_ARRAY_TASK_STEP", 1) or 1, number("SLURM_ARRAY_TASK_MIN", 0)
         task = (number("SLURM_ARRAY_TASK_ID", first) - first) // step
         tasks = max(number("SLURM_ARRAY_TASK_COUNT", 1), 1)
-        processes = max(number("SLURM_NTASKS", 1), 1)
+        processes = max(number("SLURM_STEP_NUM_TASKS", 1), 1)  # SLURM_NTASKS is set without srun
         rank = task * processes + number("SLURM_PROCID", 0)
         return cls(rank, tasks * processes, number("SLURM_LOCALID", 0))
