@@ -113,4 +113,6 @@ def _without_secrets(name: str, value: Any) -> Any:
         return {n: HIDDEN if is_secret else _without_secrets(n, v) for n, v in value.items()}
     if isinstance(value, list):
         return [_without_secrets(name, one) for one in value]
-    return HIDDEN if is_secret and value is not None else value
+    if is_secret and value is not None:
+        return HIDDEN
+    return redacted(value) if isinstance(value, str) else value

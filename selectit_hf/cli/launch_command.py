@@ -79,7 +79,7 @@ def launch(
         allow_mixed=allow_mixed,
     )  # fmt: skip
     if dry_run:
-        write_out(built.describe())
+        write_out(built.describe(as_json))
         return
     done = built.start()
     if "jobs" in done:

@@ -172,9 +172,11 @@ def test_a_dry_run_leaves_secrets_out(
     run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secrets = ["hf_abcdefghijkl", "s3cr3t-of-aws", "passw0rd", "hf_inthecommand", "tok3nofgit"]
+    secrets += ["pass phrase", "an0ther"]
     monkeypatch.setenv("HF_TOKEN", secrets[0])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secrets[1])
     command = f"export DB_PASSWORD={secrets[2]} X={secrets[1]} Y={secrets[3]} Z={secrets[0]}"
+    command += f""" A_PASSWD="{secrets[5]}" B_ACCESS_KEY='{secrets[6]}'"""
     url = f"sbatch_args=comment=https://{secrets[4]}@example.com/x"
     settings = (*SLURM, f"env_command={command}", url)
     arguments = [part for one in settings for part in ("--set", one)]
@@ -183,6 +185,10 @@ def test_a_dry_run_leaves_secrets_out(
     assert done.exit_code == 0, done.output
     assert "example.com/x" in done.output
     assert "#SBATCH --time=1:00:00" in done.output
+    assert [secret for secret in secrets if secret in done.output] == []
+    done = CliRunner().invoke(app, [*command_line, "--data", str(file), *arguments, "--json"])
+    said = json.loads(done.stdout)
+    assert [script.startswith("#!/bin/bash") for script in said["scripts"]] == [True, True]
     assert [secret for secret in secrets if secret in done.output] == []
 
 

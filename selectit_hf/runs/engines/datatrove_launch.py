@@ -151,12 +151,18 @@ class Launch:
         finish = kind([last], depends=rate, **one)
         return cls(on, where, rate, finish, {"rate": many, "finish": one})
 
-    def describe(self) -> str:
-        """What would be submitted, as text without secrets; nothing is written."""
-        parts = [shown({"executor": ENGINES[self.on], **self.options})]
-        if self.on == "slurm":
-            parts += map(_slurm_script, (self.rate, self.finish))
-        return redacted("\n".join(parts))
+    def describe(self, as_json: bool = False) -> str:
+        """What would be submitted, without secrets; nothing is written.
+
+        That is, the options as JSON, and the scripts for Slurm: after them, or with ``as_json`` in
+        ``scripts``.
+        """
+        facts = {"executor": ENGINES[self.on], **self.options}
+        both = (self.rate, self.finish) if self.on == "slurm" else ()
+        scripts = [redacted(_slurm_script(one)) for one in both]
+        if as_json:
+            return shown(facts | {"scripts": scripts})
+        return "\n".join([shown(facts), *scripts])
 
     def start(self) -> dict[str, Any]:
         """Submit to Slurm and return; on this machine, Ray or Jobs, run until all tasks end.
