@@ -125,7 +125,8 @@ def _about_favourites(data: PageData) -> Iterator[str]:
         if share > ONE_RATING:
             yield (
                 f"{name} gives the rating {rating} in {100 * share:.0f} % of its answers, so it "
-                "hardly uses the scale. Try a larger model, or another ending of the template."
+                "hardly tells these rows apart. Try a larger model, or another ending of the "
+                "template."
             )
 
 

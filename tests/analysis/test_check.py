@@ -383,10 +383,10 @@ def test_rows_that_were_cut_are_counted(good: Dataset, checkpoint: Path) -> None
 def made_up(over_all: tuple[float, float, float], *defects: tuple[float, float]) -> dict[str, Any]:
     middle, low, high = over_all
     each = {
-        f"d{i}": {"auc": (a + b) / 2, "low": a, "high": b, "rows": 20}
+        f"d{i}": {"auc": (a + b) / 2, "low": a, "high": b, "rows": 15}
         for i, (a, b) in enumerate(defects)
     }
-    found = {"auc": middle, "low": low, "high": high, "rows": 20}
+    found = {"auc": middle, "low": low, "high": high, "rows": 15}
     return {"name": "sentence", "all": found, "defects": each}
 
 
@@ -423,7 +423,7 @@ def test_an_interval_of_few_rows_decides_nothing() -> None:
     used = made_up((0.9, 0.8, 1.0), RIGHT, RIGHT)
     assert verdict(used)["kind"] == "well"
     for auc_ in (used["all"], *used["defects"].values()):
-        auc_["rows"] = 19
+        auc_["rows"] = 14
     found = verdict(used)
     assert found["kind"] == "undecided"
     assert found["words"].startswith("Too few rows to tell")

@@ -1,7 +1,7 @@
 """What a trust check means, in words, by the following rules.
 
 A defect is recognised if the 95 % interval of its AUC lies above 0.5, and preferred if it lies
-below. It is undecided if 0.5 is inside, or if fewer than 20 rows have it: an interval of so few is
+below. It is undecided if 0.5 is inside, or if fewer than 15 rows have it: an interval of so few is
 too narrow. The verdict follows from the AUC over all defects:
 
     well       the interval lies above 0.5, the AUC is at least 0.7, at least half of the defects
@@ -21,7 +21,7 @@ from selectit_hf.selection import LOW_RATING_MASS
 __all__ = ["CHANCE", "advice", "side", "sides", "verdict"]
 
 CHANCE = 0.5
-FEWEST = 20
+FEWEST = 15
 WELL = 0.7
 ONE_ANSWER = 0.8
 BETTER_END = 2.0
