@@ -71,6 +71,8 @@ BEFORE = (*SYSTEM, *TOOLS, "history")
 
 def _before(row: Row, settings: RowSettings) -> list[Turn]:
     """The turns given by the columns other than the exchange."""
+    if row.keys().isdisjoint(BEFORE):
+        return []
     said = [_extra(row.get(name)) for name in SYSTEM]
     said += [f"Tools: {text}" for text in (_tools(row.get(n)) for n in TOOLS) if text]
     system = [Turn("system", text) for text in dict.fromkeys(said) if text.strip()]
@@ -124,18 +126,17 @@ def _exchange(asked: str, answered: str) -> list[Turn]:
 
 def _read_exchange(row: Row, settings: RowSettings) -> list[Turn]:
     """A question and its answer in two columns; either may be a list of turns."""
-    asked, answered = list(row.values())[:2]
+    asked, answered, *_ = row.values()
     if asked is None or answered is None:
         raise Unratable("empty")
-    beside = [_extra(row.get(name)) for name in ("input", "context") if name not in list(row)[:2]]
+    beside = [_extra(row[name]) for name in (*row,)[2:] if name in ("input", "context")]
     before = _before(row, settings)
     question = _as_turns(asked, "user", settings)
-    if any(text.strip() for text in beside):
+    if beside and any(text.strip() for text in beside):
         question[-1:] = [turn._replace(text=joined(turn.text, *beside)) for turn in question[-1:]]
     answer = _as_turns(answered, "assistant", settings)
-    if not _holds(answer, question):
-        answer = question + answer
-    return before + answer
+    whole = answer if _holds(answer, question) else [*question, *answer]
+    return [*before, *whole]
 
 
 def _holds(answer: list[Turn], question: list[Turn]) -> bool:

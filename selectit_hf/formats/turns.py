@@ -300,6 +300,8 @@ def pair_of_turns(turns: Sequence[Turn], policy: str | None) -> tuple[str, str]:
         Unratable: ``empty``, there is no answer; ``multi_turn``, there is no policy;
             ``unanswered``, the policy rates the last response, and the last turn is not a response.
     """
+    if [turn.role for turn in turns] == ["user", "assistant"]:  # nearly every row
+        return joined(turns[0].text), turns[1].text
     count = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
     system, spoken = [turn.text for turn in turns[:count]], list(turns[count:])
     if not any(turn.role == "assistant" for turn in spoken[1:]):
