@@ -28,6 +28,7 @@ from selectit_hf.errors import RunError, SettingError
 from selectit_hf.formats import sources
 from selectit_hf.runs import Run
 from selectit_hf.runs.engines.datatrove_launch import Launch
+from selectit_hf.runs.engines.executor_options import parse
 
 SLURM = ("partition=gpu", "time=1:00:00")
 
@@ -224,6 +225,13 @@ def test_options_have_the_types_that_the_executor_declares(run: Run, file: Path)
     assert built.requeue_signals == ("SIGUSR2",)
     assert built._sbatch_args == {"a": "1", "b": 2, "kill-on-invalid-dep": "yes"}
     assert built.skip_completed is False
+
+    class Executor:
+        def __init__(self, memory: float = 2, time: float | None = None) -> None: ...
+
+    found = parse(Executor, "ray", ["memory=1", "time=1.5"]).common
+    assert found == {"memory": 1.0, "time": 1.5}
+    assert type(found["memory"]) is float
 
 
 def test_a_launch_from_inside_a_task_or_with_logs_in_the_run_is_refused(

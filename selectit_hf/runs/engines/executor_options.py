@@ -119,6 +119,8 @@ def _value(name: str, text: str, kinds: tuple[Any, ...], before: Any) -> Any:
         return kind([*(before or ()), *(said if isinstance(said, list) else [text])])
     if type(said) in kinds and not isinstance(said, str):
         return said
+    if type(said) is int and float in kinds:
+        return float(said)
     if str in kinds:
         return text
     wanted = [PLAIN[kind] for kind in kinds if kind in PLAIN]
