@@ -34,6 +34,7 @@ from selectit_hf.cli.run_steps import (
     dry_run_all,
     load_rows,
     placed,
+    refuse_nothing_rated,
     run_all,
     tell_next,
     tell_of_check,
@@ -270,6 +271,7 @@ def finish(
     display.show_summary(summary, run, as_json)
     if summary["selected"] and not as_json:
         tell_next(run)
+    refuse_nothing_rated({m: facts["statuses"] for m, facts in summary["models"].items()})
 
 
 @commands.command(name="status")

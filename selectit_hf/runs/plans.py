@@ -166,7 +166,7 @@ def compare(old: dict[str, Any], new: dict[str, Any], name: str) -> None:
     Raises:
         RunError: the message names every key that differs, with both values.
     """
-    aside = ("format", "method", "offline", "segments", "versions")
+    aside = ("format", "offline", "segments", "versions")
     before, after = (
         _flattened({key: plan[key] for key in plan if key not in aside}) for plan in (old, new)
     )

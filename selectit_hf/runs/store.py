@@ -53,6 +53,8 @@ class Store:
 
     def __init__(self, where: str | Path) -> None:
         text = str(where)
+        if re.match(r"[a-z0-9]+::", text):
+            raise RunError(f"{text!r} is a chain of URLs; name the folder itself, as in s3://...")
         if not is_url(text):
             if re.match(r"[a-z][a-z0-9+.-]+:/", text):
                 raise RunError(f"{text!r} is a URL that became a Path; pass it as a string.")

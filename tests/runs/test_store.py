@@ -158,6 +158,11 @@ def test_what_is_no_json_object_is_named(tmp_path: Path, said: bytes) -> None:
         folder.read_json("plan.json")
 
 
+def test_a_chain_of_urls_is_no_folder() -> None:
+    with pytest.raises(RunError, match="name the folder itself"):
+        Store("simplecache::s3://bucket/run")
+
+
 def test_only_what_was_abandoned_is_swept(tmp_path: Path) -> None:
     (tmp_path / "ratings" / "llama").mkdir(parents=True)
     abandoned = (".a.x.partial", "a.partial", "ratings/llama/.a.x.partial")
