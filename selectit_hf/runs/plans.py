@@ -179,10 +179,9 @@ def compare(old: dict[str, Any], new: dict[str, Any], name: str) -> None:
     if changed:
         lines = "; ".join(f"{key}: {before.get(key)!r}, now {after.get(key)!r}" for key in changed)
         if new["input"]["rows"] < old["input"]["rows"]:
-            lines += (
-                f". It has {old['input']['rows']} rows, and {new['input']['rows']} are given now: "
-                "give --limit as before"
-            )
+            limit = re.search(r"\[:(\d+)\]$", old["input"]["split"])
+            then = f"give --limit {limit[1]}" if limit else "omit --limit"
+            lines += f". It has more rows than are given now: {then}"
         raise RunError(
             f"The run folder {name!r} was planned differently. {lines}. Repeat the command it was "
             "started with, or name another folder with --out. A run grows by more rows at the end "

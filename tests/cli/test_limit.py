@@ -44,6 +44,9 @@ def test_the_first_rows_are_planned_as_such_and_grow_to_all(
     fewer = selectit("run", data, *MODEL, "--out", "run", *flags)
     assert fewer.code == 1
     assert "more rows than are given now: omit --limit" in fewer.err
+    assert selectit("run", data, *MODEL, "--out", "first", "--limit", 12).code == 0
+    fewer = selectit("run", data, *MODEL, "--out", "first", "--limit", 10)
+    assert "more rows than are given now: give --limit 12" in fewer.err
 
 
 def test_plan_takes_a_limit_and_a_stream_keeps_only_the_first_rows(

@@ -78,18 +78,15 @@ def test_a_run_by_name_is_pinned_and_goes_on_offline(server: HubServer, tmp_path
     )
     assert again.returncode == 0, again.stderr
 
-    resumed = selectit(server, tmp_path / "home", *command, HF_HUB_OFFLINE="1")
-    assert resumed.returncode == 0, resumed.stderr
-
     (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    local = ["run", str(tmp_path / "rows.json"), "--model", "user/tiny", "--out"]
     offline = selectit(
-        server,
-        tmp_path / "home",
-        *["run", str(tmp_path / "rows.json"), "--model", "user/tiny"],
-        *["--out", str(tmp_path / "offline")],
-        HF_HUB_OFFLINE="1",
+        server, tmp_path / "home", *local, str(tmp_path / "offline"), HF_HUB_OFFLINE="1"
     )
     assert offline.returncode == 0, offline.stderr
+    for flags in ({}, {"HF_HUB_OFFLINE": "1"}):  # begun online, resumed offline
+        done = selectit(server, tmp_path / "home", *local, str(tmp_path / "begun"), **flags)
+        assert done.returncode == 0, done.stderr
     cached = json.loads((tmp_path / "offline" / "plan.json").read_text())["models"][0]
     assert cached["revision"] == plan["models"][0]["revision"]
     assert "from the local cache" in offline.stderr
