@@ -333,8 +333,9 @@ def check_place(run: Run, store: Store) -> None:
             f"{store.name!r} is another run, whose results would be replaced; name a new folder "
             "with --out."
         )
-    if set(RESULTS[:-1]) & store.sizes().keys() and _selection_in(store) is None:
+    taken = sorted(set(RESULTS[:-1]) & store.sizes().keys())
+    if taken and _selection_in(store) is None:
         raise RunError(
-            f"{store.name!r} holds files of these names that are no selection, and they would be "
-            "replaced; name a new folder with --out."
+            f"{store.name!r} holds {', '.join(taken)} without a selection.json; it would be "
+            "replaced, so name a new folder with --out."
         )

@@ -252,7 +252,7 @@ def test_results_go_into_no_other_run_and_over_no_other_files(tmp_path):
         finish(run, rows, out=tmp_path / "other")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "summary.json").write_text("{}")
-    with pytest.raises(RunError, match="no selection"):
+    with pytest.raises(RunError, match="holds summary.json without"):
         finish(run, rows, out=tmp_path / "mine")
     finish(other, others, out=tmp_path / "mine" / ".." / "other")  # the same folder
     assert results(tmp_path / "other") == before
