@@ -321,21 +321,13 @@ def check_folder(folder: Store) -> None:
 
 
 def check_place(run: Run, store: Store) -> None:
-    """Refuse to write results into another run, or among files that are not results.
+    """Refuse to write results into another run.
 
     Raises:
-        RunError: it is such a folder.
+        RunError: it is one.
     """
-    if store.is_same(run.store):
-        return
-    if store.exists(PLAN):
+    if store.exists(PLAN) and not store.is_same(run.store):
         raise RunError(
             f"{store.name!r} is another run, whose results would be replaced; name a new folder "
             "with --out."
-        )
-    taken = sorted(set(RESULTS[:-1]) & store.sizes().keys())
-    if taken and _selection_in(store) is None:
-        raise RunError(
-            f"{store.name!r} holds {', '.join(taken)} without a selection.json; it would be "
-            "replaced, so name a new folder with --out."
         )
