@@ -147,6 +147,15 @@ def results(out: Path) -> Iterator[dict[str, Any]]:
         yield json.loads(path.read_bytes())
 
 
+def asked_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(one.get(name) == other.get(name) for name in HOW)
+
+
+def said(one: dict[str, Any]) -> str:
+    how = ", ".join(f"{name} {one.get(name)}" for name in HOW)
+    return f"{one.get('model')} ({one['arm']}, seed {one['seed']}, {how})"
+
+
 def table(out: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """For each arm and task the mean, the standard deviation over seeds, and their number.
 
@@ -154,19 +163,17 @@ def table(out: Path) -> dict[str, dict[str, dict[str, Any]]]:
         SettingError: results that one table cannot show.
     """
     values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    first: dict[tuple[Any, ...], dict[str, Any]] = {}
+    same: dict[tuple[Any, ...], dict[str, Any]] = {}
+    asked: dict[str, dict[str, Any]] = {}
     for one in results(out):
-        who = (one["arm"], one["seed"], one["task"])
-        like = first.setdefault(("like", one["task"]), one)
-        other = first.get(who) or (like if any(like.get(k) != one.get(k) for k in HOW) else None)
-        if other is not None:
+        twin = same.setdefault((one["arm"], one["seed"], one["task"]), one)
+        like = asked.setdefault(one["task"], one)
+        if twin is not one or not asked_alike(like, one):
+            other = like if twin is one else twin
             raise SettingError(
-                f"{out} holds two results of {one['task']!r} that do not belong together: of "
-                f"{other.get('model')!r} ({other['arm']}) and of {one.get('model')!r} "
-                f"({one['arm']}), each with {', '.join(f'{k} {one.get(k)}' for k in HOW)} or "
-                "otherwise. Remove those of one of them, or use another --out."
+                f"{out} holds two results of {one['task']!r} that do not belong together: "
+                f"{said(other)}; and {said(one)}. Remove one, or use another --out."
             )
-        first[who] = one
         values[one["arm"]][f"{one['task']} ({one['metric'].partition(',')[0]})"].append(
             one["value"]
         )

@@ -202,7 +202,8 @@ def train(given: argparse.Namespace) -> dict[str, Any]:
     """Train, or resume, and write the model and training.json."""
     data, found = pairs(given.data, given.split)
     about, held_out = pairs(given.held_out, None) if given.held_out else (None, None)
-    if not begin(given.out, settings(given, data, about)):
+    wanted = settings(given, data, about)
+    if not begin(given.out, wanted):
         return finished(given.out)
     work = trainer(given, prepared(found, given.chat), held_out and prepared(held_out, given.chat))
     loss = {"before": work.evaluate()["eval_loss"]} if held_out else {}
@@ -214,7 +215,7 @@ def train(given: argparse.Namespace) -> dict[str, Any]:
     if not math.isfinite(made.training_loss):
         raise SettingError(f"The loss became {made.training_loss}; lower --learning-rate.")
     work.save_model(str(given.out))
-    facts = settings(given, data, about) | {
+    facts = wanted | {
         "trained": trained_on(work.train_dataset, given.max_length),
         "steps_done": work.state.global_step,
         "training_loss": made.training_loss,

@@ -32,7 +32,6 @@ from numpy.typing import NDArray
 from selectit_hf import SentenceScore, runs
 from selectit_hf.formats.sources import Source
 from selectit_hf.rating.engine import engine
-from selectit_hf.rating.engine.verification import STRATEGIES
 
 AGREE = 1e-3
 FIRST_BATCH = """
@@ -146,7 +145,6 @@ def main() -> int:
     }
     facts = {
         "machine": machine("cpu"),
-        "way": STRATEGIES[0].name,
         "rows": len(rows),
         "prompts": len(sides.ids),
         "mean_tokens": round(statistics.fmean(map(len, sides.ids)), 1),

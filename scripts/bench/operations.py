@@ -2,7 +2,7 @@
 
 Profiles the engine, which reads the ratings of prompts, and the released loop on the same prompts,
 and the engine that reads spans, as perplexity and IFD do. For each: the share of every kind of
-operation in the processor time, and how fast the matrix products are, in GFLOP/s. As the bound, the
+operation in the time, and how fast the matrix products are, in GFLOP/s. As the bound, the
 same products of the model's layers are run alone, with as many rows as the token budget. Rating
 faster than that needs fewer products or fewer bits. The last line is JSON.
 
@@ -50,7 +50,8 @@ def main() -> None:
     }
     found = {name: profiled(work) for name, work in works.items()}
     bound = products_alone(model, budget)
-    print(json.dumps(about(given, bench) | {"products_alone_gflops": bound, "sides": found}))
+    facts = about(given, bench) | {"clock": "profiler", "repeats": 1}
+    print(json.dumps(facts | {"products_alone_gflops": bound, "sides": found}))
 
 
 def profiled(work: Callable[[], Any]) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from selectit_hf.analysis.finished_run import from_run
 from selectit_hf.analysis.finished_selection import from_selection
 from selectit_hf.analysis.measures import Measures
 from selectit_hf.analysis.speed import duration
+from selectit_hf.analysis.trust.auc import CHANCE
 from selectit_hf.analysis.trust.check_file import check_place
 from selectit_hf.analysis.trust.defects import DEFECTS
 from selectit_hf.analysis.trust.trust_check import check
-from selectit_hf.analysis.trust.verdict import CHANCE, side
+from selectit_hf.analysis.trust.verdict import side
 from selectit_hf.analysis.verified_results import check_unchanged
 
 __all__ = [

@@ -132,11 +132,12 @@ def _read_exchange(row: Row, settings: RowSettings) -> list[Turn]:
     beside = [_extra(row[name]) for name in (*row,)[2:] if name in ("input", "context")]
     before = _before(row, settings)
     question = _as_turns(asked, "user", settings)
-    if beside and any(text.strip() for text in beside):
+    if any(text.strip() for text in beside):
         question[-1:] = [turn._replace(text=joined(turn.text, *beside)) for turn in question[-1:]]
     answer = _as_turns(answered, "assistant", settings)
-    whole = answer if _holds(answer, question) else [*question, *answer]
-    return [*before, *whole]
+    if not _holds(answer, question):
+        answer = question + answer
+    return before + answer
 
 
 def _holds(answer: list[Turn], question: list[Turn]) -> bool:

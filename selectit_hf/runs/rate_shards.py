@@ -213,9 +213,11 @@ def wait_and_take_over(
 
 def _tell(run: Run, shards: set[tuple[str, int]], progress: Progress | None) -> None:
     """Tell of shards that others have rated, of each model at once, so that no speed is seen."""
-    for slug in run.slugs if progress is not None else ():
+    if progress is None:
+        return
+    for slug in run.slugs:
         rows = sum(len(run.parts[number].rows) for one, number in shards if one == slug)
-        if rows and progress is not None:
+        if rows:
             progress(slug, rows * run.plan["rating"]["k"])
 
 

@@ -159,14 +159,15 @@ class Shards:
         data = self._whole(facts)
         return None if data is None else pq.read_table(pa.BufferReader(data))
 
-    def check(self) -> None:
-        """Read all tables and compare their hashes.
+    def check(self) -> list[Facts]:
+        """Read all tables and compare their hashes; return what the sidecars say, in order.
 
         Raises:
             RunError: shards are missing or damaged; the message names them.
         """
         found = self.all_facts()
         self.refuse([number for number, facts in enumerate(found) if self._whole(facts) is None])
+        return found
 
     def refuse(self, missing: Sequence[int]) -> None:
         """Raise an error that names the missing shards.

@@ -248,10 +248,10 @@ class Store:
             self.write(posixpath.join(folder, f".bad-{time.time_ns()}-{base}"), self.read(name))
             self.remove(name)
 
-    def sweep(self, folder: str = "") -> None:
-        """Remove half-written files that killed processes left."""
+    def sweep(self) -> None:
+        """Remove half-written files that killed processes left, in all its folders."""
         if self.is_local:
-            whole_files.remove_partial(self.path(folder))
+            whole_files.remove_partial(self.path())
 
     # Inside
 

@@ -51,7 +51,7 @@ def spool(
         there = streamed(store, source) if source is not None else None
         if there is not None and source is not None:
             return there, source
-    store.sweep("rows")
+    store.sweep()
     name = source.name if source is not None else "stream"
     file = f"rows/{os.urandom(8).hex()}.arrow"
     with store.replacing(file) as partial:

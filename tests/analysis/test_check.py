@@ -437,6 +437,7 @@ def test_advice_names_what_helps() -> None:
     model = {
         "name": "m",
         "rating_mass": 0.05,
+        "truncated": 0,
         "ratings": [0.9, 0.1, 0, 0, 0],
         "other_ends": {" is: ": 0.7, " is:": 0.04},
         "chat": False,

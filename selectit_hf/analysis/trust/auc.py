@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RESAMPLES", "Auc", "separation"]
+__all__ = ["CHANCE", "RESAMPLES", "Auc", "separation"]
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -67,7 +67,7 @@ def separation(
     wins = np.zeros((len(clean), len(clean)))  # of each good row over the copies of each source
     np.add.at(wins.T, source, above.T)
     counts = np.bincount(source, minlength=len(clean)).astype(np.float64)
-    once = np.ones((1, len(clean)))
+    whole = _of_others(wins, counts, [np.ones((1, len(clean)))])
     drawn = _of_others(wins, counts, _draws(len(clean), seed))
     tail = (1 - LEVEL) / 2
     known = len(clean) >= FEWEST and drawn.size
@@ -75,7 +75,7 @@ def separation(
     return Auc(
         int((counts > 0).sum()),
         len(copies),
-        float(next(iter(_of_others(wins, counts, [once])), CHANCE)),
+        float(whole[0]) if whole.size else CHANCE,
         float(low),
         float(high),
         float(above[source, np.arange(len(copies))].mean()),

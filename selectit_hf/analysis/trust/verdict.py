@@ -16,11 +16,11 @@ too narrow. The verdict follows from the AUC over all defects:
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from selectit_hf.analysis.trust.auc import CHANCE
 from selectit_hf.selection import LOW_RATING_MASS
 
-__all__ = ["CHANCE", "advice", "side", "sides", "verdict"]
+__all__ = ["advice", "side", "sides", "verdict"]
 
-CHANCE = 0.5
 FEWEST = 15
 WELL = 0.7
 ONE_ANSWER = 0.8
@@ -155,7 +155,7 @@ def _about_model(model: Mapping[str, Any], kind: str) -> list[str]:
             f"probability of {ends[best]:.2g} instead of {mass:.2g}; check again with it "
             "(--template FILE)."
         )
-    if model.get("truncated"):
+    if model["truncated"]:
         words.append(
             f"{model['truncated']} of the rows and copies were cut to fit {name}, so what is "
             "broken at their end is not seen: raise --max-length, or take a model with a longer "
