@@ -604,6 +604,8 @@ def test_a_check_of_something_else_is_refused_or_left_out(
     done = selectit("check", "other.jsonl", *asked)
     assert done.code == 1
     assert "planned with another dataset" in done.err
+    done = selectit("check", "good.jsonl", *asked, "--split", "train[:10]")
+    assert "planned with another dataset, or another part" in done.err
     done = selectit("check", "good.jsonl", *asked, "--k", 4)
     assert "planned with other settings (--chat" in done.err
     assert not Path("run/check.json").exists()
