@@ -287,7 +287,8 @@ def _check_visible(run: Run, logs: str, steps: dict[str, Any]) -> None:
         if was_folder(model["model"], model["revision"])
     ]
     rows = run.plan["input"]
-    here += [rows["name"]] if is_content_hash(rows["revision"]) and not is_streamed(run) else []
+    if is_content_hash(rows["revision"]) and not (steps.get("data") or is_streamed(run)):
+        here.append(rows["name"])
     if here:
         raise SettingError(
             f"Jobs cannot see {here[0]!r} of this machine. Plan the run in a bucket, as in --out "
